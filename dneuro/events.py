@@ -1,0 +1,79 @@
+"""Progress and log lines as events: the library emits them, whoever listens draws or keeps them.
+
+The library never prints. The command line draws events, a job's log file keeps them, a notebook may
+collect them::
+
+    with events.listening(seen.append):
+        dn.svd(x, rank=8)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Kind = Literal["started", "progress", "finished", "note", "warning", "failed"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    Parameters
+    ----------
+    kind : str
+        ``started``, ``progress``, ``finished`` and ``failed`` belong to a step; ``note`` and ``warning``
+        are lines of text.
+    step : str
+        The step or operation it belongs to; empty for the run as a whole.
+    message : str
+        One line for a person.
+    done, total : float
+        Work done and in all, in units of `what`.
+    what : str
+        What is counted: ``"images"``, ``"blocks"``, ``"epochs"``.
+    data : dict
+        More fields for machines.
+    time : float
+        Seconds since the epoch.
+    """
+
+    kind: Kind
+    step: str = ""
+    message: str = ""
+    done: float = 0
+    total: float = 0
+    what: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as a plain dictionary, for a JSON line."""
+        return asdict(self)
+
+
+Listener = Callable[[Event], object]
+_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("dneuro_listeners", default=())
+
+
+def emit(kind: Kind, step: str = "", message: str = "", **fields: Any) -> None:
+    """Tell every listener; without listeners this costs next to nothing."""
+    listeners = _listeners.get()
+    if listeners:
+        event = Event(kind, step, message, **fields)
+        for listener in listeners:
+            listener(event)
+
+
+@contextlib.contextmanager
+def listening(listener: Listener) -> Iterator[None]:
+    """Call `listener` with every event emitted inside the ``with`` block, in this context."""
+    token = _listeners.set((*_listeners.get(), listener))
+    try:
+        yield
+    finally:
+        _listeners.reset(token)

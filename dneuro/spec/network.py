@@ -1,0 +1,62 @@
+"""Which network a job looks into, and how a picture becomes its input."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dneuro.spec.base import PathText, Spec
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Preprocessing(Spec):
+    """From a picture to the network's input: resize, crop, colour, scale to [0, 1], standardise.
+
+    ``input = (picture / 255 - mean) / std``, per colour channel.
+    """
+
+    resize: Positive | tuple[Positive, Positive] | None = None
+    """Length of the shorter side in pixels, or (height, width); none keeps the size."""
+    crop: Positive | tuple[Positive, Positive] | None = None
+    """Cut this much from the centre, in pixels: a square's side, or (height, width)."""
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    """How `resize` interpolates (antialiased, as Pillow does)."""
+    color: Literal["rgb", "grey"] = "rgb"
+    """Three colour channels or one."""
+    mean: tuple[float, ...] = (0.0,)
+    """Mean per colour channel, on the scale 0…1; one number serves all."""
+    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    """Standard deviation per colour channel, on the scale 0…1; one number serves all."""
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Preprocessing:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) not in (1, self.channels):
+                raise ValueError(f"{name} has {len(getattr(self, name))} numbers, color={self.color} needs "
+                                 f"1 or {self.channels}")  # fmt: skip
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Number of colour channels of the input."""
+        return 3 if self.color == "rgb" else 1
+
+
+class NetworkSpec(Spec):
+    """A network and its weights."""
+
+    name: str
+    """``torchvision:<model>``, for example ``torchvision:alexnet``, or ``dneuro:convnet``."""
+    weights: PathText = "DEFAULT"
+    """``DEFAULT`` (those that torchvision names so), ``none`` (random, seeded), or the path of a
+    ``.safetensors`` or ``.pth`` file with the network's state."""
+    seed: int = 0
+    """Seed of random weights, where `weights` is ``none``."""
+    classes: Positive | None = None
+    """Number of outputs; the default is the network's own (``dneuro:convnet``: 10)."""
+    preprocessing: Preprocessing | None = None
+    """How a picture becomes the input; the default is the one that belongs to the network."""
+    device: str = "cpu"
+    """``cpu`` or a torch device such as ``cuda``; never switched silently."""

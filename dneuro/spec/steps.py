@@ -1,0 +1,207 @@
+"""The steps of a job: one model per step, keys as the keyword arguments of the ``dn.`` function."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from dneuro.spec.base import Spec
+
+Positive = Annotated[int, Field(gt=0)]
+Keep = Literal["full", "max", "mean", "stats"]
+Per = Literal["channel", "neuron"]
+Pool = Literal["max", "mean"]
+
+
+class LayerSpec(Spec):
+    """What is kept of one layer."""
+
+    keep: Keep = "full"
+    """``full``: every activation; ``max``: the maximum over positions with its position; ``mean``: the mean over
+    positions; ``stats``: no activations, only the statistics taken on the way."""
+
+
+class Step(Spec):
+    """What all steps have: an optional name of their own."""
+
+    kind: ClassVar[str]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
+    """Name of the step and of its results; the default is the kind of step. Needed where two are alike."""
+
+    @property
+    def id(self) -> str:
+        """Name under which the results lie."""
+        return self.name or self.kind
+
+
+class TrainStep(Step):
+    """Train the network on the job's images before looking into it (cross-entropy, Adam)."""
+
+    kind: ClassVar[str] = "train"
+    epochs: Positive = 1
+    """Times that every image is seen."""
+    batch: Positive = 64
+    """Images per optimiser step."""
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam's step size."""
+    seed: int = 0
+    """Seed of the first weights and of the order of the images."""
+
+
+class ExtractStep(Step):
+    """Run the network once over all images and store activations and statistics."""
+
+    kind: ClassVar[str] = "extract"
+    layers: dict[str, LayerSpec]
+    """The layers, by name: a list of names keeps them in full, a mapping says what to keep of each."""
+    statistics: list[Literal["moments", "top_images"]] = ["moments", "top_images"]
+    """Statistics per channel that are taken on the way and stored beside each layer."""
+    top_k: Positive = 100
+    """Images per channel in ``top_images``; raised by itself where a later step needs more."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """How activations are stored (float16: half the size, relative error up to 5e-4, values beyond ±65504
+    are refused)."""
+    images_per_unit: Positive | None = None
+    """Images per unit of work, a power of two; the default suits the number of images."""
+    batch: Positive = 32
+    """Images per forward pass."""
+    predictions: bool = True
+    """Also store the predicted class, where the network classifies; runs the network to its end."""
+    thumbnails: bool = True
+    """Also store each picture as the network saw it, for the report."""
+
+    @field_validator("layers", mode="before")
+    @classmethod
+    def _accept_list(cls, layers: object) -> object:
+        if isinstance(layers, list) and all(isinstance(name, str) for name in layers):
+            twice = sorted({name for name in layers if layers.count(name) > 1})
+            if twice:
+                raise ValueError(f"layer named twice: {', '.join(twice)}")
+            return {name: {} for name in layers}
+        if isinstance(layers, dict):
+            return {name: {} if value is None else value for name, value in layers.items()}
+        return layers
+
+    @field_validator("layers")
+    @classmethod
+    def _need_layers(cls, layers: dict[str, LayerSpec]) -> dict[str, LayerSpec]:
+        if not layers:
+            raise ValueError("name at least one layer")
+        return layers
+
+    @field_validator("images_per_unit")
+    @classmethod
+    def _need_power_of_two(cls, count: int | None) -> int | None:
+        if count is not None and count & (count - 1):
+            raise ValueError(f"{count} is not a power of two; take {1 << count.bit_length() - 1} or "
+                             f"{1 << count.bit_length()}")  # fmt: skip
+        return count
+
+
+class AnalysisStep(Step):
+    """A step that asks the store a question, layer by layer."""
+
+    layer: str | list[str] | None = None
+    """One layer, a list of layers, or none for every layer the job extracts."""
+
+
+class MomentsStep(AnalysisStep):
+    """Count, mean, variance, minimum, maximum and fraction active over the images."""
+
+    kind: ClassVar[str] = "moments"
+    per: Literal["channel", "neuron", "image"] = "channel"
+    """One row per channel, per neuron (channel, y, x), or per image (over its neurons)."""
+    pool: Pool = "max"
+    """How ``per: channel`` makes one number of all positions."""
+
+
+class TopImagesStep(AnalysisStep):
+    """The images that excite each channel or neuron most and least, with the position."""
+
+    kind: ClassVar[str] = "top_images"
+    k: Positive = 100
+    """Images at either end."""
+    per: Per = "channel"
+    """One list per channel or per neuron (channel, y, x)."""
+    pool: Pool = "max"
+    """How ``per: channel`` makes one number of all positions."""
+
+
+class CooccurrenceStep(AnalysisStep):
+    """How many of a neuron's top images belong to each class (CoF)."""
+
+    kind: ClassVar[str] = "cooccurrence"
+    k: Positive = 100
+    """Top images counted."""
+    per: Per = "channel"
+    """One row per channel or per neuron (channel, y, x)."""
+    pool: Pool = "max"
+    """How ``per: channel`` makes one number of all positions."""
+
+
+class SvdStep(AnalysisStep):
+    """Truncated singular value decomposition of images × neurons."""
+
+    kind: ClassVar[str] = "svd"
+    rank: Positive
+    """Number of singular triplets."""
+    standardize: Literal["image", "neuron", "center"] | None = "image"
+    """``image``: each image to mean 0, variance 1 over its neurons; ``neuron``: each neuron over the images;
+    ``center``: each neuron to mean 0; null: as it is."""
+    method: Literal["auto", "gram", "krylov"] = "auto"
+    """``gram``: exact, through the neuron × neuron matrix; ``krylov``: for layers where that does not fit."""
+    seed: int = 0
+    """Seed of the start block of ``krylov``."""
+
+
+class SimilarityStep(AnalysisStep):
+    """Similarity of every two channels or neurons."""
+
+    kind: ClassVar[str] = "similarity"
+    of: Annotated[str, Field(min_length=1)] = "activation"
+    """``activation``, or the name of a ``cooccurrence`` step whose rows are compared."""
+    metric: list[Literal["pearson", "euclidean"]] = ["pearson", "euclidean"]
+    """One measure or a list of them."""
+    per: Per = "channel"
+    """Compare channels or neurons (channel, y, x)."""
+    pool: Pool = "max"
+    """How ``per: channel`` makes one number of all positions."""
+
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _accept_one(cls, metric: object) -> object:
+        return [metric] if isinstance(metric, str) else metric
+
+    @field_validator("metric")
+    @classmethod
+    def _need_one(cls, metric: list[str]) -> list[str]:
+        if not metric:
+            raise ValueError("name at least one metric")
+        return metric
+
+
+class ReportStep(Step):
+    """Pages and pictures of everything the store holds, in ``<store>.report/``."""
+
+    kind: ClassVar[str] = "report"
+    neurons: Positive = 12
+    """Channels shown per layer: those with the largest variance."""
+    images: Positive = 9
+    """Images shown per channel and per component, at either end."""
+
+
+STEPS: dict[str, type[Step]] = {
+    step.kind: step
+    for step in (
+        TrainStep,
+        ExtractStep,
+        MomentsStep,
+        TopImagesStep,
+        CooccurrenceStep,
+        SvdStep,
+        SimilarityStep,
+        ReportStep,
+    )
+}
+"""Every kind of step, by the name it has in a job file."""
