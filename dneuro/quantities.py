@@ -50,10 +50,9 @@ def _parse(text: str | int | float, units: dict[str, float] | dict[str, int], wh
             raise ValueError(f"{text!r} is not {what}")
         return float(text)
     match = _QUANTITY.fullmatch(text)
-    unit = match.group(2).lower() if match else None
-    if match is None or unit not in units:
+    if match is None or match.group(2).lower() not in units:
         raise ValueError(f"{text!r} is not {what}")
-    return float(match.group(1)) * units[unit]
+    return float(match.group(1)) * units[match.group(2).lower()]
 
 
 def format_bytes(count: float) -> str:

@@ -1,0 +1,72 @@
+"""One file per question: labelled array in, labelled dataset out.
+
+Every analysis comes with its plan: passes over the array, memory and size of the result, known before it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import xarray as xr
+
+from dneuro.analysis.cooccurrence import cooccurrence, plan_cooccurrence
+from dneuro.analysis.moments import moments, plan_moments
+from dneuro.analysis.similarity import plan_similarity, similarity
+from dneuro.analysis.svd import plan_svd, svd
+from dneuro.analysis.top_images import plan_top_images, top_images
+from dneuro.engine.plan import Plan
+from dneuro.errors import UsageError, suggest
+
+__all__ = ["ANALYSES", "PLANS", "cooccurrence", "moments", "plan", "similarity", "svd", "top_images"]
+
+ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
+    "moments": moments,
+    "top_images": top_images,
+    "cooccurrence": cooccurrence,
+    "svd": svd,
+    "similarity": similarity,
+}
+"""Every analysis, by the name it has in ``dn.`` and in a job file."""
+
+PLANS: dict[str, Callable[..., Plan]] = {
+    "moments": plan_moments,
+    "top_images": plan_top_images,
+    "cooccurrence": plan_cooccurrence,
+    "svd": plan_svd,
+    "similarity": plan_similarity,
+}
+
+
+def plan(analysis: str, x: xr.DataArray, **parameters: Any) -> Plan:
+    """Return the passes, bytes and peak memory of an analysis; computes nothing.
+
+    Parameters
+    ----------
+    analysis : str
+        Name of the function, such as ``"svd"``.
+    x : DataArray, dims (image, features…)
+        The array it would run on.
+    **parameters
+        Its keyword arguments.
+
+    Raises
+    ------
+    UsageError
+        If the analysis is unknown or does not take such arguments.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, dneuro as dn
+    >>> x = xr.DataArray(np.zeros((100, 8), "f4"), dims=("image", "channel"))
+    >>> dn.plan("svd", x, rank=2).passes
+    2
+    """
+    if analysis not in PLANS:
+        raise UsageError(f"unknown analysis {analysis!r}", hint=suggest(analysis, PLANS))
+    try:
+        return PLANS[analysis](x, **parameters)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UsageError(f"{analysis}: {error}", hint=f"help(dn.{analysis})") from None

@@ -1,0 +1,235 @@
+"""What every analysis asks of its input: a labelled array, and a view of it as images × features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dneuro.engine.executors import Executor
+from dneuro.engine.passes import reduce
+from dneuro.engine.plan import Plan, plan_pass
+from dneuro.errors import ArrayError, suggest
+from dneuro.kernels.base import Array, Kernel, Origin, check_finite, pool
+
+Per = Literal["channel", "neuron"]
+Pool = Literal["max", "mean"]
+
+POSITION = "activation_"
+"""Coordinates ``activation_y`` and ``activation_x`` say where a stored maximum was found."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Names and coordinates of the features that a result is about.
+
+    Parameters
+    ----------
+    dims : tuple of str
+        Dims of the features, such as ``("channel",)`` or ``("channel", "y", "x")``.
+    sizes : tuple of int
+        Their lengths.
+    coords : dict
+        Coordinates along them, by dim.
+    positions : dict of str to int
+        Dims that were pooled away, with their lengths: where in the layer a value was found.
+    """
+
+    dims: tuple[str, ...]
+    sizes: tuple[int, ...]
+    coords: dict[str, Any] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Number of features."""
+        return math.prod(self.sizes)
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """The blocks of a task before the kernels see them: checked, and pooled where asked."""
+
+    layer: str
+    how: Pool | None
+
+    def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
+        """Return (values,) or (values, positions)."""
+        check_finite(blocks[0], origin, self.layer)
+        return pool(blocks[0], self.how) if self.how is not None else blocks
+
+
+@dataclass(frozen=True)
+class View:
+    """An array as an analysis wants to see it.
+
+    Parameters
+    ----------
+    xs : tuple of DataArray
+        The activations (image, features…), and the position of each value where it is stored beside them.
+    labels : Labels
+        The features after pooling.
+    rows : array (images,) of bool, or None
+        Images that take part: those that could be read.
+    images : array (images,) of int64
+        The number of each row, as the array's own ``image`` coordinate gives it.
+    prepare : Prepare
+        What happens to each block first.
+    """
+
+    xs: tuple[xr.DataArray, ...]
+    labels: Labels
+    rows: NDArray[np.bool_] | None
+    images: NDArray[np.int64]
+    prepare: Prepare
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer, as far as known."""
+        return self.prepare.layer
+
+    @property
+    def pooled(self) -> bool:
+        """True if the kernels see one number for all positions of a channel."""
+        return self.prepare.how is not None
+
+    @property
+    def taking_part(self) -> NDArray[np.int64]:
+        """Numbers of the images that take part."""
+        return self.images if self.rows is None else self.images[self.rows]
+
+    def reduce(self, kernels: dict[str, Kernel], executor: Executor, step: str) -> dict[str, dict[str, NDArray[Any]]]:
+        """Run one pass; see `dneuro.engine.passes.reduce`."""
+        return reduce(
+            self.xs, kernels, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step
+        )
+
+    def plan(self, operation: str, kernels: dict[str, Kernel], executor: Executor, **known: Any) -> Plan:
+        """Return the plan of such a pass; see `dneuro.engine.plan.plan_pass`."""
+        return plan_pass(operation, self.xs, kernels, executor, pooled=self.pooled, **known)
+
+
+def view(x: xr.DataArray, *, per: Per, pool: Pool = "max") -> View:
+    """Return `x` as images × features.
+
+    Parameters
+    ----------
+    x : DataArray, dims (image, features…)
+        Backed by dask or NumPy; floating point.
+    per : {"channel", "neuron"}
+        One feature per channel (all positions made one by `pool`), or one per neuron.
+    pool : {"max", "mean"}
+        How all positions of a channel become one number.
+
+    Raises
+    ------
+    ArrayError
+        If `x` has no dim ``image``, no features, no images, or numbers that are not floating point.
+    """
+    if not isinstance(x, xr.DataArray):
+        raise ArrayError(
+            f"expected an xarray.DataArray with a dim 'image', got {type(x).__name__}",
+            hint="xr.DataArray(array, dims=('image', 'channel'))",
+        )
+    if per not in ("channel", "neuron"):
+        raise ArrayError(f"per={per!r} is unknown", hint=suggest(str(per), ("channel", "neuron")))
+    if pool not in ("max", "mean"):
+        raise ArrayError(f"pool={pool!r} is unknown", hint=suggest(str(pool), ("max", "mean")))
+    dims = tuple(map(str, x.dims))
+    layer = str(x.attrs.get("layer", "" if x.name is None else x.name))
+    what = f"array {layer!r}" if layer else "the array"
+    if "image" not in dims:
+        raise ArrayError(
+            f"{what} has dims {dims}, none is named 'image'",
+            hint=f"x.rename({{{(dims or ('…',))[0]!r}: 'image'}})",
+        )
+    x = x.transpose("image", ...)
+    dims = tuple(map(str, x.dims))
+    if len(dims) < 2 or 0 in x.shape:
+        raise ArrayError(
+            f"{what} has shape {dict(x.sizes)}; an analysis needs at least one image and one feature",
+            hint="check the selection that made it",
+        )
+    if x.dtype.kind != "f":
+        raise ArrayError(
+            f"{what} holds {x.dtype}, activations are floating point", hint="x.astype('float32')"
+        )
+    rest = dims[1:]
+    how: Pool | None = None
+    positions: dict[str, int] = {}
+    xs: tuple[xr.DataArray, ...] = (x,)
+    if per == "channel" and len(rest) > 1:
+        if rest[0] != "channel" and "channel" in rest:
+            x = x.transpose("image", "channel", ...)
+            xs, rest = (x,), tuple(map(str, x.dims[1:]))
+        if rest[0] != "channel":
+            raise ArrayError(
+                f"{what} has dims {dims}; per='channel' needs one named 'channel'",
+                hint="per='neuron', or x.rename(…)",
+            )
+        how = pool
+        positions = {dim: x.sizes[dim] for dim in rest[1:]} if pool == "max" else {}
+        rest = rest[:1]
+        if x.chunks is not None and any(len(lengths) > 1 for lengths in x.chunks[2:]):
+            xs = (x.chunk(dict.fromkeys(x.dims[2:], -1)),)  # a maximum needs all positions of a channel
+    elif stored := [c for c in x.coords if str(c).startswith(POSITION)]:
+        positions = {str(c).removeprefix(POSITION): int(x.attrs["shape"][i + 1]) for i, c in enumerate(stored)}
+        where: xr.DataArray | None = None
+        for name, length in positions.items():
+            coord = x.coords[POSITION + name].reset_coords(drop=True).astype("int32")
+            where = coord if where is None else where * length + coord
+        assert where is not None
+        xs = (x, where)
+    labels = Labels(
+        dims=rest,
+        sizes=tuple(x.sizes[dim] for dim in rest),
+        coords={dim: x.coords[dim].values for dim in rest if dim in x.coords},
+        positions=positions,
+    )
+    return View(xs, labels, _readable(x), _image_numbers(x), Prepare(layer, how))
+
+
+def is_count(number: object) -> bool:
+    """Return whether `number` is a whole number, at least 1."""
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) >= 1
+
+
+def _readable(x: xr.DataArray) -> NDArray[np.bool_] | None:
+    if "status" not in x.coords:
+        return None
+    rows = np.asarray(x.coords["status"].values) == 0
+    if not rows.any():
+        raise ArrayError(f"none of the {len(rows)} images could be read: there is nothing to analyse")
+    return None if rows.all() else rows
+
+
+def _image_numbers(x: xr.DataArray) -> NDArray[np.int64]:
+    if "image" in x.coords and x.coords["image"].dtype.kind in "iu":
+        return np.asarray(x.coords["image"].values, dtype=np.int64)
+    return np.arange(x.sizes["image"])
+
+
+def class_labels(x: xr.DataArray | xr.Dataset) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the class of each image (−1 unknown) and the names of the classes.
+
+    Raises
+    ------
+    ArrayError
+        If the array carries no ``label`` coordinate.
+    """
+    if "label" not in x.coords:
+        raise ArrayError(
+            "this needs the class of every image, and the array has no coordinate 'label'",
+            hint="x.assign_coords(label=('image', labels)) with one class index per image",
+        )
+    labels = np.asarray(x.coords["label"].values, dtype=np.int64)
+    names = [str(name) for name in x.attrs.get("class_names", [])]
+    top = int(labels.max(initial=-1))
+    if top < 0:
+        raise ArrayError("this needs the class of every image, and none of these images has one")
+    return labels, names if len(names) > top else [str(i) for i in range(top + 1)]

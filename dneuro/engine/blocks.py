@@ -1,0 +1,134 @@
+"""How arrays are cut: blocks along chunk borders, runs of neighbouring blocks.
+
+The cut depends on the arrays and kernels alone, never on the number of workers, so a result is the same bit for
+bit on a laptop and on a cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import xarray as xr
+
+from dneuro.quantities import MiB
+
+BLOCK_BYTES = 32 * MiB
+"""Blocks grow along chunk borders up to about this size."""
+
+RUNS = 64
+"""At most about this many runs per pass: one task each, whose state lives across its blocks."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images `rows` × features `columns` (along the second dim)."""
+
+    rows: tuple[int, int]
+    columns: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cut of one pass.
+
+    Parameters
+    ----------
+    runs : tuple of tuple of Block
+        Each run is one task; runs of the same columns are neighbours and in image order.
+    block_bytes : int
+        Of the largest block, all arrays together, as stored in memory.
+    chunk_bytes : int
+        Of the largest chunk that has to be read for it.
+    rows, features : int
+        Shape of the largest block, as the kernels see it.
+    """
+
+    runs: tuple[tuple[Block, ...], ...]
+    block_bytes: int
+    chunk_bytes: int
+    rows: int
+    features: int
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return sum(map(len, self.runs))
+
+
+def cut(
+    xs: Sequence[xr.DataArray], *, whole_rows: bool, pooled: bool = False, target: int = BLOCK_BYTES
+) -> Grid:
+    """Cut arrays (image, features…) that share their images into runs of blocks.
+
+    Parameters
+    ----------
+    xs : sequence of DataArray
+        The first dim is ``image``; the second, if columns may be cut, is the same in all.
+    whole_rows : bool
+        Every block holds all features of its images.
+    pooled : bool
+        The kernels will see one number for all positions of a channel.
+    target : int
+        Wished size of a block, in bytes; a block is never smaller than one chunk.
+    """
+    lead = xs[0]
+    per_cell = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in xs)
+    width = lead.shape[1] if lead.ndim > 1 else 1
+    row_edges = _edges(lead, 0, per_cell * width, target)
+    shortest = max(b - a for a, b in itertools.pairwise(row_edges)) if len(row_edges) > 1 else 1
+    if whole_rows:
+        column_edges = [0, width]
+    else:
+        column_edges = _group(_edges(lead, 1, per_cell * shortest, target), target // max(1, per_cell * shortest))
+    widest = max(b - a for a, b in itertools.pairwise(column_edges))
+    row_edges = _group(row_edges, target // max(1, per_cell * widest))
+    tallest = max(b - a for a, b in itertools.pairwise(row_edges))
+    bands = list(itertools.pairwise(row_edges))
+    panels = list(itertools.pairwise(column_edges))
+    per_run = math.ceil(len(bands) * len(panels) / RUNS)
+    runs = [
+        tuple(Block(rows, columns) for rows in bands[i : i + per_run])
+        for columns in panels
+        for i in range(0, len(bands), per_run)
+    ]
+    return Grid(
+        runs=tuple(runs),
+        block_bytes=per_cell * tallest * widest,
+        chunk_bytes=max(_chunk_bytes(x) for x in xs),
+        rows=tallest,
+        features=widest * (1 if pooled else math.prod(lead.shape[2:])),
+    )
+
+
+def _edges(x: xr.DataArray, axis: int, bytes_per_step: int, target: int) -> list[int]:
+    """Return the chunk borders along an axis; of an array in memory, borders that make sense."""
+    if x.ndim <= axis:
+        return [0, 1]
+    chunks: Any = x.chunks
+    if chunks is None:
+        step = max(1, target // max(1, bytes_per_step)) if axis == 0 else x.shape[axis]
+        return [*range(0, x.shape[axis], step), x.shape[axis]]
+    edges = [0]
+    for length in chunks[axis]:
+        if length:
+            edges.append(edges[-1] + length)
+    return edges
+
+
+def _group(edges: list[int], length: int) -> list[int]:
+    """Drop borders so that neighbours join up to `length`."""
+    kept = [edges[0]]
+    for before, edge in itertools.pairwise(edges[1:]):
+        if edge - kept[-1] > length:
+            kept.append(before)
+    return [*kept, edges[-1]]
+
+
+def _chunk_bytes(x: xr.DataArray) -> int:
+    if x.chunks is None:
+        return 0
+    return int(x.dtype.itemsize * math.prod(max(lengths, default=0) for lengths in x.chunks))

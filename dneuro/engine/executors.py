@@ -1,0 +1,128 @@
+"""Where tasks run: threads of this process, or the workers of any dask client."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Callable, Collection
+from typing import Any, Protocol
+
+import psutil
+
+from dneuro.quantities import MiB
+
+Future = Any
+
+PROCESS_BYTES = 260 * MiB
+"""Memory of a worker process before it does anything (interpreter, numpy, dask, zarr, xarray: 219 MiB
+measured, and the allocator's slack)."""
+
+
+class Executor(Protocol):
+    """What the engine needs of a place to compute."""
+
+    slots: int
+    """Tasks that can run at the same time."""
+    slots_per_process: int
+    """Tasks that share one process, and its memory."""
+    memory: int
+    """Bytes that one process may use."""
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future:
+        """Start ``function(*args)``; an argument may be a future of this executor, once it is done."""
+        ...
+
+    def wait(self, futures: Collection[Future]) -> set[Future]:
+        """Return those that are done; waits for at least one."""
+        ...
+
+    def share(self, thing: Any) -> Any:
+        """Return something that tasks get as `thing`, sent to each worker once."""
+        ...
+
+
+class ThreadExecutor:
+    """Threads of this process.
+
+    Parameters
+    ----------
+    slots : int, optional
+        Number of threads; the default is the number of cores that this process may use.
+    memory : int, optional
+        Bytes to stay within; the default is what the machine has available.
+    """
+
+    def __init__(self, slots: int | None = None, memory: int | None = None) -> None:
+        self.slots = slots or len(psutil.Process().cpu_affinity() or [0])
+        self.slots_per_process = self.slots
+        self.memory = memory or psutil.virtual_memory().available
+        self._pool = concurrent.futures.ThreadPoolExecutor(self.slots, thread_name_prefix="dneuro")
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
+        ready = [a.result() if isinstance(a, concurrent.futures.Future) else a for a in args]
+        return self._pool.submit(function, *ready)
+
+    def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
+        return set(concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED).done)
+
+    def share(self, thing: Any) -> Any:  # noqa: D102
+        return thing
+
+
+class DaskExecutor:
+    """The workers of a dask client: a LocalCluster, Slurm, Kubernetes, anything.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        A synchronous client with at least one worker.
+    """
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        self.slots = sum(w["nthreads"] for w in workers) or 1
+        self.slots_per_process = max((w["nthreads"] for w in workers), default=1)
+        limits = [w["memory_limit"] for w in workers if w["memory_limit"]]
+        self.memory = min(limits) if limits else psutil.virtual_memory().total
+
+    def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
+        return self._client.submit(function, *args, pure=False)
+
+    def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
+        from distributed import wait
+
+        return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
+
+    def share(self, thing: Any) -> Any:  # noqa: D102
+        return self._client.scatter([thing], broadcast=False, hash=False)[0]
+
+
+
+def get_executor(client: Any = None) -> Executor:
+    """Return the executor for `client`.
+
+    Parameters
+    ----------
+    client : distributed.Client, Executor or None
+        None takes the dask client that is active in this context, else threads.
+    """
+    if client is None:
+        client = _active_client()
+    if client is None:
+        return ThreadExecutor()
+    if hasattr(client, "slots"):
+        return client  # type: ignore[no-any-return]
+    return DaskExecutor(client)
+
+
+def _active_client() -> Any:
+    import sys
+
+    if "distributed" not in sys.modules:  # nobody can have made a client
+        return None
+    from distributed import default_client
+
+    try:
+        return default_client()
+    except ValueError:
+        return None

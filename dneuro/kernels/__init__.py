@@ -1,0 +1,26 @@
+"""Array mathematics: reductions as data, for NumPy blocks on the CPU and torch blocks on a GPU.
+
+A kernel is a frozen description with four verbs; see `dneuro.kernels.base`. It knows nothing of files,
+networks or clusters, so the same kernel serves the pass that is fused into the extraction and a later
+pass over the store.
+"""
+
+from dneuro.kernels.base import Kernel, Origin, State
+from dneuro.kernels.factorise import Energy, Scores
+from dneuro.kernels.moments import ImageMoments, Moments
+from dneuro.kernels.products import CrossProducts
+from dneuro.kernels.standardise import Standardise
+from dneuro.kernels.top import TopK
+
+__all__ = [
+    "CrossProducts",
+    "Energy",
+    "ImageMoments",
+    "Kernel",
+    "Moments",
+    "Origin",
+    "Scores",
+    "Standardise",
+    "State",
+    "TopK",
+]

@@ -1,0 +1,161 @@
+"""What a kernel is, and the little that all kernels share.
+
+Blocks are arrays (images, *features): a run of images by a run of features (channels, or channels and
+their positions). All arithmetic goes through the array's own namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.errors import NonFiniteError
+
+Array = Any
+"""A NumPy array or a torch tensor."""
+
+State = dict[str, Array]
+"""What a kernel knows so far: named arrays. The empty dictionary knows nothing yet."""
+
+Origin = Mapping[str, NDArray[np.int64]]
+"""Where a block lies: ``origin["image"]`` holds the image index of each of its rows, ``origin["channel"]`` (or
+whatever the second dim is called) the index of each of its columns."""
+
+SLICE_ITEMS = 1 << 20
+"""Kernels work through a block in slices of about this many elements, so that what they need besides the
+block itself is bounded (8 MiB in float64)."""
+
+
+class Kernel(Protocol):
+    """A reduction as data.
+
+    ``merge`` is associative, and the state of one task may live across many blocks. Blocks of one task
+    arrive in image order; `merge` gets the lower images first.
+    """
+
+    whole_rows: ClassVar[bool]
+    """True if a block must hold all features of its images."""
+
+    def start(self) -> State:
+        """Return the state that knows nothing."""
+        ...
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:
+        """Return the state after these blocks; may change `state` in place."""
+        ...
+
+    def merge(self, a: State, b: State) -> State:
+        """Return the state that knows what `a` and `b` know; may change both in place."""
+        ...
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
+        """Return named NumPy results; their last dims are the features."""
+        ...
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:
+        """Return (bytes of state, bytes of work besides block and state).
+
+        Parameters
+        ----------
+        images : int
+            Images in the whole pass.
+        rows, features : int
+            Shape of one block.
+        """
+        ...
+
+
+def to_numpy(array: Array) -> NDArray[Any]:
+    """Return `array` on the CPU as NumPy."""
+    if array_api_compat.is_torch_array(array):
+        array = array.detach().cpu()
+    return np.asarray(array)
+
+
+def state_to_numpy(state: State) -> dict[str, NDArray[Any]]:
+    """Return `state` with NumPy arrays, fit for a file."""
+    return {name: to_numpy(array) for name, array in state.items()}
+
+
+def flat(block: Array) -> Array:
+    """Return `block` as images × features."""
+    xp = array_api_compat.array_namespace(block)
+    return xp.reshape(block, (block.shape[0], -1)) if block.ndim != 2 else block
+
+
+def take_along(array: Array, which: Array, axis: int) -> Array:
+    """Return the elements of `array` that `which` numbers along an axis; the array standard has no such verb."""
+    if array_api_compat.is_torch_array(array):
+        return array.gather(axis, which)
+    return np.take_along_axis(array, which, axis=axis)
+
+
+def row_slices(block: Array) -> Iterator[slice]:
+    """Cut the rows of a block images × features into slices of about `SLICE_ITEMS` elements."""
+    step = max(1, SLICE_ITEMS // max(1, block.shape[1]))
+    for start in range(0, block.shape[0], step):
+        yield slice(start, min(start + step, block.shape[0]))
+
+
+def pool(block: Array, how: str) -> tuple[Array, Array | None]:
+    """Make one number per channel of all positions.
+
+    Parameters
+    ----------
+    block : array (images, channels, *positions)
+        Activations.
+    how : {"max", "mean"}
+        The maximum, with the position where it is first reached, or the mean (float32 sum in float64).
+
+    Returns
+    -------
+    values : array (images, channels)
+        In the dtype of `block`; the mean as float32.
+    positions : array (images, channels) of int32, or None
+        Index into the flattened positions; None for the mean and where there are no positions.
+    """
+    if block.ndim == 2:
+        return block, None
+    xp = array_api_compat.array_namespace(block)
+    cells = xp.reshape(block, (block.shape[0], block.shape[1], -1))
+    if how == "mean":
+        return xp.astype(xp.mean(xp.astype(cells, xp.float64), axis=2), xp.float32), None
+    # argmax of half precision is slow on the CPU and not defined everywhere; float32 holds it exactly.
+    places = xp.argmax(xp.astype(cells, xp.float32, copy=False), axis=2)
+    return take_along(cells, places[:, :, None], axis=2)[:, :, 0], xp.astype(places, xp.int32)
+
+
+def check_finite(block: Array, origin: Origin, layer: str) -> None:
+    """Raise if `block` holds NaN or infinity, naming the place.
+
+    Raises
+    ------
+    NonFiniteError
+        Names layer, image and neuron of the first such value.
+
+    Notes
+    -----
+    The sum is finite if all terms are, unless it overflows; only then is every element looked at.
+    """
+    xp = array_api_compat.array_namespace(block)
+    if bool(xp.isfinite(xp.sum(xp.astype(block, xp.float32, copy=False)))):
+        return
+    bad = to_numpy(~xp.isfinite(block))
+    if not bad.any():
+        return
+    first = np.argwhere(bad)[0]
+    image = int(origin["image"][first[0]])
+    others = [int(i) for i in first[1:]]
+    columns = next((origin[name] for name in origin if name != "image"), None)
+    if others and columns is not None:
+        others[0] = int(columns[others[0]])
+    value = float(to_numpy(block)[tuple(first)])
+    raise NonFiniteError(
+        f"{layer or 'activations'}: image {image}, neuron {tuple(others)} is {value} "
+        f"({int(bad.sum())} such values in this block)",
+        hint="look at this image and at the network's weights; leave the image out with x.drop_isel(image=…)",
+    )

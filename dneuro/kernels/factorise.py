@@ -1,0 +1,111 @@
+"""The two kernels of the singular value decomposition: ZᵀZ·Q on the way down, Z·V on the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, to_numpy
+from dneuro.kernels.standardise import Standardise
+
+
+@dataclass(frozen=True)
+class Energy:
+    """ZᵀZ, or ZᵀZ applied to a block of vectors, and ‖Z‖²_F; Z never exists as a whole.
+
+    Parameters
+    ----------
+    standardise : Standardise
+        How activations become Z.
+    vectors : array (features, columns) of float64, optional
+        Q of ZᵀZQ; none for ZᵀZ itself.
+    """
+
+    standardise: Standardise
+    vectors: NDArray[np.float64] | None = None
+    whole_rows: ClassVar[bool] = True
+
+    def start(self) -> State:  # noqa: D102
+        return {}
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
+        table = flat(blocks[0])
+        xp = array_api_compat.array_namespace(table)
+        where = array_api_compat.device(table)
+        q = None if self.vectors is None else xp.asarray(self.vectors, device=where)
+        if not state:
+            columns = table.shape[1] if q is None else q.shape[1]
+            state = {
+                "total": xp.zeros((), dtype=xp.float64, device=where),
+                "product": xp.zeros((table.shape[1], columns), dtype=xp.float64, device=where),
+            }
+        for rows in row_slices(table):
+            z = self.standardise.apply(table[rows, :])
+            state["total"] = state["total"] + xp.sum(z * z)
+            state["product"] += xp.matmul(z.T, z if q is None else xp.matmul(z, q))
+        return state
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        if not a or not b:
+            return a or b
+        a["product"] += b["product"]
+        a["total"] = a["total"] + b["total"]
+        return a
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
+        """Return total () and product (features, columns)."""
+        return {name: to_numpy(array) for name, array in state.items()}
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
+        columns = features if self.vectors is None else self.vectors.shape[1]
+        return 8 * features * columns, 40 * max(SLICE_ITEMS, features) + 16 * features * columns
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Z times a few vectors: one row per image.
+
+    Parameters
+    ----------
+    standardise : Standardise
+        How activations become Z.
+    vectors : array (features, components) of float64
+        What Z is multiplied by.
+    """
+
+    standardise: Standardise
+    vectors: NDArray[np.float64]
+    whole_rows: ClassVar[bool] = True
+
+    def start(self) -> State:  # noqa: D102
+        return {}
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
+        table = flat(blocks[0])
+        xp = array_api_compat.array_namespace(table)
+        where = array_api_compat.device(table)
+        vectors = xp.asarray(self.vectors, device=where)
+        rows = [xp.matmul(self.standardise.apply(table[rows, :]), vectors) for rows in row_slices(table)]
+        images = xp.asarray(origin["image"], device=where)
+        return self.merge(state, {"image": images, "score": xp.concat(rows)})
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        if not a or not b:
+            return a or b
+        xp = array_api_compat.array_namespace(a["score"], b["score"])
+        return {name: xp.concat([a[name], b[name]]) for name in a}
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
+        """Return image (images,) in ascending order and score (images, components)."""
+        images = to_numpy(state["image"])
+        order = np.argsort(images)
+        return {"image": images[order], "score": to_numpy(state["score"])[order]}
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
+        width = self.vectors.shape[1]
+        return 8 * images * (width + 1), 40 * max(SLICE_ITEMS, features) + 8 * features * width

@@ -1,0 +1,125 @@
+"""Count, mean, variance, extremes and fraction active, by the pairwise update of Chan et al.
+
+Every slice is summarised in float64 about its own mean and merged, so that no large sum of squares is
+ever subtracted from another: the variance is right at any ratio of mean to spread.
+
+References
+----------
+Chan, Golub, LeVeque, "Algorithms for computing the sample variance", The American Statistician 37 (1983).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, to_numpy
+
+
+def _summarise(values: Array, axis: int) -> State:
+    """Return the moments of `values` (float64) over one axis."""
+    xp = array_api_compat.array_namespace(values)
+    mean = xp.mean(values, axis=axis)
+    spread = values - xp.expand_dims(mean, axis=axis)
+    return {
+        "count": xp.full(mean.shape, values.shape[axis], dtype=xp.int64),
+        "mean": mean,
+        "m2": xp.sum(spread * spread, axis=axis),
+        "min": xp.min(values, axis=axis),
+        "max": xp.max(values, axis=axis),
+        "active": xp.sum(xp.astype(values > 0, xp.int64), axis=axis),
+    }
+
+
+def _results(state: State) -> dict[str, NDArray[Any]]:
+    named = {name: to_numpy(array) for name, array in state.items()}
+    variance = named["m2"] / named["count"]
+    return {
+        "count": named["count"],
+        "mean": named["mean"],
+        "std": np.sqrt(variance),
+        "variance": variance,
+        "min": named["min"],
+        "max": named["max"],
+        "fraction_active": named["active"] / named["count"],
+    }
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of each feature over the images; population variance (divided by the count)."""
+
+    whole_rows: ClassVar[bool] = False
+
+    def start(self) -> State:  # noqa: D102
+        return {}
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
+        block = blocks[0]
+        shape = block.shape[1:]
+        table = flat(block)
+        xp = array_api_compat.array_namespace(table)
+        for rows in row_slices(table):
+            part = _summarise(xp.astype(table[rows, :], xp.float64), axis=0)
+            state = self.merge(state, {name: xp.reshape(a, shape) for name, a in part.items()})
+        return state
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        if not a or not b:
+            return a or b
+        xp = array_api_compat.array_namespace(a["mean"], b["mean"])
+        count = a["count"] + b["count"]
+        apart = b["mean"] - a["mean"]
+        share = b["count"] / count
+        return {
+            "count": count,
+            "mean": a["mean"] + apart * share,
+            "m2": a["m2"] + b["m2"] + apart * apart * a["count"] * share,
+            "min": xp.minimum(a["min"], b["min"]),
+            "max": xp.maximum(a["max"], b["max"]),
+            "active": a["active"] + b["active"],
+        }
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:  # noqa: D102
+        return _results(state)
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
+        return 48 * features, 32 * max(SLICE_ITEMS, features) + 96 * features
+
+
+@dataclass(frozen=True)
+class ImageMoments:
+    """Moments of each image over its features; one row per image, laid end to end."""
+
+    whole_rows: ClassVar[bool] = True
+
+    def start(self) -> State:  # noqa: D102
+        return {}
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
+        table = flat(blocks[0])
+        xp = array_api_compat.array_namespace(table)
+        images = xp.asarray(origin["image"], device=array_api_compat.device(table))
+        for rows in row_slices(table):
+            part = _summarise(xp.astype(table[rows, :], xp.float64), axis=1)
+            state = self.merge(state, {"image": images[rows], **part})
+        return state
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        if not a or not b:
+            return a or b
+        xp = array_api_compat.array_namespace(a["mean"], b["mean"])
+        return {name: xp.concat([a[name], b[name]]) for name in a}
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:  # noqa: D102
+        order = np.argsort(to_numpy(state["image"]))
+        rest = {name: to_numpy(array)[order] for name, array in state.items()}
+        return {"image": rest.pop("image"), **_results(rest)}
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
+        return 56 * images, 32 * max(SLICE_ITEMS, features)

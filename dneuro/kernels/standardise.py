@@ -1,0 +1,61 @@
+"""Standardising rows or columns of images × features on the way through a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.kernels.base import Array
+
+Mode = Literal["image", "neuron", "center"] | None
+
+
+@dataclass(frozen=True)
+class Standardise:
+    """How a slice of activations becomes the Z that is decomposed.
+
+    Parameters
+    ----------
+    mode : {"image", "neuron", "center", None}
+        ``image``: each row to mean 0 and variance 1 over the features; ``neuron``: each column over the
+        images; ``center``: each column to mean 0; None: unchanged.
+    mean, std : array (features,) of float64, optional
+        Of each feature over the images: `mean` for ``neuron`` and ``center``, `std` for ``neuron``.
+
+    Notes
+    -----
+    What does not vary (σ = 0) gets weight 0 instead of being divided by it.
+    """
+
+    mode: Mode
+    mean: NDArray[np.float64] | None = None
+    std: NDArray[np.float64] | None = None
+
+    def apply(self, rows: Array) -> Array:
+        """Return Z (rows, features) in float64 of a slice (rows, features)."""
+        xp = array_api_compat.array_namespace(rows)
+        z = xp.astype(rows, xp.float64)
+        if self.mode == "image":
+            z = z - xp.mean(z, axis=1, keepdims=True)
+            spread = xp.sqrt(xp.mean(z * z, axis=1, keepdims=True))
+            # A constant row leaves rounding dust of its mean behind; it must not be blown up to size 1.
+            dust = 1e-12 * xp.max(xp.abs(xp.astype(rows, xp.float64)), axis=1, keepdims=True)
+            live = spread > dust
+            z = z * xp.where(live, 1.0 / xp.where(live, spread, xp.ones_like(spread)), xp.zeros_like(spread))
+        elif self.mode is not None:
+            where = array_api_compat.device(rows)
+            z = z - xp.asarray(self.mean, device=where)
+            if self.mode == "neuron":
+                z = z * xp.asarray(self.weight, device=where)
+        return z
+
+    @property
+    def weight(self) -> NDArray[np.float64]:
+        """1/σ per feature, 0 where σ = 0."""
+        if self.std is None:
+            raise ValueError("std is not given")
+        return np.divide(1.0, self.std, out=np.zeros_like(self.std), where=self.std > 0)
