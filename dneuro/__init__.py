@@ -1,5 +1,78 @@
-"""dneuro: the activations of neural networks, out of core."""
+"""dneuro: the activations of neural networks, out of core.
 
-from dneuro.analysis import cooccurrence, moments, plan, similarity, svd, top_images
+Run a network once over all images, keep the activations in one labelled, chunked store, and ask every question of
+that store, on a laptop or on a cluster, within a memory limit that is known before the run::
 
-__all__ = ["cooccurrence", "moments", "plan", "similarity", "svd", "top_images"]
+    import dneuro as dn
+
+    acts = dn.extract("torchvision:alexnet", images="photos/", layers=["features.12"], out="alexnet.zarr")
+    dn.plan("svd", acts["features.12"], rank=50)          # passes, bytes, peak memory; computes nothing
+    components = dn.svd(acts["features.12"], rank=50)     # an xarray.Dataset
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dneuro.analysis import plan
+    from dneuro.analysis.cooccurrence import cooccurrence
+    from dneuro.analysis.moments import moments
+    from dneuro.analysis.similarity import similarity
+    from dneuro.analysis.svd import svd
+    from dneuro.analysis.top_images import top_images
+    from dneuro.errors import DneuroError
+    from dneuro.events import listening
+    from dneuro.jobs.face import extract, open_cluster, run
+    from dneuro.jobs.reporting import report
+    from dneuro.store.opening import Store
+    from dneuro.store.opening import open_store as open  # noqa: A004
+
+_WHERE = {
+    "DneuroError": "dneuro.errors",
+    "Store": "dneuro.store.opening",
+    "cooccurrence": "dneuro.analysis",
+    "extract": "dneuro.jobs.face",
+    "listening": "dneuro.events",
+    "moments": "dneuro.analysis",
+    "open": "dneuro.store.opening:open_store",
+    "open_cluster": "dneuro.jobs.face",
+    "plan": "dneuro.analysis",
+    "report": "dneuro.jobs.reporting",
+    "run": "dneuro.jobs.face",
+    "similarity": "dneuro.analysis",
+    "svd": "dneuro.analysis",
+    "top_images": "dneuro.analysis",
+}
+
+__all__ = [
+    "DneuroError",
+    "Store",
+    "cooccurrence",
+    "extract",
+    "listening",
+    "moments",
+    "open",
+    "open_cluster",
+    "plan",
+    "report",
+    "run",
+    "similarity",
+    "svd",
+    "top_images",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Names are looked up when they are used: `dneuro --help` must not wait for numpy, xarray and torch.
+    if name not in _WHERE:
+        raise AttributeError(f"module 'dneuro' has no attribute {name!r}")
+    module, _, attribute = _WHERE[name].partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -30,6 +30,8 @@ class Event:
         are lines of text.
     step : str
         The step or operation it belongs to; empty for the run as a whole.
+    parent : str
+        The step of a job inside which the operation runs; empty if there is none.
     message : str
         One line for a person.
     done, total : float
@@ -45,6 +47,7 @@ class Event:
     kind: Kind
     step: str = ""
     message: str = ""
+    parent: str = ""
     done: float = 0
     total: float = 0
     what: str = ""
@@ -58,13 +61,14 @@ class Event:
 
 Listener = Callable[[Event], object]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("dneuro_listeners", default=())
+_parent: ContextVar[str] = ContextVar("dneuro_parent", default="")
 
 
 def emit(kind: Kind, step: str = "", message: str = "", **fields: Any) -> None:
     """Tell every listener; without listeners this costs next to nothing."""
     listeners = _listeners.get()
     if listeners:
-        event = Event(kind, step, message, **fields)
+        event = Event(kind, step, message, _parent.get(), **fields)
         for listener in listeners:
             listener(event)
 
@@ -77,3 +81,13 @@ def listening(listener: Listener) -> Iterator[None]:
         yield
     finally:
         _listeners.reset(token)
+
+
+@contextlib.contextmanager
+def inside(step: str) -> Iterator[None]:
+    """Mark every event emitted inside the ``with`` block as part of the step of a job."""
+    token = _parent.set(step)
+    try:
+        yield
+    finally:
+        _parent.reset(token)

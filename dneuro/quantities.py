@@ -46,13 +46,16 @@ def _parse(text: str | int | float, units: dict[str, float] | dict[str, int], wh
     if isinstance(text, bool):
         raise ValueError(f"{text!r} is not {what}")
     if isinstance(text, int | float):
-        if not text >= 0 or text == float("inf"):
+        if not 0 <= text < 2**63:
             raise ValueError(f"{text!r} is not {what}")
         return float(text)
     match = _QUANTITY.fullmatch(text)
     if match is None or match.group(2).lower() not in units:
         raise ValueError(f"{text!r} is not {what}")
-    return float(match.group(1)) * units[match.group(2).lower()]
+    value = float(match.group(1)) * units[match.group(2).lower()]
+    if not value < 2**63:
+        raise ValueError(f"{text!r} is not {what}: too large")
+    return value
 
 
 def format_bytes(count: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.engine.executors import Executor
+from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan, plan_pass
 from dneuro.errors import ArrayError, suggest
@@ -109,7 +109,7 @@ class View:
             self.xs, kernels, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step
         )
 
-    def plan(self, operation: str, kernels: dict[str, Kernel], executor: Executor, **known: Any) -> Plan:
+    def plan(self, operation: str, kernels: dict[str, Kernel], executor: Sizes, **known: Any) -> Plan:
         """Return the plan of such a pass; see `dneuro.engine.plan.plan_pass`."""
         return plan_pass(operation, self.xs, kernels, executor, pooled=self.pooled, **known)
 

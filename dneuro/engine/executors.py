@@ -17,15 +17,27 @@ PROCESS_BYTES = 260 * MiB
 measured, and the allocator's slack)."""
 
 
-class Executor(Protocol):
-    """What the engine needs of a place to compute."""
+class Sizes(Protocol):
+    """What a plan needs to know of a place to compute."""
 
-    slots: int
-    """Tasks that can run at the same time."""
-    slots_per_process: int
-    """Tasks that share one process, and its memory."""
-    memory: int
-    """Bytes that one process may use."""
+    @property
+    def slots(self) -> int:
+        """Tasks that can run at the same time."""
+        ...
+
+    @property
+    def slots_per_process(self) -> int:
+        """Tasks that share one process, and its memory."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """Bytes that one process may use."""
+        ...
+
+
+class Executor(Sizes, Protocol):
+    """What the engine needs of a place to compute."""
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
         """Start ``function(*args)``; an argument may be a future of this executor, once it is done."""
@@ -94,8 +106,13 @@ class DaskExecutor:
         return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
 
     def share(self, thing: Any) -> Any:  # noqa: D102
-        return self._client.scatter([thing], broadcast=False, hash=False)[0]
+        # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
+        return self._client.submit(_same, thing, pure=False)
 
+
+
+def _same(thing: Any) -> Any:
+    return thing
 
 
 def get_executor(client: Any = None) -> Executor:

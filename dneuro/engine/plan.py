@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import xarray as xr
 
 from dneuro.engine.blocks import BLOCK_BYTES, Grid, cut
-from dneuro.engine.executors import PROCESS_BYTES, Executor
+from dneuro.engine.executors import PROCESS_BYTES, Sizes
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import MiB, format_bytes
 
@@ -90,7 +90,7 @@ class Plan:
 
 
 def fit(
-    xs: Sequence[xr.DataArray], kernels: Mapping[str, Plannable], executor: Executor, *, pooled: bool = False
+    xs: Sequence[xr.DataArray], kernels: Mapping[str, Plannable], executor: Sizes, *, pooled: bool = False
 ) -> tuple[Grid, int]:
     """Return the grid of a pass and the peak bytes of a worker process.
 
@@ -121,7 +121,7 @@ def plan_pass(
     operation: str,
     xs: Sequence[xr.DataArray],
     kernels: Mapping[str, Plannable],
-    executor: Executor,
+    executor: Sizes,
     *,
     pooled: bool = False,
     passes: int = 1,

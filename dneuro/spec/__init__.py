@@ -1,0 +1,57 @@
+"""What a user may write in YAML: jobs (what to compute) and profiles (where to compute it).
+
+``read_job`` and ``read_profile`` turn a file into a checked model, or raise one SpecError that names the
+file, line, column and key of everything that is wrong with it. The models are immutable, can be built from
+Python as well, and ``model_dump_json()`` gives a text that ``parse_job`` reads back.
+"""
+
+from __future__ import annotations
+
+from dneuro.spec.files import find_profile
+from dneuro.spec.images import ArrayImages, DigitsImages, FolderImages, ImagesSpec
+from dneuro.spec.job import JobSpec
+from dneuro.spec.network import NetworkSpec, Preprocessing
+from dneuro.spec.profile import PoolSpec, ProfileSpec
+from dneuro.spec.reading import parse_job, read_job, read_profile
+from dneuro.spec.steps import (
+    STEPS,
+    AnalysisStep,
+    CooccurrenceStep,
+    ExtractStep,
+    LayerSpec,
+    MomentsStep,
+    ReportStep,
+    SimilarityStep,
+    Step,
+    SvdStep,
+    TopImagesStep,
+    TrainStep,
+)
+
+__all__ = [
+    "STEPS",
+    "AnalysisStep",
+    "ArrayImages",
+    "CooccurrenceStep",
+    "DigitsImages",
+    "ExtractStep",
+    "FolderImages",
+    "ImagesSpec",
+    "JobSpec",
+    "LayerSpec",
+    "MomentsStep",
+    "NetworkSpec",
+    "PoolSpec",
+    "Preprocessing",
+    "ProfileSpec",
+    "ReportStep",
+    "SimilarityStep",
+    "Step",
+    "SvdStep",
+    "TopImagesStep",
+    "TrainStep",
+    "find_profile",
+    "parse_job",
+    "read_job",
+    "read_profile",
+]

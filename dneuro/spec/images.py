@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Discriminator, Tag
 
-from dneuro.spec.base import PathText, Spec
+from dneuro.errors import suggest
+from dneuro.spec.base import PathText, Positive, Seed, Spec
+from dneuro.spec.problems import refusal, shown
 
 
 class _Images(Spec):
-    sample: Annotated[int, Field(gt=0)] | None = None
+    sample: Positive | None = None
     """Take only this many images, drawn at random (`seed`) and kept in their order."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the random draw."""
 
 
@@ -20,12 +22,14 @@ class DigitsImages(_Images):
     """The 1,797 handwritten digits that scikit-learn ships, scaled from 8×8 to 28×28 pixels, grey."""
 
     source: Literal["digits"]
+    """Kind of source."""
 
 
 class FolderImages(_Images):
     """A folder per class: ``root/<class>/<image file>``, classes and files in sorted order."""
 
     source: Literal["folder"]
+    """Kind of source."""
     root: PathText
     """The folder that holds one folder per class."""
 
@@ -34,6 +38,7 @@ class ArrayImages(_Images):
     """Images in one array, in a ``.npz`` file or a Zarr group."""
 
     source: Literal["array"]
+    """Kind of source."""
     root: PathText
     """The ``.npz`` file or the Zarr group."""
     images: str = "images"
@@ -44,4 +49,33 @@ class ArrayImages(_Images):
     """Names of the classes 0, 1, …; the default is ``class_names`` if the file has it, else the numbers."""
 
 
-ImagesSpec = Annotated[DigitsImages | FolderImages | ArrayImages, Field(discriminator="source")]
+SOURCES = ("digits", "folder", "array")
+"""Every kind of image source, by the name it has in a job file."""
+
+
+def _check_source(images: Any) -> Any:
+    if isinstance(images, _Images):
+        return images
+    choices = f"choices: {', '.join(SOURCES)}"
+    if not isinstance(images, dict):
+        raise refusal(f"must be a mapping, not {shown(images)}", f"write `source: …`; {choices}")
+    if "source" not in images:
+        raise refusal("missing: where the images come from", f"add `source: …`; {choices}", ("source",))
+    source = images["source"]
+    if source not in SOURCES:
+        raise refusal(f"unknown source {shown(source)}", suggest(str(source), SOURCES), ("source",))
+    return images
+
+
+def _tag(images: Any) -> str:
+    return f"<{images['source'] if isinstance(images, dict) else images.source}>"
+
+
+ImagesSpec = Annotated[
+    Annotated[DigitsImages, Tag("<digits>")]
+    | Annotated[FolderImages, Tag("<folder>")]
+    | Annotated[ArrayImages, Tag("<array>")],
+    Discriminator(_tag),
+    BeforeValidator(_check_source),
+]
+"""One of the image sources, told apart by ``source``."""

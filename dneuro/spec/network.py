@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Tag, model_validator
 
-from dneuro.spec.base import PathText, Spec
+from dneuro.spec.base import (
+    ONE,
+    SEVERAL,
+    Number,
+    OrWritten,
+    PathText,
+    Positive,
+    PositiveNumber,
+    Seed,
+    Spec,
+    by_count,
+)
+from dneuro.spec.problems import Problem, ProblemsError
 
-Positive = Annotated[int, Field(gt=0)]
+Size = Annotated[
+    Annotated[Positive, Tag(ONE)] | Annotated[tuple[Positive, Positive], Tag(SEVERAL)],
+    by_count,
+]
+"""One length in pixels, or (height, width)."""
+
+_one_for_all = BeforeValidator(lambda value: [value] if isinstance(value, int | float | str) else value)
+_or_one = OrWritten({"type": "number"})
 
 
 class Preprocessing(Spec):
@@ -17,25 +36,29 @@ class Preprocessing(Spec):
     ``input = (picture / 255 - mean) / std``, per colour channel.
     """
 
-    resize: Positive | tuple[Positive, Positive] | None = None
+    resize: Size | None = None
     """Length of the shorter side in pixels, or (height, width); none keeps the size."""
-    crop: Positive | tuple[Positive, Positive] | None = None
+    crop: Size | None = None
     """Cut this much from the centre, in pixels: a square's side, or (height, width)."""
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     """How `resize` interpolates (antialiased, as Pillow does)."""
     color: Literal["rgb", "grey"] = "rgb"
     """Three colour channels or one."""
-    mean: tuple[float, ...] = (0.0,)
+    mean: Annotated[tuple[Number, ...], _one_for_all, _or_one] = (0.0,)
     """Mean per colour channel, on the scale 0…1; one number serves all."""
-    std: tuple[Annotated[float, Field(gt=0)], ...] = (1.0,)
+    std: Annotated[tuple[PositiveNumber, ...], _one_for_all, _or_one] = (1.0,)
     """Standard deviation per colour channel, on the scale 0…1; one number serves all."""
 
     @model_validator(mode="after")
     def _check_channels(self) -> Preprocessing:
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in (1, self.channels):
-                raise ValueError(f"{name} has {len(getattr(self, name))} numbers, color={self.color} needs "
-                                 f"1 or {self.channels}")  # fmt: skip
+        needed = "1 or 3" if self.channels == 3 else "1"
+        wrong = [
+            Problem(f"has {len(getattr(self, name))} numbers, color={self.color} needs {needed}", at=(name,))
+            for name in ("mean", "std")
+            if len(getattr(self, name)) not in (1, self.channels)
+        ]
+        if wrong:
+            raise ProblemsError(*wrong)
         return self
 
     @property
@@ -52,7 +75,7 @@ class NetworkSpec(Spec):
     weights: PathText = "DEFAULT"
     """``DEFAULT`` (those that torchvision names so), ``none`` (random, seeded), or the path of a
     ``.safetensors`` or ``.pth`` file with the network's state."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of random weights, where `weights` is ``none``."""
     classes: Positive | None = None
     """Number of outputs; the default is the network's own (``dneuro:convnet``: 10)."""

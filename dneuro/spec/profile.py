@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dneuro.spec.base import Bytes, PathText, Seconds, Spec
+from dneuro.spec.base import Bytes, OrBlank, PathText, Positive, Seconds, Spec
 
-Positive = Annotated[int, Field(gt=0)]
+Pool = Literal["extract", "memory"]
 
 
 class PoolSpec(Spec):
@@ -31,7 +31,7 @@ class ProfileSpec(Spec):
     """``local``: worker processes on this machine, reachable over loopback only."""
     state: PathText = ".dneuro"
     """Folder for the states of jobs: attempts, progress, logs."""
-    pools: dict[Literal["extract", "memory"], PoolSpec] = {}
+    pools: Annotated[dict[Pool, Annotated[PoolSpec, OrBlank()]], OrBlank()] = Field({})
     """Kinds of workers; on one machine ``extract`` and ``memory`` are the same workers."""
     start_timeout: Seconds = 60.0
     """How long to wait for the first worker."""

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, Tag, field_validator, model_validator
 
-from dneuro.spec.base import Spec
+from dneuro.spec.base import (
+    ONE,
+    SEVERAL,
+    Name,
+    OrBlank,
+    OrWritten,
+    Positive,
+    PositiveNumber,
+    Seed,
+    Spec,
+    by_count,
+)
+from dneuro.spec.problems import Problem, ProblemsError, refusal, repeated, shown
 
-Positive = Annotated[int, Field(gt=0)]
 Keep = Literal["full", "max", "mean", "stats"]
 Per = Literal["channel", "neuron"]
 Pool = Literal["max", "mean"]
@@ -18,16 +29,52 @@ class LayerSpec(Spec):
     """What is kept of one layer."""
 
     keep: Keep = "full"
-    """``full``: every activation; ``max``: the maximum over positions with its position; ``mean``: the mean over
-    positions; ``stats``: no activations, only the statistics taken on the way."""
+    """``full``: every activation; ``max``: the maximum over positions with its position; ``mean``: the mean
+    over positions; ``stats``: no activations, only the statistics taken on the way."""
+
+
+def _name_layers(layers: object) -> object:
+    """Turn a list of layer names into the mapping that keeps each of them in full."""
+    if not isinstance(layers, list | tuple):
+        return layers
+    odd = [
+        Problem(f"the name of a layer must be text, not {shown(name)}", "write it in quotes", (index,))
+        for index, name in enumerate(layers)
+        if not isinstance(name, str)
+    ]
+    if odd:
+        raise ProblemsError(*odd)
+    if twice := repeated(layers):
+        raise refusal(f"layer named twice: {', '.join(twice)}", "name each layer once")
+    return {name: {} for name in layers}
+
+
+_LAYER_NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1, "uniqueItems": True}
+Layers = Annotated[
+    dict[str, Annotated[LayerSpec, OrBlank()]],
+    Field(min_length=1),
+    BeforeValidator(_name_layers),
+    OrWritten(_LAYER_NAMES),
+]
+"""What is kept of each layer, by the layer's name; a list of names keeps them in full."""
 
 
 class Step(Spec):
     """What all steps have: an optional name of their own."""
 
     kind: ClassVar[str]
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] | None = None
+    name: Name | None = None
     """Name of the step and of its results; the default is the kind of step. Needed where two are alike."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unwrap(cls, step: Any) -> Any:
+        """Take ``{svd: {rank: 8}}``, ``{report: null}`` and ``report`` for the settings of that step."""
+        if step == cls.kind:
+            return {}
+        if isinstance(step, dict) and list(step) == [cls.kind]:
+            return {} if step[cls.kind] is None else step[cls.kind]
+        return step
 
     @property
     def id(self) -> str:
@@ -43,9 +90,9 @@ class TrainStep(Step):
     """Times that every image is seen."""
     batch: Positive = 64
     """Images per optimiser step."""
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    learning_rate: PositiveNumber = 1e-3
     """Adam's step size."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first weights and of the order of the images."""
 
 
@@ -53,9 +100,9 @@ class ExtractStep(Step):
     """Run the network once over all images and store activations and statistics."""
 
     kind: ClassVar[str] = "extract"
-    layers: dict[str, LayerSpec]
+    layers: Layers
     """The layers, by name: a list of names keeps them in full, a mapping says what to keep of each."""
-    statistics: list[Literal["moments", "top_images"]] = ["moments", "top_images"]
+    statistics: list[Literal["moments", "top_images"]] = Field(["moments", "top_images"])
     """Statistics per channel that are taken on the way and stored beside each layer."""
     top_k: Positive = 100
     """Images per channel in ``top_images``; raised by itself where a later step needs more."""
@@ -71,39 +118,47 @@ class ExtractStep(Step):
     thumbnails: bool = True
     """Also store each picture as the network saw it, for the report."""
 
-    @field_validator("layers", mode="before")
-    @classmethod
-    def _accept_list(cls, layers: object) -> object:
-        if isinstance(layers, list) and all(isinstance(name, str) for name in layers):
-            twice = sorted({name for name in layers if layers.count(name) > 1})
-            if twice:
-                raise ValueError(f"layer named twice: {', '.join(twice)}")
-            return {name: {} for name in layers}
-        if isinstance(layers, dict):
-            return {name: {} if value is None else value for name, value in layers.items()}
-        return layers
-
-    @field_validator("layers")
-    @classmethod
-    def _need_layers(cls, layers: dict[str, LayerSpec]) -> dict[str, LayerSpec]:
-        if not layers:
-            raise ValueError("name at least one layer")
-        return layers
-
     @field_validator("images_per_unit")
     @classmethod
     def _need_power_of_two(cls, count: int | None) -> int | None:
         if count is not None and count & (count - 1):
-            raise ValueError(f"{count} is not a power of two; take {1 << count.bit_length() - 1} or "
-                             f"{1 << count.bit_length()}")  # fmt: skip
+            below = 1 << count.bit_length() - 1
+            raise refusal(f"must be a power of two, is {count}", f"take {below} or {2 * below}")
         return count
+
+    @model_validator(mode="after")
+    def _keep_something(self) -> ExtractStep:
+        if not self.statistics:
+            wrong = [
+                Problem("keeps nothing, for no statistics are taken", "add `statistics: [moments]`",
+                        ("layers", name, "keep"))
+                for name, layer in self.layers.items()
+                if layer.keep == "stats"
+            ]  # fmt: skip
+            if wrong:
+                raise ProblemsError(*wrong)
+        return self
+
+
+def _refuse_repeated(names: list[str]) -> list[str]:
+    if twice := repeated(names):
+        raise refusal(f"named twice: {', '.join(twice)}", "name each once")
+    return names
+
+
+LayerNames = Annotated[list[str], Field(min_length=1), AfterValidator(_refuse_repeated)]
 
 
 class AnalysisStep(Step):
     """A step that asks the store a question, layer by layer."""
 
-    layer: str | list[str] | None = None
+    layer: Annotated[Annotated[str, Tag(ONE)] | Annotated[LayerNames, Tag(SEVERAL)], by_count] | None = None
     """One layer, a list of layers, or none for every layer the job extracts."""
+
+    @property
+    def layers(self) -> list[str]:
+        """The layers that the step names; empty where it leaves that to the job."""
+        return [self.layer] if isinstance(self.layer, str) else list(self.layer or ())
 
 
 class MomentsStep(AnalysisStep):
@@ -151,7 +206,7 @@ class SvdStep(AnalysisStep):
     ``center``: each neuron to mean 0; null: as it is."""
     method: Literal["auto", "gram", "krylov"] = "auto"
     """``gram``: exact, through the neuron × neuron matrix; ``krylov``: for layers where that does not fit."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the start block of ``krylov``."""
 
 
@@ -161,24 +216,18 @@ class SimilarityStep(AnalysisStep):
     kind: ClassVar[str] = "similarity"
     of: Annotated[str, Field(min_length=1)] = "activation"
     """``activation``, or the name of a ``cooccurrence`` step whose rows are compared."""
-    metric: list[Literal["pearson", "euclidean"]] = ["pearson", "euclidean"]
+    metric: Annotated[
+        list[Literal["pearson", "euclidean"]],
+        Field(min_length=1),
+        BeforeValidator(lambda metric: [metric] if isinstance(metric, str) else metric),
+        AfterValidator(_refuse_repeated),
+        OrWritten({"enum": ["pearson", "euclidean"]}),
+    ] = Field(["pearson", "euclidean"])
     """One measure or a list of them."""
     per: Per = "channel"
     """Compare channels or neurons (channel, y, x)."""
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
-
-    @field_validator("metric", mode="before")
-    @classmethod
-    def _accept_one(cls, metric: object) -> object:
-        return [metric] if isinstance(metric, str) else metric
-
-    @field_validator("metric")
-    @classmethod
-    def _need_one(cls, metric: list[str]) -> list[str]:
-        if not metric:
-            raise ValueError("name at least one metric")
-        return metric
 
 
 class ReportStep(Step):

@@ -1,0 +1,38 @@
+# make demo    install into .venv, run the main job on what is embedded, say where the report is
+# make test    install into .venv, pass the tests
+# make lint    ruff and mypy
+# make bench   speed and memory against what one would use instead
+# make schema  write the JSON schemas for editors again
+# make clean   remove what these made
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint bench schema clean
+
+demo: .venv/installed
+	$(BIN)/dneuro run jobs/demo.yaml
+	@echo "open demo-output/demo.zarr.report/index.html in a browser"
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check dneuro tests benchmarks
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks
+
+schema: .venv/installed
+	$(BIN)/python -m dneuro.spec.schema
+
+clean:
+	rm -rf .venv demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The file .venv/installed is as new as the last installation; pip runs again only when what it reads has changed.
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dneuro needs Python 3.11 or newer, this is ' + sys.version.split()[0] + '; make PYTHON=python3.12 ...')"
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,lint]"
+	touch $@

@@ -1,0 +1,5 @@
+"""``python -m dneuro`` is ``dneuro``."""
+
+from dneuro.cli import main
+
+main()

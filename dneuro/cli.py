@@ -1,0 +1,189 @@
+"""The command line: `dneuro run`, `plan`, `layers`, `report`. Data on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dneuro.errors import CancelledError, DneuroError
+
+if TYPE_CHECKING:
+    from dneuro.spec import JobSpec, ProfileSpec
+
+app = typer.Typer(
+    help="The activations of neural networks, out of core.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Job = Annotated[str, typer.Argument(help="Job file, or the name of one in ./jobs or among those shipped (demo).")]
+Cluster = Annotated[str | None, typer.Option(help="Profile: where to compute, a file or a name.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in place of the file's: steps.svd.rank=16.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only warnings and errors.")]
+
+
+def main() -> None:
+    """Run the command line; every deliberate error ends as a line, a hint and its exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)
+    except DneuroError as error:
+        _complain(error.message, error.hint)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _complain("stopped by the user", None)
+        sys.exit(CancelledError.exit_code)
+    except OSError as error:
+        _complain(str(error), None)
+        sys.exit(DneuroError.exit_code)
+    except Exception as error:
+        show = getattr(error, "show", None)  # click's own: usage errors
+        if show is None:
+            raise
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+@app.command()
+def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = False, json: AsJson = False) -> None:
+    """Run a job here and now; run it again to resume it."""
+    from dneuro.cluster import open_local, worker_sizes
+    from dneuro.jobs.driver import run_job
+    from dneuro.jobs.planning import plan_job
+    from dneuro.progress import showing
+
+    spec, profile = _read(job, cluster, settings)
+    sizes = worker_sizes(profile)
+    with showing(quiet=quiet), _ended_by_signals():
+        planned = plan_job(spec, sizes)
+        with open_local(profile) as client:
+            result = run_job(planned, client, threads=sizes.cpus, state=profile.state)
+    found = {
+        "store": str(result.store),
+        "report": str(result.report) if result.report else None,
+        "images": result.outcome.images,
+        "units": result.outcome.units,
+        "units_done_before": result.outcome.done_before,
+        "masked": result.outcome.masked,
+        "results_computed": result.computed,
+        "results_kept": result.kept,
+        "seconds": round(result.seconds, 2),
+    }
+    if json:
+        _print_json(found)
+        return
+    typer.echo(f"store   {result.store}")
+    if result.report is not None:
+        typer.echo(f"report  {result.report}")
+
+
+@app.command()
+def plan(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson = False) -> None:
+    """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing."""
+    from dneuro.cluster import worker_sizes
+    from dneuro.jobs.planning import plan_job
+    from dneuro.progress import show_plan, showing
+
+    spec, profile = _read(job, cluster, settings)
+    sizes = worker_sizes(profile)
+    with showing(quiet=True):
+        found = plan_job(spec, sizes)
+    if json:
+        _print_json(found.to_dict())
+    else:
+        show_plan(found, sizes)
+
+
+@app.command()
+def layers(
+    network: Annotated[str, typer.Argument(help="Such as torchvision:alexnet or dneuro:convnet.")],
+    json: AsJson = False,
+) -> None:
+    """List what can be tapped of a network: name, kind, shape, receptive field."""
+    from dneuro.nets.describe import layers as describe
+    from dneuro.spec import NetworkSpec
+
+    found = describe(NetworkSpec(name=network, weights="none"))
+    if json:
+        _print_json([
+            {"name": layer.name, "kind": layer.kind, "shape": list(layer.shape),
+             "receptive_field": None if layer.field is None else list(layer.field.size)}
+            for layer in found.values()
+        ])  # fmt: skip
+        return
+    for layer in found.values():
+        shape = "×".join(map(str, layer.shape))
+        sees = "everything" if layer.field is None else f"{layer.field.size[0]}×{layer.field.size[1]} pixels"
+        typer.echo(f"{layer.name:32} {layer.kind:20} {shape:16} sees {sees}")
+
+
+@app.command()
+def report(
+    store: Annotated[Path, typer.Argument(help="A store.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the pages; the default is STORE.report.")] = None,
+    neurons: Annotated[int, typer.Option(min=1, help="Channels shown per layer.")] = 12,
+    images: Annotated[int, typer.Option(min=1, help="Images per channel and component.")] = 9,
+) -> None:
+    """Write the report of a store again."""
+    from dneuro.jobs.reporting import report as write
+
+    typer.echo(str(write(store, out=out, neurons=neurons, images=images)))
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as of
+
+    typer.echo(of("dneuro"))
+
+
+def _read(job: str, cluster: str | None, settings: list[str] | None) -> tuple[JobSpec, ProfileSpec]:
+    from dneuro.cluster import profile_folders
+    from dneuro.spec import find_profile, read_job, read_profile
+
+    profile = read_profile(find_profile(cluster or "local", profile_folders()))
+    return read_job(_find_job(job), settings or ()), profile
+
+
+def _find_job(job: str) -> Path:
+    from dneuro.cluster.profiles import shipped
+
+    path = Path(job)
+    if path.suffix or path.exists() or "/" in job:
+        return path
+    return next((found for folder in shipped("jobs") if (found := folder / f"{job}.yaml").is_file()), path)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a polite kill (SIGTERM) end a run as Ctrl-C does: workers stopped, what is done kept."""
+    import signal
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(value, indent=1))
+
+
+def _complain(message: str, hint: str | None) -> None:
+    typer.echo(f"error: {message}", err=True)
+    if hint:
+        typer.echo(f"hint: {hint}", err=True)

@@ -1,0 +1,164 @@
+"""What an extraction will write, hold and read, known before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dneuro.errors import MemoryLimitError
+from dneuro.quantities import MiB, format_bytes
+from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arrays
+
+TORCH_BYTES = 520 * MiB
+"""Memory of a worker process that has imported torch and torchvision, before it loads a network."""
+
+PICTURE_SIDE = 112
+"""Longer side, in pixels, of the pictures kept for the report."""
+
+
+@dataclass(frozen=True)
+class ExtractPlan:
+    """The sizes of one extraction.
+
+    Parameters
+    ----------
+    images, unit : int
+        Images in all and per unit.
+    layers : tuple of LayerPlan
+        What is kept of each layer.
+    root : tuple of ArrayPlan
+        Arrays with one entry per image.
+    batch : int
+        Images per forward pass.
+    worker_bytes : int
+        Peak memory of one worker process.
+    widths : dict
+        Neurons of each layer.
+    """
+
+    images: int
+    unit: int
+    layers: tuple[LayerPlan, ...]
+    root: tuple[ArrayPlan, ...]
+    batch: int
+    worker_bytes: int
+    widths: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def units(self) -> int:
+        """Number of units."""
+        return math.ceil(self.images / self.unit)
+
+    def span(self, unit: int) -> tuple[int, int]:
+        """Return the first image of a unit and the one after its last."""
+        return unit * self.unit, min((unit + 1) * self.unit, self.images)
+
+    def arrays(self) -> list[ArrayPlan]:
+        """Return every array that will be written."""
+        return [*self.root, *(array for layer in self.layers for array in layer.arrays(self.images, self.unit))]
+
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of all arrays, uncompressed."""
+        return sum(array.nbytes for array in self.arrays())
+
+    def check(self, limit: int) -> None:
+        """Refuse a plan that does not fit into a worker of `limit` bytes.
+
+        Raises
+        ------
+        MemoryLimitError
+            With the numbers and what to change.
+        """
+        if self.worker_bytes > limit:
+            raise MemoryLimitError(
+                f"extract needs {format_bytes(self.worker_bytes)} per worker (batch of {self.batch}), the limit is "
+                f"{format_bytes(limit)}; nothing was started",
+                hint=f"extract: {{batch: {max(1, self.batch // 4)}}}, fewer layers at once, keep: max instead of full, "
+                "or fewer workers with more memory each",
+            )
+
+
+def plan_extraction(
+    *,
+    images: int,
+    kept: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    input_shape: Sequence[int],
+    weight_bytes: int,
+    dtype: str,
+    batch: int,
+    unit: int | None,
+    predictions: bool,
+    labels: bool,
+    thumbnails: bool,
+    state_bytes: int = 0,
+    slots_per_process: int = 1,
+) -> ExtractPlan:
+    """Return the plan of an extraction; reads nothing.
+
+    Parameters
+    ----------
+    images : int
+        Number of images.
+    kept : mapping of str to str
+        Layers, and what is kept of each.
+    shapes : mapping of str to tuple
+        Shape per image of the output of every layer of the network.
+    input_shape : sequence of int
+        (colours, height, width) of the network's input.
+    weight_bytes : int
+        Size of the network's weights.
+    dtype : str
+        How activations are stored.
+    batch : int
+        Images per forward pass.
+    unit : int, optional
+        Images per unit.
+    predictions, labels, thumbnails : bool
+        What is stored per image.
+    state_bytes : int
+        Bytes of the statistics' states.
+    slots_per_process : int
+        Units that one process works on at a time.
+    """
+    unit = unit or images_per_unit(images)
+    layers = tuple(LayerPlan(name, keep, shapes[name], dtype) for name, keep in kept.items())
+    picture = picture_shape(input_shape) if thumbnails else ()
+    root = tuple(root_arrays(images, unit, predictions=predictions, labels=labels, picture=picture))
+    sizes = sorted(4 * math.prod(shape) for shape in shapes.values())
+    # A layer, its input, and what a convolution unfolds.
+    forward = 3 * sum(sizes[-2:]) + 6 * 4 * math.prod(input_shape)
+    captured = sum(3 * 4 * math.prod(shapes[name]) for name in kept)  # the clone, the stored dtype, the maximum
+    buffers = sum(2 * a.row_bytes for a in (*root, *(a for plan in layers for a in plan.arrays(images, unit))))
+    per_slot = batch * (forward + captured) + buffers + 3 * state_bytes
+    return ExtractPlan(
+        images=images,
+        unit=unit,
+        layers=layers,
+        root=root,
+        batch=batch,
+        worker_bytes=TORCH_BYTES + 2 * weight_bytes + slots_per_process * per_slot,
+        widths={name: math.prod(shapes[name]) for name in kept},
+    )
+
+
+def picture_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Return (rows, columns, colours) of the pictures kept of inputs (colours, height, width)."""
+    colors, height, width = input_shape
+    scale = min(1.0, PICTURE_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale)), colors
+
+
+def to_dict(plan: ExtractPlan) -> dict[str, Any]:
+    """Return the plan's numbers, JSON-able."""
+    return {
+        "images": plan.images,
+        "units": plan.units,
+        "images_per_unit": plan.unit,
+        "store_bytes": plan.store_bytes,
+        "worker_bytes": plan.worker_bytes,
+        "layers": {layer.name: {"keep": layer.keep, "shape": list(layer.shape)} for layer in plan.layers},
+    }

@@ -1,0 +1,166 @@
+"""What the driver does with all units: a window of tasks, retries, progress, and the statistics at the end."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dneuro import events
+from dneuro.engine.executors import Executor
+from dneuro.engine.window import Window, each
+from dneuro.errors import DneuroError, StoreError
+from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
+from dneuro.extract.work import IMAGES, ExtractWork
+from dneuro.kernels.base import State, state_to_numpy
+from dneuro.store.units import MAX_ATTEMPTS
+
+MERGE = 16
+"""Units whose partial statistics one task merges."""
+
+
+@dataclass
+class Outcome:
+    """What came of an extraction.
+
+    Parameters
+    ----------
+    units, done_before : int
+        Units in all, and those that were done already.
+    masked : list of (str, str)
+        Name and cause of each image that could not be read.
+    quarantined : dict of int to str
+        Units that failed again and again, with the last error.
+    seconds : float
+        Time it took.
+    images : int
+        Images that went through the network now.
+    """
+
+    units: int
+    done_before: int
+    masked: list[tuple[str, str]] = field(default_factory=list)
+    quarantined: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
+    images: int = 0
+
+
+def extract(work: ExtractWork, executor: Executor) -> Outcome:
+    """Extract every unit that has no valid marker.
+
+    Parameters
+    ----------
+    work : ExtractWork
+        The extraction; its store exists.
+    executor : Executor
+        Where units are worked on.
+
+    Returns
+    -------
+    Outcome
+        Also when units were quarantined: the rest is done.
+
+    Raises
+    ------
+    DneuroError
+        If an error says that no unit can succeed (bad weights, another run has taken over).
+    StoreError
+        If the disk is full or the store cannot be written.
+    """
+    began = time.perf_counter()
+    plan = work.plan
+    missing = {number: parts for number in range(plan.units) if (parts := work.missing(number))}
+    outcome = Outcome(units=plan.units, done_before=plan.units - len(missing))
+    for number in range(plan.units):
+        if number not in missing:
+            marker = work.unit(IMAGES, number).marker(work.fingerprints[IMAGES]) or {}
+            outcome.masked += [(name, why) for name, why in marker.get("masked", [])]
+    done = sum(b - a for number in range(plan.units) if number not in missing for a, b in [plan.span(number)])
+    resumed = f"{outcome.done_before} of {plan.units} units were done before" if outcome.done_before else ""
+    events.emit("started", "extract", resumed, done=done, total=plan.images, what="images")
+    shared = executor.share(work)
+    window: Window[int] = Window(executor)
+    tries = dict.fromkeys(missing, 0)
+    for number, parts in missing.items():
+        window.add(number, extract_unit, shared, number, parts)
+    for number, future in window:
+        error = future.exception()
+        if error is None:
+            report: UnitReport = future.result()
+            outcome.masked += report.masked
+            outcome.images += report.images
+            done += report.images
+            seconds = time.perf_counter() - began
+            data = {"unit": number, "unit_seconds": report.seconds, "rate": outcome.images / max(seconds, 1e-9)}
+            events.emit("progress", "extract", done=done, total=plan.images, what="images", data=data)
+            continue
+        _raise_if_final(error, work)
+        tries[number] += 1
+        if isinstance(error, QuarantinedError) or tries[number] >= MAX_ATTEMPTS:
+            outcome.quarantined[number] = f"{type(error).__name__}: {error}"
+            events.emit("warning", "extract", f"unit {number} failed {MAX_ATTEMPTS} times and is left out: {error}")
+        else:
+            events.emit("warning", "extract", f"unit {number} failed and is tried again: {error}")
+            window.add(number, extract_unit, shared, number, missing[number])
+    for name, why in outcome.masked:
+        events.emit("warning", "extract", f"masked {name}: {why}")
+    outcome.seconds = time.perf_counter() - began
+    message = f"{plan.images} images, {len(outcome.masked)} masked"
+    events.emit("finished", "extract", message, done=done, total=plan.images, what="images")
+    return outcome
+
+
+def _raise_if_final(error: BaseException, work: ExtractWork) -> None:
+    """Raise what no further try can mend; what may pass (a lost worker, a hiccup of the disk) comes back."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        raise StoreError(
+            f"the disk under {work.store} is full; everything done so far is kept",
+            hint="make room and run the same command again: only unfinished units are redone",
+        ) from error
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        raise StoreError(f"{work.store} cannot be written: {error}", hint="another path as store:") from error
+    if isinstance(error, DneuroError) and not isinstance(error, QuarantinedError | StoreError):
+        raise error
+
+
+def merge_statistics(work: ExtractWork, executor: Executor) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return, per layer and kernel, the finalised statistics of all units.
+
+    A kernel of which some unit has no partial state (it was asked for later) is left out. The order of
+    merging is that of the units, whoever extracted them.
+    """
+    shared = executor.share(work)
+    groups = [tuple(range(i, min(i + MERGE, work.plan.units))) for i in range(0, work.plan.units, MERGE)]
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    for layer in (plan.name for plan in work.plan.layers):
+        known = _kernels_of_all(work, layer)
+        calls = [(group, _merge_units, (shared, layer, group, known)) for group in groups]
+        merged = {group: future.result() for group, future in each(executor, calls)}
+        total: dict[str, State] = {}
+        for group in groups:
+            total = _merge(work, total, merged[group])
+        results[layer] = {key: work.kernels[key].finalise(total[key]) for key in known if total.get(key)}
+    return results
+
+
+def _kernels_of_all(work: ExtractWork, layer: str) -> tuple[str, ...]:
+    known = set(work.kernels)
+    for number in range(work.plan.units):
+        marker = work.unit(layer, number).marker(work.fingerprints[layer]) or {}
+        known &= set(marker.get("kernels", ()))
+    return tuple(sorted(known))
+
+
+def _merge_units(work: ExtractWork, layer: str, numbers: tuple[int, ...], known: tuple[str, ...]) -> dict[str, State]:
+    total: dict[str, State] = {}
+    for number in numbers:
+        states = work.unit(layer, number).load_partials() if known else {}
+        total = _merge(work, total, {key: states[key] for key in known if key in states})
+    return {key: state_to_numpy(state) for key, state in total.items()}
+
+
+def _merge(work: ExtractWork, a: Mapping[str, State], b: Mapping[str, State]) -> dict[str, State]:
+    keys = {*a, *b}
+    return {key: work.kernels[key].merge(a.get(key, {}), b.get(key, {})) for key in sorted(keys)}

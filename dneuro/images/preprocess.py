@@ -1,0 +1,111 @@
+"""From a picture to a network's input, equal to torchvision's transforms without needing them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dneuro.errors import ArrayError, UnreadableImageError
+from dneuro.images.decode import MAX_PIXELS
+from dneuro.spec.network import Preprocessing
+
+_INTERPOLATION = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
+
+
+def view(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return what the network sees of a picture: colour converted, resized, cropped, not yet scaled.
+
+    Equal, bit for bit, to torchvision's ``Resize(…, antialias=True)`` and ``CenterCrop`` of a PIL image: the
+    longer side is rounded down; where the picture is smaller than the crop, zeros surround it.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8
+        (height, width, 3), or (height, width) where it is grey.
+    preprocessing : Preprocessing
+        `mean` and `std` are not used here.
+
+    Returns
+    -------
+    ndarray of uint8
+        (height, width, channel), with 3 channels (RGB) or 1 (grey).
+
+    Raises
+    ------
+    ArrayError
+        If `picture` has another dtype or shape.
+    UnreadableImageError
+        If resizing so narrow a picture would make more than `MAX_PIXELS` pixels.
+    """
+    if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
+        raise ArrayError(
+            f"a picture is uint8 of shape (height, width) or (height, width, 3), "
+            f"not {picture.dtype} of shape {picture.shape}"
+        )
+    image = Image.fromarray(picture)
+    mode = "RGB" if preprocessing.color == "rgb" else "L"
+    if image.mode != mode:
+        image = image.convert(mode)
+    if preprocessing.resize is not None:
+        image = _resize(image, preprocessing.resize, preprocessing.interpolation)
+    pixels = np.array(image).reshape(image.height, image.width, preprocessing.channels)
+    if preprocessing.crop is not None:
+        height, width = _pair(preprocessing.crop)
+        pixels = _crop(_crop(pixels, 0, height), 1, width)
+    return np.ascontiguousarray(pixels)
+
+
+def to_input(view: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Return the network's input: ``(view / 255 - mean) / std``.
+
+    Parameters
+    ----------
+    view : ndarray of uint8
+        (height, width, channel), from `view`.
+    preprocessing : Preprocessing
+        Only `mean` and `std` are used here.
+
+    Returns
+    -------
+    ndarray of float32
+        (channel, height, width), contiguous.
+    """
+    scaled = view.transpose(2, 0, 1).astype(np.float32, order="C")
+    scaled /= np.float32(255)
+    scaled -= np.array(preprocessing.mean, np.float32).reshape(-1, 1, 1)
+    scaled /= np.array(preprocessing.std, np.float32).reshape(-1, 1, 1)
+    return scaled
+
+
+def _resize(image: Image.Image, size: int | tuple[int, int], interpolation: str) -> Image.Image:
+    if isinstance(size, int):
+        short, long = sorted(image.size)
+        new_long = int(size * long / short)
+        width, height = (size, new_long) if image.width <= image.height else (new_long, size)
+    else:
+        height, width = size
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(
+            f"the picture of {image.width} × {image.height} pixels would become one of {width} × {height} = "
+            f"{width * height:,}; the limit is {MAX_PIXELS:,}"
+        )
+    return image.resize((width, height), _INTERPOLATION[interpolation])
+
+
+def _crop(pixels: NDArray[np.uint8], axis: int, size: int) -> NDArray[np.uint8]:
+    surplus = pixels.shape[axis] - size
+    if surplus < 0:
+        margins = [(0, 0)] * pixels.ndim
+        margins[axis] = (-surplus // 2, (1 - surplus) // 2)
+        return np.pad(pixels, margins)
+    start = round(surplus / 2)  # half to even, as torchvision rounds
+    return pixels[start : start + size] if axis == 0 else pixels[:, start : start + size]
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size

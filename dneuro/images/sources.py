@@ -1,0 +1,84 @@
+"""One door to all sources of images."""
+
+from __future__ import annotations
+
+from typing import Protocol, assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.errors import ImageSourceError
+from dneuro.images.arrays import ArraySource
+from dneuro.images.digits import DigitsSource
+from dneuro.images.folder import FolderSource
+from dneuro.images.manifest import Manifest
+from dneuro.spec.images import ArrayImages, DigitsImages, FolderImages, ImagesSpec
+
+
+class ImageSource(Protocol):
+    """Images that can be listed and read one by one. May be read by several threads at once."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Which images, in which order."""
+
+    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        """Return one picture, and what tells its stored content from any other.
+
+        Parameters
+        ----------
+        index : int
+            Position in the manifest.
+
+        Returns
+        -------
+        picture : ndarray of uint8
+            (height, width, 3), or (height, width) where it is grey. The caller's own.
+        crc : int
+            CRC-32 of the bytes as they are stored: of the file, or of the row of the array.
+
+        Raises
+        ------
+        UnreadableImageError
+            If this image is missing, damaged or not what the manifest lists. Names it and the cause.
+        OSError
+            If the storage fails (I/O error, too many open files): that says nothing about the image,
+            and another try may succeed.
+        """
+
+
+def open_source(spec: ImagesSpec, manifest: Manifest | None = None) -> ImageSource:
+    """Open the images that `spec` asks for; list and check them, without decoding any.
+
+    Parameters
+    ----------
+    spec : ImagesSpec
+        Which images.
+    manifest : Manifest, optional
+        The list made earlier from the same images (a worker's case): they are not listed again. Whether an
+        image still is what it lists is checked when the image is read.
+
+    Raises
+    ------
+    ImageSourceError
+        If the images are missing, empty, wrongly labelled or fewer than the sample asked for; or if the
+        manifest lists another kind of source.
+
+    Notes
+    -----
+    Cost without a manifest: a folder is listed with one ``stat`` per image; an array is read once.
+    With one: none, but that an ``.npz`` file is loaded once per process.
+    """
+    if manifest is not None and manifest.source.get("source") != spec.source:
+        raise ImageSourceError(
+            f"the manifest lists images of source {manifest.source.get('source')!r}, not {spec.source!r}"
+        )
+    match spec:
+        case DigitsImages():
+            return DigitsSource(spec, manifest)
+        case FolderImages():
+            return FolderSource(spec, manifest)
+        case ArrayImages():
+            return ArraySource(spec, manifest)
+        case _:
+            assert_never(spec)

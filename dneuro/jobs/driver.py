@@ -1,0 +1,187 @@
+"""Running a job here and now: check, plan, train, extract, ask, report. Running it again resumes it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dneuro import events
+from dneuro.engine.executors import Executor, get_executor
+from dneuro.errors import CancelledError, PartialError
+from dneuro.extract.run import Outcome, extract
+from dneuro.extract.work import ExtractWork
+from dneuro.jobs.analyses import answer
+from dneuro.jobs.growth import check_store, open_or_create
+from dneuro.jobs.lease import Lease
+from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.recording import record
+from dneuro.jobs.reporting import write_step
+from dneuro.jobs.study import Study
+from dneuro.jobs.training import train
+from dneuro.spec.job import JobSpec
+from dneuro.spec.steps import ReportStep
+from dneuro.store.files import write_json
+from dneuro.store.units import units_folder
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """What came of a job.
+
+    Parameters
+    ----------
+    store : Path
+        The store.
+    outcome : Outcome
+        Of the extraction.
+    computed, kept : int
+        Results computed now, and those that were there.
+    report : Path or None
+        ``index.html`` of the report.
+    seconds : float
+        Time it took.
+    """
+
+    store: Path
+    outcome: Outcome
+    computed: int
+    kept: int
+    report: Path | None
+    seconds: float
+
+
+def run_job(
+    job: JobSpec | JobPlan, client: Any = None, *, threads: int = 1, state: str | Path | None = None
+) -> JobResult:
+    """Run a job on a dask client, or on threads of this process.
+
+    Parameters
+    ----------
+    job : JobSpec or JobPlan
+        What to compute; with its plan, if that was made before the workers were started.
+    client : distributed.Client, optional
+        Where; the default is the active dask client, else threads.
+    threads : int
+        Threads that torch may use per unit.
+    state : str or Path, optional
+        Folder for job folders: the job as it was run, its status and the log of every attempt. None keeps none.
+
+    Raises
+    ------
+    DneuroError
+        Of the kind that says what went wrong; what was done stays done, and running the job again resumes it.
+    PartialError
+        If some units failed again and again; everything that does not need them is done.
+    """
+    began = time.perf_counter()
+    executor = get_executor(client)
+    plan = job if isinstance(job, JobPlan) else plan_job(job, executor)
+    job = plan.study.job
+    lease = Lease.acquire(units_folder(job.store) / "attempts")
+    try:
+        with _kept_log(job, state, lease.attempt.number):
+            return _run(plan, executor, lease, threads, began)
+    except KeyboardInterrupt:
+        raise CancelledError(
+            "stopped by the user; what is done stays done", hint="the same command again goes on from here"
+        ) from None
+    finally:
+        lease.release()
+
+
+def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: float) -> JobResult:
+    study = plan.study
+    if study.job.train is not None:
+        study = train(study, executor)
+        check_store(study)
+    open_or_create(study)
+    work = _work(study, lease, threads)
+    outcome = extract(work, executor)
+    computed = kept = 0
+    written: Path | None = None
+    if outcome.quarantined:
+        first, why = next(iter(outcome.quarantined.items()))
+        raise PartialError(
+            f"{len(outcome.quarantined)} of {outcome.units} units failed and are left out, the first is unit {first} "
+            f"(images {study.plan.span(first)[0]} to {study.plan.span(first)[1] - 1}): {why}",
+            hint="mend the cause and run the same command again: only these units are redone",
+        )
+    record(study, work, executor)
+    asked = {id(question.step): [q for q, _ in plan.steps if q.step is question.step] for question, _ in plan.steps}
+    for step in study.job.steps:
+        mine = asked.get(id(step), [])
+        if mine:
+            events.emit("started", step.id, total=len(mine), what="layers")
+        for number, question in enumerate(mine, 1):
+            with events.inside(step.id):
+                new = answer(study, question, executor)
+            computed, kept = computed + new, kept + (not new)
+            note = question.layer if new else f"{question.layer} (computed before)"
+            events.emit("progress", step.id, note, done=number, total=len(mine), what="layers")
+        if mine:
+            events.emit("finished", step.id, done=len(mine), total=len(mine), what="layers")
+        if isinstance(step, ReportStep):
+            written = write_step(study, step)
+    return JobResult(study.store, outcome, computed, kept, written, time.perf_counter() - began)
+
+
+def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
+    manifest = units_folder(study.store) / "manifest.npz"
+    study.source.manifest.save(manifest)
+    return ExtractWork(
+        store=study.store.absolute(),
+        manifest=manifest.absolute(),
+        images=study.job.images,
+        network=study.job.network,
+        preprocessing=study.preprocessing,
+        weights=study.weights,
+        plan=study.plan,
+        fingerprints=study.fingerprints,
+        kernels=study.kernels,
+        predictions=study.predictions,
+        attempt=lease.attempt,
+        threads=threads,
+    )
+
+
+@contextlib.contextmanager
+def _kept_log(job: JobSpec, state: str | Path | None, attempt: int) -> Iterator[None]:
+    """Keep every event of the run as a JSON line in the job's folder, and the state of its steps."""
+    if state is None:
+        yield
+        return
+    identity = hashlib.sha256(str(Path(job.store).absolute()).encode()).hexdigest()[:8]
+    folder = Path(state) / "jobs" / f"{job.name}-{identity}"
+    log = folder / "attempts" / f"{attempt:03d}" / "events.jsonl"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "job.json", job.model_dump(mode="json"))
+    steps: dict[str, Any] = {}
+    status = {"job": job.name, "store": job.store, "attempt": attempt, "steps": steps}
+    write_json(folder / "status.json", {**status, "state": "running"})
+    state_now = "failed"
+    with log.open("a") as file:
+
+        def keep(event: events.Event) -> None:
+            file.write(json.dumps(event.to_dict(), default=str) + "\n")
+            file.flush()
+            if event.total:
+                steps[event.step] = {"done": event.done, "total": event.total, "what": event.what, "kind": event.kind}
+
+        try:
+            with events.listening(keep):
+                yield
+            state_now = "done"
+        except PartialError:
+            state_now = "partial"
+            raise
+        except (KeyboardInterrupt, CancelledError):
+            state_now = "cancelled"
+            raise
+        finally:
+            write_json(folder / "status.json", {**status, "state": state_now})

@@ -1,0 +1,149 @@
+"""Jobs from Python: `run` a job file or model, or `extract` without writing a job at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dneuro.cluster import open_local, profile_folders, worker_sizes
+from dneuro.errors import UsageError
+from dneuro.jobs.driver import JobResult, run_job
+from dneuro.jobs.planning import plan_job
+from dneuro.spec import JobSpec, find_profile, parse_job, read_job, read_profile
+from dneuro.store.opening import Store, open_store
+
+
+def run(
+    job: JobSpec | str | os.PathLike[str],
+    *,
+    cluster: str | os.PathLike[str] | None = None,
+    client: Any = None,
+    overrides: Sequence[str] = (),
+) -> JobResult:
+    """Run a job here and now; run it again to resume it.
+
+    Parameters
+    ----------
+    job : JobSpec or path
+        What to compute.
+    cluster : path, optional
+        A profile, by path or name: where to compute. Workers are started and ended with the run.
+    client : distributed.Client, optional
+        Workers that are there already, instead of `cluster`. With neither, the active dask client, else threads of
+        this process.
+    overrides : sequence of str
+        Settings that take the place of the file's, such as ``"steps.svd.rank=16"``.
+
+    Returns
+    -------
+    JobResult
+        Where the store and the report are, and what was done.
+
+    Raises
+    ------
+    DneuroError
+        Of the kind that says what went wrong; what was done stays done.
+    """
+    spec = job if isinstance(job, JobSpec) else read_job(Path(job), overrides)
+    if cluster is None:
+        return run_job(spec, client)
+    if client is not None:
+        raise UsageError("run() takes a cluster or a client, not both", hint="leave one of them out")
+    profile = read_profile(find_profile(os.fspath(cluster), profile_folders()))
+    sizes = worker_sizes(profile)
+    planned = plan_job(spec, sizes)
+    with open_local(profile) as started:
+        return run_job(planned, started, threads=sizes.cpus, state=profile.state)
+
+
+def extract(
+    network: str | Mapping[str, Any],
+    *,
+    images: str | os.PathLike[str] | Mapping[str, Any],
+    layers: Sequence[str] | Mapping[str, Any],
+    out: str | os.PathLike[str],
+    weights: str | os.PathLike[str] = "DEFAULT",
+    client: Any = None,
+    **settings: Any,
+) -> Store:
+    """Run a network once over images and open the store of its activations; again resumes, or just opens.
+
+    Parameters
+    ----------
+    network : str or mapping
+        Name such as ``"torchvision:alexnet"``, or the ``network:`` part of a job.
+    images : str, path or mapping
+        ``"digits"``, a folder that holds a folder per class, a ``.npz`` file or Zarr group, or the ``images:`` part
+        of a job.
+    layers : sequence of str, or mapping
+        Layers to keep in full, or what to keep of each: ``{"features.12": {"keep": "max"}}``.
+    out : str or path
+        Where the store goes.
+    weights : str or path
+        ``"DEFAULT"``, ``"none"`` or a file; for `network` given as a name.
+    client : distributed.Client, optional
+        Where to compute; the default is the active dask client, else threads.
+    **settings
+        More of the extract step's settings: ``dtype``, ``batch``, ``top_k``, ….
+
+    Returns
+    -------
+    Store
+        A mapping of layer names to labelled, dask-backed arrays.
+
+    Raises
+    ------
+    UsageError
+        If images, network, weights or layers are not what is said here.
+    """
+    job = {
+        "name": _name(out),
+        "images": _images(images),
+        "network": dict(network) if isinstance(network, Mapping) else {"name": network, "weights": os.fspath(weights)},
+        "store": os.fspath(out),
+        "steps": [{"extract": {"layers": _layers(layers), **settings}}],
+    }
+    run_job(parse_job(json.dumps(job, ensure_ascii=False), "extract()"), client)
+    return open_store(os.fspath(out))
+
+
+@contextlib.contextmanager
+def open_cluster(profile: str | os.PathLike[str] = "local") -> Iterator[Any]:
+    """Start the workers of a profile and give a plain dask client; they end with the ``with`` block.
+
+    Parameters
+    ----------
+    profile : str or path
+        A profile file, or the name of one.
+
+    Yields
+    ------
+    distributed.Client
+    """
+    with open_local(read_profile(find_profile(os.fspath(profile), profile_folders()))) as client:
+        yield client
+
+
+def _images(images: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(images, Mapping):
+        return dict(images)
+    text = os.fspath(images)
+    if text == "digits":
+        return {"source": "digits"}
+    is_array = text.endswith(".npz") or (Path(text) / "zarr.json").is_file() or (Path(text) / ".zgroup").is_file()
+    return {"source": "array" if is_array else "folder", "root": text}
+
+
+def _layers(layers: Sequence[str] | Mapping[str, Any]) -> list[str] | dict[str, Any]:
+    if isinstance(layers, Mapping):
+        return {name: {"keep": kept} if isinstance(kept, str) else kept for name, kept in layers.items()}
+    return [layers] if isinstance(layers, str) else list(layers)
+
+
+def _name(out: str | os.PathLike[str]) -> str:
+    stem = "".join(c if c.isalnum() or c in "_.-" else "-" for c in Path(out).stem).strip("-_.")
+    return stem if stem and stem.isascii() else "extract"

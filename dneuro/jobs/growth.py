@@ -1,0 +1,119 @@
+"""Making a job's store, or opening it again and adding what is new."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import xarray as xr
+import zarr
+
+from dneuro import events
+from dneuro.errors import FingerprintError
+from dneuro.extract.plan import picture_shape
+from dneuro.jobs.study import Study
+from dneuro.store.creating import add_group, create, exists, root_coords
+from dneuro.store.files import sweep
+from dneuro.store.layout import LayerPlan
+from dneuro.store.units import units_folder
+
+VERSIONS = ("dneuro", "torch", "torchvision", "numpy", "zarr", "xarray", "dask")
+
+
+def check_store(study: Study) -> bool:
+    """Return whether the job's store exists already; refuse one that was made from something else.
+
+    Raises
+    ------
+    FingerprintError
+        With what differs.
+    StoreError
+        If something that is not a store is in the way.
+    """
+    if not exists(study.store):
+        return False
+    attrs = cast("dict[str, Any]", zarr.open_group(study.store, mode="r").attrs.asdict()["dneuro"])
+    before, now = attrs.get("identity", {}), study.identity
+    if study.weights_sha256 is None:  # still to be trained; compared once they are
+        before, now = ({**both, "weights": None} for both in (before, now))
+    differing = [f"{key}: {_short(before.get(key))} → {_short(now[key])}" for key in now if before.get(key) != now[key]]
+    for plan in study.plan.layers:
+        kept = _layer_attrs(study.store, plan.name)
+        if kept and (kept["keep"], kept["dtype"]) != (plan.keep, plan.dtype):
+            differing.append(f"layer {plan.name}: {kept['keep']} {kept['dtype']} → {plan.keep} {plan.dtype}")
+    if differing:
+        raise FingerprintError(
+            f"{study.store} was made from something else than the job asks for: " + "; ".join(differing),
+            hint="give the job another store:, or move the old one and its .units folder away",
+        )
+    return True
+
+
+def open_or_create(study: Study) -> None:
+    """Make the store, or grow the one there is by the layers it does not have yet."""
+    path, manifest = study.store, study.source.manifest
+    stray = sweep(path, units_folder(path))
+    if stray:
+        events.emit("note", "", f"removed {stray} files that an earlier run had left half written")
+    if not check_store(study):
+        for stale in ("extract", "results"):  # markers of a store that is no longer there
+            shutil.rmtree(units_folder(path) / stale, ignore_errors=True)
+        coords = root_coords(manifest.names, manifest.labels, study.class_names)
+        create(path, coords, study.plan.root, _provenance(study))
+    for plan in study.plan.layers:
+        if not _layer_attrs(path, plan.name):
+            arrays = plan.arrays(study.plan.images, study.plan.unit)
+            add_group(path, plan.group, _layer_coords(study, plan), arrays)
+
+
+def _layer_attrs(path: Path, layer: str) -> dict[str, Any] | None:
+    try:
+        return dict(zarr.open_group(path / "layers" / layer, mode="r").attrs)
+    except FileNotFoundError:
+        return None
+
+
+def _layer_coords(study: Study, plan: LayerPlan) -> xr.Dataset:
+    """Return what each layer repeats of the root, for readers without dneuro, and what is known of it."""
+    manifest, layer = study.source.manifest, study.layers[plan.name]
+    field = layer.field
+    coords = root_coords(manifest.names, manifest.labels, []) if plan.keep != "stats" else xr.Dataset()
+    return coords.assign_attrs(
+        layer=plan.name,
+        kind=layer.kind,
+        keep=plan.keep,
+        dtype=plan.dtype,
+        shape=list(plan.shape),
+        receptive_field=None
+        if field is None
+        else {"size": list(field.size), "stride": list(field.stride), "start": list(field.start)},
+        input_size=list(study.input_shape[1:]),
+    )
+
+
+def _provenance(study: Study) -> dict[str, Any]:
+    job, manifest = study.job, study.source.manifest
+    return {
+        "job": job.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "network": {**job.network.model_dump(mode="json", exclude={"preprocessing"}), "notes": study.notes},
+        "weights_sha256": study.weights_sha256,
+        "trained": None if job.train is None else job.train.model_dump(mode="json", exclude={"name"}),
+        "preprocessing": study.preprocessing.model_dump(mode="json"),
+        "input_shape": list(study.input_shape),
+        "images": {**job.images.model_dump(mode="json"), "count": len(manifest), "classes": len(study.class_names),
+                   "fingerprint": manifest.fingerprint()},
+        "picture_shape": list(picture_shape(study.input_shape)),
+        "identity": study.identity,
+        "fingerprint": study.fingerprints["images"],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},
+    }  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] + "…" if len(text) == 64 else text

@@ -1,0 +1,106 @@
+"""One run at a time works on a store."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from dneuro.errors import BusyError
+from dneuro.extract.work import Attempt
+from dneuro.store.files import read_json, write_json
+
+HEARTBEAT = 10.0
+"""Seconds between two signs of life."""
+
+SILENCE = 90.0
+"""Seconds without one after which a run on another machine counts as dead."""
+
+
+class Lease:
+    """The right to work on a store, from `acquire` to `release`.
+
+    Parameters
+    ----------
+    attempt : Attempt
+        The run's number, and the folder of all runs.
+    """
+
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt = attempt
+        self._file = attempt.folder / f"{attempt.number:03d}" / "lease.json"
+        self._over = threading.Event()
+        self._content = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "boot": psutil.boot_time(),
+            "ended": None,
+        }
+        write_json(self._file, self._content)
+        self._pulse = threading.Thread(target=self._beat, name="dneuro-lease", daemon=True)
+        self._pulse.start()
+
+    @classmethod
+    def acquire(cls, folder: Path) -> Lease:
+        """Take over from the run before, if it has ended or is dead.
+
+        Raises
+        ------
+        BusyError
+            If another run is at work.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            newest = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
+            if newest:
+                _refuse_if_alive(folder / f"{newest:03d}")
+            try:
+                (folder / f"{newest + 1:03d}").mkdir()
+            except FileExistsError:
+                continue  # another one was quicker: look at it
+            return cls(Attempt(folder, newest + 1))
+
+    def release(self) -> None:
+        """End the run."""
+        self._over.set()
+        self._pulse.join()
+        write_json(self._file, {**self._content, "ended": time.time()})
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            self._file.touch()
+
+
+def _refuse_if_alive(folder: Path) -> None:
+    lease = read_json(folder / "lease.json")
+    path = folder / "lease.json" if lease else folder
+    silence = time.time() - path.stat().st_mtime
+    if lease is None:
+        alive = silence < HEARTBEAT  # just made, its lease not yet written
+    elif lease["ended"] is not None:
+        alive = False
+    elif lease["host"] == socket.gethostname():
+        alive = abs(lease["boot"] - psutil.boot_time()) < 5 and _is_running(lease)
+    else:
+        alive = silence < SILENCE
+    if alive:
+        who = f"process {lease['pid']} on {lease['host']}" if lease else "another process"
+        raise BusyError(
+            f"{who} is at work on this store (run {int(folder.name)})",
+            hint="wait for it or stop it; what it has done stays done",
+        )
+
+
+def _is_running(lease: dict[str, Any]) -> bool:
+    try:
+        process = psutil.Process(lease["pid"])
+        same = bool(abs(process.create_time() - lease["started"]) < 1)
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,229 @@
+"""What a job means: its images, its network, its sizes, checked before anything starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dneuro import events
+from dneuro.engine.executors import Sizes
+from dneuro.errors import ImageSourceError, NetworkError, UnreadableImageError
+from dneuro.extract.plan import ExtractPlan, plan_extraction
+from dneuro.extract.work import IMAGES
+from dneuro.images.preprocess import view
+from dneuro.images.sources import ImageSource, open_source
+from dneuro.kernels import Kernel, Moments, TopK
+from dneuro.spec.job import JobSpec
+from dneuro.spec.network import NetworkSpec, Preprocessing
+from dneuro.spec.steps import CooccurrenceStep, MomentsStep, TopImagesStep
+from dneuro.store.layout import FORMAT
+from dneuro.store.units import fingerprint
+
+if TYPE_CHECKING:
+    from dneuro.nets.describe import Layer
+
+
+@dataclass(frozen=True)
+class Study:
+    """A job that was checked against its images and its network.
+
+    Parameters
+    ----------
+    job : JobSpec
+        The job.
+    source : ImageSource
+        Its images.
+    preprocessing : Preprocessing
+        How a picture becomes an input.
+    input_shape : (int, int, int)
+        Colours, height and width of the input.
+    layers : dict of Layer
+        Every layer of the network.
+    weights : str or None
+        Path of trained weights, once there are any.
+    weights_sha256 : str or None
+        Fingerprint of the weights; None until they are trained.
+    class_names : list of str
+        Names of the classes of the images.
+    predictions : bool
+        Whether the network names a class for each image.
+    kernels : dict
+        Statistics taken on the way.
+    plan : ExtractPlan
+        Sizes of the extraction.
+    notes : list of str
+        What the user should know.
+    """
+
+    job: JobSpec
+    source: ImageSource
+    preprocessing: Preprocessing
+    input_shape: tuple[int, int, int]
+    layers: dict[str, Layer]
+    weights: str | None
+    weights_sha256: str | None
+    class_names: list[str]
+    predictions: bool
+    kernels: dict[str, Kernel]
+    plan: ExtractPlan
+    notes: list[str]
+
+    @property
+    def store(self) -> Path:
+        """Path of the store."""
+        return Path(self.job.store)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What everything in the store depends on."""
+        return {
+            "format": FORMAT,
+            "images": self.source.manifest.fingerprint(),
+            "network": self.job.network.name,
+            "weights": self.weights_sha256,
+            "preprocessing": self.preprocessing.model_dump(mode="json"),
+            "images_per_unit": self.plan.unit,
+            "predictions": self.predictions,
+            "thumbnails": self.job.extract.thumbnails,
+        }
+
+    def layer_identity(self, layer: str) -> dict[str, Any]:
+        """Return what the arrays of one layer depend on."""
+        plan = next(plan for plan in self.plan.layers if plan.name == layer)
+        kept = {"layer": layer, "keep": plan.keep, "dtype": plan.dtype}
+        return {key: value for key, value in self.identity.items() if key not in ("predictions", "thumbnails")} | kept
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of every part of the extraction."""
+        parts = {plan.name: fingerprint(self.layer_identity(plan.name)) for plan in self.plan.layers}
+        return {IMAGES: fingerprint(self.identity), **parts}
+
+    def trained(self, weights: str, sha256: str) -> Study:
+        """Return the study with the weights that its training gave."""
+        return replace(self, weights=weights, weights_sha256=sha256)
+
+
+def study(job: JobSpec, executor: Sizes) -> Study:
+    """Check a job against its images and its network, and work out its sizes.
+
+    Parameters
+    ----------
+    job : JobSpec
+        What to compute.
+    executor : Executor
+        Where, as far as memory goes; nothing is submitted.
+
+    Raises
+    ------
+    UsageError
+        If images, network, weights or layers are not what the job says.
+
+    Notes
+    -----
+    **Cost**: lists the images, reads one of them and the weights.
+    """
+    from dneuro.nets.describe import check_layers, layers
+    from dneuro.nets.load import load
+
+    source = open_source(job.images)
+    manifest = source.manifest
+    if not len(manifest):
+        raise ImageSourceError("the image source holds no image", hint="check images: root")
+    step = job.extract
+    on_cpu = job.network.model_copy(update={"device": "cpu"})
+    if job.train is not None and job.network.weights == "DEFAULT":
+        on_cpu = on_cpu.model_copy(update={"weights": "none"})
+    wanted = list(step.layers)
+    check_layers(layers(on_cpu), wanted, job.network.name)
+    network = load(on_cpu, partial_for=wanted)
+    input_shape = _input_shape(source, network.preprocessing, network.input_shape)
+    found = layers(on_cpu, input_shape)
+    labels = manifest.labels
+    names = list(manifest.class_names) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
+    if job.train is not None:
+        _check_training(network.classes, len(names), labels, job.network)
+    predictions = step.predictions and network.classes is not None
+    kernels = statistics_of(job)
+    widest = max(found[name].shape[0] for name in wanted)
+    states = sum(kernel.memory(len(manifest), step.batch, widest)[0] for kernel in kernels.values())
+    plan = plan_extraction(
+        images=len(manifest),
+        kept={name: layer.keep for name, layer in step.layers.items()},
+        shapes={name: layer.shape for name, layer in found.items()},
+        input_shape=input_shape,
+        weight_bytes=sum(p.nbytes for p in network.module.state_dict().values() if p.device.type != "meta"),
+        dtype=step.dtype,
+        batch=step.batch,
+        unit=step.images_per_unit,
+        predictions=predictions,
+        labels=bool((labels >= 0).any()) and network.classes == len(names),
+        thumbnails=step.thumbnails,
+        state_bytes=states * len(wanted),
+        slots_per_process=executor.slots_per_process,
+    )
+    notes = [] if job.train is not None else network.notes
+    for note in notes:
+        events.emit("note", "", note)
+    return Study(
+        job=job.model_copy(update={"network": job.network.model_copy(update={"weights": on_cpu.weights})}),
+        source=source,
+        preprocessing=network.preprocessing,
+        input_shape=input_shape,
+        layers=found,
+        weights=None,
+        weights_sha256=None if job.train is not None else network.weights_sha256,
+        class_names=names,
+        predictions=predictions,
+        kernels=kernels,
+        plan=plan,
+        notes=notes,
+    )
+
+
+def statistics_of(job: JobSpec) -> dict[str, Kernel]:
+    """Return the reductions that extraction feeds: those asked for, and those that later steps can use."""
+    step = job.extract
+    kernels: dict[str, Kernel] = {}
+    later = [s for s in job.steps if getattr(s, "per", "") == "channel" and getattr(s, "pool", "") == "max"]
+    if "moments" in step.statistics or any(isinstance(s, MomentsStep) for s in later):
+        kernels["moments"] = Moments()
+    lengths = [s.k for s in later if isinstance(s, TopImagesStep | CooccurrenceStep)]
+    if "top_images" in step.statistics:
+        lengths.append(step.top_k)
+    if lengths:
+        kernels[f"top-{max(lengths)}"] = TopK(max(lengths))
+        kernels[f"bottom-{max(lengths)}"] = TopK(max(lengths), largest=False)
+    return kernels
+
+
+def _input_shape(
+    source: ImageSource, preprocessing: Preprocessing, default: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    """Return (colors, height, width) as the first readable image gives it."""
+    for number in range(min(len(source.manifest), 100)):
+        try:
+            seen = view(source.read(number)[0], preprocessing)
+        except UnreadableImageError:
+            continue
+        return preprocessing.channels, seen.shape[0], seen.shape[1]
+    return default
+
+
+def _check_training(classes: int | None, names: int, labels: Any, network: NetworkSpec) -> None:
+    if not (np.asarray(labels) >= 0).any():
+        raise ImageSourceError(
+            "the train step needs the class of every image, and these images have none",
+            hint="a folder per class, or an array with labels",
+        )
+    if classes is None:
+        raise NetworkError(f"{network.name} does not classify, so it cannot be trained here", hint="leave out train")
+    if names > classes:
+        raise NetworkError(
+            f"{network.name} has {classes} outputs, the images have {names} classes",
+            hint=f"network: {{name: '{network.name}', classes: {names}}}",
+        )
+

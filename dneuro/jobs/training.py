@@ -1,0 +1,112 @@
+"""The train step: weights made from the job's own images, kept beside the store."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dneuro import events
+from dneuro.engine.executors import Executor
+from dneuro.errors import ImageSourceError, UnreadableImageError
+from dneuro.images.preprocess import to_input, view
+from dneuro.images.sources import open_source
+from dneuro.jobs.study import Study
+from dneuro.spec.job import JobSpec
+from dneuro.spec.network import Preprocessing
+from dneuro.store.units import Unit, fingerprint, units_folder
+
+POLL = 0.2
+"""Seconds between two looks at how far the training is."""
+
+
+def train(study: Study, executor: Executor) -> Study:
+    """Train the network on a worker, unless that was done before; return the study with its weights.
+
+    Raises
+    ------
+    DneuroError
+        If the images or labels do not suit the network, or the loss is no longer finite.
+    """
+    step = study.job.train
+    assert step is not None
+    wanted = fingerprint(
+        {
+            "images": study.source.manifest.fingerprint(),
+            "preprocessing": study.preprocessing.model_dump(mode="json"),
+            "network": study.job.network.model_dump(mode="json", exclude={"device", "preprocessing"}),
+            "train": step.model_dump(mode="json", exclude={"name"}),
+        }
+    )
+    unit = Unit(units_folder(study.store) / "train", wanted[:16])
+    weights = unit.folder / f"{unit.name}.safetensors"
+    marker = unit.marker(wanted)
+    if marker is None or not weights.is_file():
+        unit.begin(0)
+        events.emit("started", "train", total=step.epochs, what="epochs")
+        log = unit.folder / f"{unit.name}.epochs"
+        log.unlink(missing_ok=True)
+        future = executor.submit(_train, study.job, study.preprocessing, weights, log)
+        shown = 0
+        while True:
+            over = future.done()
+            lines = log.read_text().splitlines() if log.exists() else []
+            for line in lines[shown:]:
+                found = json.loads(line)
+                message = f"loss {found['loss']:.3f}, accuracy {found['accuracy']:.1%}"
+                events.emit("progress", "train", message, done=found["epoch"], total=step.epochs, what="epochs")
+            shown = len(lines)
+            if over:
+                break
+            time.sleep(POLL)
+        sha256, history = future.result()
+        marker = {"fingerprint": wanted, "sha256": sha256, "history": history}
+        unit.publish(marker)
+        message = f"accuracy {history[-1][1]:.1%} over the last epoch"
+        events.emit("finished", "train", message, done=step.epochs, total=step.epochs, what="epochs")
+    else:
+        events.emit("note", "train", "trained before; its weights are used again")
+    return study.trained(str(weights), marker["sha256"])
+
+
+def _train(
+    job: JobSpec, preprocessing: Preprocessing, weights: Path, log: Path
+) -> tuple[str, list[tuple[float, float]]]:
+    """Read all images, train, write the weights; return their fingerprint and the history."""
+    from dneuro.nets.train import save_state
+    from dneuro.nets.train import train as run
+    from dneuro.nets.weights import state_sha256
+
+    step = job.train
+    assert step is not None
+    source = open_source(job.images)
+    images, labels = [], []
+    for number in range(len(source.manifest)):
+        if source.manifest.labels[number] < 0:
+            continue
+        try:
+            images.append(to_input(view(source.read(number)[0], preprocessing), preprocessing))
+        except UnreadableImageError:
+            continue  # extraction masks it and lists it
+        labels.append(source.manifest.labels[number])
+    if not images:
+        raise ImageSourceError("no image with a class could be read, there is nothing to train on")
+
+    def note(epoch: int, loss: float, accuracy: float) -> None:
+        with log.open("a") as file:
+            file.write(json.dumps({"epoch": epoch, "loss": loss, "accuracy": accuracy}) + "\n")
+
+    state, history = run(
+        job.network.model_copy(update={"preprocessing": preprocessing}),
+        np.stack(images),
+        np.asarray(labels, dtype=np.int64),
+        epochs=step.epochs,
+        batch=step.batch,
+        learning_rate=step.learning_rate,
+        seed=step.seed,
+        on_epoch=note,
+    )
+    save_state(state, weights)
+    return state_sha256(state), history

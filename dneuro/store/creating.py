@@ -1,0 +1,135 @@
+"""Making the hierarchy, and growing it, so that it is never seen half made."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+import zarr.codecs
+from numpy.typing import NDArray
+
+from dneuro.errors import StoreError
+from dneuro.store.layout import REGISTRY, ArrayPlan
+
+CODEC = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a dneuro store at `path`.
+
+    Raises
+    ------
+    StoreError
+        If something else is there.
+    """
+    if not path.exists():
+        return False
+    if (path / "zarr.json").is_file():
+        attrs = dict(zarr.open_group(path, mode="r").attrs)
+        if "dneuro" in attrs:
+            return True
+    raise StoreError(
+        f"{path} exists and is not a store made by dneuro; it is left as it is", hint="give another path as store:"
+    )
+
+
+def create(path: Path, coords: xr.Dataset, arrays: Iterable[ArrayPlan], attrs: Mapping[str, Any]) -> None:
+    """Create a store with its coordinates and its arrays, all at once.
+
+    Parameters
+    ----------
+    path : Path
+        Where; must not exist.
+    coords : Dataset
+        The coordinates of the root.
+    arrays : iterable of ArrayPlan
+        Arrays of the root and of its groups, created empty.
+    attrs : mapping
+        Provenance, JSON-able; becomes ``attrs["dneuro"]``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        write_dataset(temporary, "", coords.assign_attrs(dneuro=dict(attrs)))
+        group = zarr.open_group(temporary, mode="r+")
+        group.require_group("layers")
+        group.require_group("results")
+        create_arrays(group, arrays)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def add_group(path: Path, name: str, coords: xr.Dataset, arrays: Iterable[ArrayPlan]) -> None:
+    """Add a group with its coordinates and empty arrays, all at once; an older one of this name is replaced."""
+    arrays = list(arrays)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        write_dataset(temporary, name, coords)
+        create_arrays(zarr.open_group(temporary, mode="r+"), arrays)
+        target = path / name
+        zarr.open_group(path, mode="r+").require_group(name.rpartition("/")[0])
+        if target.exists():
+            shutil.rmtree(target)
+        (temporary / name).rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def create_arrays(group: zarr.Group, arrays: Iterable[ArrayPlan]) -> None:
+    """Create empty arrays below `group`, each with its dims, unit and meaning."""
+    for plan in arrays:
+        meaning = REGISTRY[plan.name]
+        group.require_group(plan.group) if plan.group else None
+        group.create_array(
+            plan.path,
+            shape=plan.shape,
+            chunks=plan.chunks,
+            dtype=plan.dtype,
+            dimension_names=plan.dims,
+            compressors=CODEC,
+            fill_value=False if plan.dtype == "bool" else 0,
+            attributes={"units": meaning.unit, "long_name": meaning.text},
+        )
+
+
+def write_dataset(path: Path, group: str, dataset: xr.Dataset) -> None:
+    """Write a small dataset as a group; text becomes variable-length UTF-8, which Zarr v3 specifies."""
+    renewed = dataset.copy()
+    for name, variable in renewed.variables.items():
+        if variable.dtype.kind in "UO":
+            text = np.asarray(variable.values, dtype=np.dtypes.StringDType())
+            renewed[name] = (variable.dims, text, variable.attrs)
+    renewed.to_zarr(path, group=group or None, mode="a" if path.exists() else "w", zarr_format=3, consolidated=False)
+
+
+def root_coords(filenames: NDArray[Any], labels: NDArray[np.int64], class_names: Iterable[str]) -> xr.Dataset:
+    """Return the coordinates of the root."""
+    names = list(class_names)
+    coords: dict[str, Any] = {
+        "image": np.arange(len(filenames)),
+        "filename": ("image", np.asarray(filenames)),
+        "label": ("image", labels),
+    }
+    if names:
+        coords["class"] = np.asarray(names, dtype=object)
+    described = xr.Dataset(coords=coords)
+    for name in coords:
+        described[name].attrs = {"long_name": REGISTRY[name].text}
+    return described
+
+
+def add_variables(path: Path, group: str, dataset: xr.Dataset) -> None:
+    """Write variables into a group that exists; older ones of these names are replaced."""
+    target = zarr.open_group(path / group, mode="r+")
+    for name in map(str, dataset.variables):
+        if name in target:
+            del target[name]
+    kept = dataset.drop_attrs().assign_attrs(target.attrs.asdict())  # writing replaces the group's attributes
+    kept.to_zarr(path, group=group, mode="a", zarr_format=3, consolidated=False)

@@ -1,0 +1,123 @@
+"""Opening a store: layers as labelled, dask-backed arrays, results as datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from dneuro.errors import StoreError, suggest
+
+ACTIVATIONS = ("activation", "activation_max", "activation_mean")
+PLACES = ("activation_y", "activation_x")
+
+
+class Store(Mapping[str, xr.DataArray]):
+    """A store that was opened for reading: a mapping of layer names to arrays.
+
+    Parameters
+    ----------
+    path : str or Path
+        A store made by dneuro.
+
+    Notes
+    -----
+    ``store[layer]`` is the activation as a dask-backed DataArray (image, channel[, y, x]) with the coordinates
+    image, filename, label, where the network classifies prediction and correct, and status where some image is
+    masked. A layer of which maxima or means were kept gives those (image, channel), with the positions as
+    coordinates. A layer of which only statistics were kept has no array: see `statistics`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not (self.path / "zarr.json").is_file():
+            raise StoreError(
+                f"there is no store at {self.path}", hint="dneuro run JOB makes one; dn.extract(…, out=…) too"
+            )
+        self.tree: xr.DataTree = xr.open_datatree(self.path, engine="zarr", chunks={}, consolidated=False)
+        """All of it, as `xarray.open_datatree` opens it."""
+        if "dneuro" not in self.tree.attrs:
+            raise StoreError(f"{self.path} is a Zarr group, but not a store made by dneuro")
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Provenance: network, weights, preprocessing, images, versions, fingerprints."""
+        return dict(self.tree.attrs["dneuro"])
+
+    @property
+    def images(self) -> xr.Dataset:
+        """What is known of each image: filename, label, status, prediction, correct."""
+        return self.tree.to_dataset()
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of all layers, also of those without activations."""
+        return list(self.tree["layers"].children) if "layers" in self.tree.children else []
+
+    @property
+    def results(self) -> dict[str, dict[str, xr.Dataset]]:
+        """Results of analyses, by step and layer."""
+        if "results" not in self.tree.children:
+            return {}
+        return {
+            step: {layer: node.to_dataset(inherit=False) for layer, node in group.children.items()}
+            for step, group in self.tree["results"].children.items()
+        }
+
+    def statistics(self, layer: str) -> xr.Dataset:
+        """Return the statistics that were taken of a layer while it was extracted."""
+        dataset = self._layer(layer)
+        return dataset.drop_vars([v for v in dataset.variables if "image" in dataset[v].dims])
+
+    def __getitem__(self, layer: str) -> xr.DataArray:
+        dataset = self._layer(layer)
+        name = next((name for name in ACTIVATIONS if name in dataset), None)
+        if name is None:
+            raise StoreError(
+                f"of layer {layer!r} only statistics were kept, no activations",
+                hint=f"store.statistics({layer!r}), or extract again with keep: full",
+            )
+        array: xr.DataArray = dataset[name].assign_attrs(dataset.attrs)
+        root = self.images
+        attached = ["filename", "label", "prediction", "correct"]
+        if bool((root["status"] != 0).any()):
+            attached.append("status")
+        coords: dict[str, Any] = {v: ("image", root[v].values) for v in attached if v in root.variables}
+        if name == "activation_max":
+            coords |= {v: (dataset[v].dims, dataset[v].data) for v in PLACES if v in dataset}
+        array = array.assign_coords({"image": root["image"].values, **coords})
+        if "class" in root:
+            array.attrs["class_names"] = [str(c) for c in root["class"].values]
+        return array
+
+    def _layer(self, layer: str) -> xr.Dataset:
+        if layer not in self.layers:
+            raise StoreError(f"{self.path} has no layer {layer!r}", hint=suggest(layer, self.layers))
+        return self.tree["layers"].children[layer].to_dataset(inherit=False)
+
+    def __iter__(self) -> Iterator[str]:
+        return (layer for layer in self.layers if any(a in self._layer(layer) for a in ACTIVATIONS))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __repr__(self) -> str:
+        lines = [f"<dneuro store {self.path}: {self.images.sizes['image']} images>"]
+        for layer in self.layers:
+            attrs = self._layer(layer).attrs
+            lines.append(f"  {layer:24} {'×'.join(map(str, attrs.get('shape', ())))}, {attrs.get('keep', '')}")
+        lines += [f"  results: {step} ({', '.join(found)})" for step, found in self.results.items()]
+        return "\n".join(lines)
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store; see `Store`. Reads metadata only.
+
+    Raises
+    ------
+    StoreError
+        If there is none at `path`.
+    """
+    return Store(path)

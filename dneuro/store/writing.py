@@ -1,0 +1,72 @@
+"""Writing a unit's chunks and proving that they arrived."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from dneuro.errors import StoreError
+from dneuro.store.layout import ArrayPlan
+
+
+class RowWriter:
+    """Collects the rows of one array within one unit and writes them chunk row by chunk row.
+
+    Parameters
+    ----------
+    store : Path
+        The store.
+    plan : ArrayPlan
+        The array.
+    start, stop : int
+        Images of the unit; `start` lies on a chunk border.
+
+    Notes
+    -----
+    Each chunk row is read back after it was written. `checksum` is the CRC-32 over the whole unit's rows.
+    """
+
+    def __init__(self, store: Path, plan: ArrayPlan, start: int, stop: int) -> None:
+        array = zarr.open_array(store, path=plan.path, mode="r+")
+        self._array = array
+        self._plan = plan
+        self._next, self._stop = start, stop
+        self._buffer = np.empty((min(plan.chunks[0], stop - start), *plan.shape[1:]), dtype=plan.dtype)
+        self._filled = 0
+        self.checksum = 0
+
+    def add(self, rows: NDArray[Any]) -> None:
+        """Take the next rows (images, …) of the unit."""
+        while len(rows):
+            count = min(len(rows), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + count] = rows[:count]
+            self._filled += count
+            rows = rows[count:]
+            if self._filled == min(len(self._buffer), self._stop - self._next):
+                self._flush()
+
+    def finish(self) -> int:
+        """Return the checksum, once all rows of the unit have been written."""
+        if self._next != self._stop:
+            raise StoreError(f"{self._plan.path}: {self._stop - self._next} rows of the unit are missing")
+        return self.checksum
+
+    def _flush(self) -> None:
+        part = self._buffer[: self._filled]
+        region = slice(self._next, self._next + self._filled)
+        self._array[region] = part
+        back = np.ascontiguousarray(self._array[region])
+        if back.tobytes() != np.ascontiguousarray(part).tobytes():
+            raise StoreError(
+                f"{self._plan.path}, images {region.start} to {region.stop - 1}: what was read back is not what was "
+                "written",
+                hint="check the disk or file system under the store",
+            )
+        self.checksum = zlib.crc32(back.data.cast("B"), self.checksum)
+        self._next += self._filled
+        self._filled = 0
