@@ -64,6 +64,7 @@ def test_event__is_a_json_line() -> None:
         "kind": "note",
         "step": "svd",
         "message": "half way",
+        "parent": "",
         "done": 0,
         "total": 0,
         "what": "",

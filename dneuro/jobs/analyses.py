@@ -161,7 +161,8 @@ def answer(study: Study, question: Question, executor: Executor) -> bool:
     except DneuroError as error:
         error.message = f"step {step.id}, layer {layer}: {error.message}"
         raise
-    attrs = {"step": step.id, "seconds": round(time.perf_counter() - began, 3)}
+    order = 1000 * [s.id for s in study.job.steps].index(step.id) + list(study.layers).index(layer)
+    attrs = {"step": step.id, "order": order, "seconds": round(time.perf_counter() - began, 3)}
     results.write(study.store, step.id, layer, _all_images(result, store), wanted, attrs)
     return True
 

@@ -14,7 +14,6 @@ import zarr
 
 from dneuro import events
 from dneuro.errors import FingerprintError
-from dneuro.extract.plan import picture_shape
 from dneuro.jobs.study import Study
 from dneuro.store.creating import add_group, create, exists, root_coords
 from dneuro.store.files import sweep
@@ -84,6 +83,7 @@ def _layer_coords(study: Study, plan: LayerPlan) -> xr.Dataset:
     coords = root_coords(manifest.names, manifest.labels, []) if plan.keep != "stats" else xr.Dataset()
     return coords.assign_attrs(
         layer=plan.name,
+        order=list(study.layers).index(plan.name),
         kind=layer.kind,
         keep=plan.keep,
         dtype=plan.dtype,
@@ -100,14 +100,15 @@ def _provenance(study: Study) -> dict[str, Any]:
     return {
         "job": job.name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "network": {**job.network.model_dump(mode="json", exclude={"preprocessing"}), "notes": study.notes},
+        "network": job.network.name,
+        "weights": job.network.weights if job.train is None else "trained by the job",
+        "notes": study.notes,
         "weights_sha256": study.weights_sha256,
         "trained": None if job.train is None else job.train.model_dump(mode="json", exclude={"name"}),
         "preprocessing": study.preprocessing.model_dump(mode="json"),
         "input_shape": list(study.input_shape),
         "images": {**job.images.model_dump(mode="json"), "count": len(manifest), "classes": len(study.class_names),
                    "fingerprint": manifest.fingerprint()},
-        "picture_shape": list(picture_shape(study.input_shape)),
         "identity": study.identity,
         "fingerprint": study.fingerprints["images"],
         "versions": {"python": platform.python_version(), **{name: version(name) for name in VERSIONS}},

@@ -37,9 +37,13 @@ class Store(Mapping[str, xr.DataArray]):
                 f"there is no store at {self.path}", hint="dneuro run JOB makes one; dn.extract(…, out=…) too"
             )
         self.tree: xr.DataTree = xr.open_datatree(self.path, engine="zarr", chunks={}, consolidated=False)
-        """All of it, as `xarray.open_datatree` opens it."""
+        """All of it, as `xarray.open_datatree` opens it, layers and results in the order of network and job."""
         if "dneuro" not in self.tree.attrs:
             raise StoreError(f"{self.path} is a Zarr group, but not a store made by dneuro")
+        results = self.tree.children.get("results")
+        for branch in (self.tree.children.get("layers"), results, *_children(results)):
+            if branch is not None:
+                branch.children = dict(sorted(branch.children.items(), key=lambda item: _order(item[1])))
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -62,7 +66,7 @@ class Store(Mapping[str, xr.DataArray]):
         if "results" not in self.tree.children:
             return {}
         return {
-            step: {layer: node.to_dataset(inherit=False) for layer, node in group.children.items()}
+            step: {layer: _with_own_coords(node) for layer, node in group.children.items()}
             for step, group in self.tree["results"].children.items()
         }
 
@@ -110,6 +114,23 @@ class Store(Mapping[str, xr.DataArray]):
             lines.append(f"  {layer:24} {'×'.join(map(str, attrs.get('shape', ())))}, {attrs.get('keep', '')}")
         lines += [f"  results: {step} ({', '.join(found)})" for step, found in self.results.items()]
         return "\n".join(lines)
+
+
+def _children(node: xr.DataTree | None) -> list[xr.DataTree]:
+    return [] if node is None else list(node.children.values())
+
+
+def _order(node: xr.DataTree) -> int:
+    """Return where a layer or result belongs; a step belongs where its first result does."""
+    own = node.attrs.get("order")
+    return int(own) if own is not None else min(map(_order, node.children.values()), default=0)
+
+
+def _with_own_coords(node: xr.DataTree) -> xr.Dataset:
+    """Return a dataset with those of the root's coordinates that its dims have."""
+    dataset = node.to_dataset(inherit=True)
+    used = {dim for variable in dataset.data_vars.values() for dim in variable.dims}
+    return dataset.drop_vars([name for name in dataset.coords if not set(dataset[name].dims) <= used])
 
 
 def open_store(path: str | Path) -> Store:
