@@ -37,6 +37,7 @@ class _Quiet:
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._said: set[tuple[str, str]] = set()
 
     def __enter__(self) -> None:
         pass
@@ -49,6 +50,9 @@ class _Quiet:
             self.line(event)
 
     def line(self, event: events.Event) -> None:
+        if (event.step, event.message) in self._said:  # once is enough, though every layer has cause to say it
+            return
+        self._said.add((event.step, event.message))
         where = f"{event.step}: " if event.step else ""
         style = "yellow" if event.kind in ("warning", "failed") else "dim"
         self.console.print(f"{where}{event.message}", style=style, markup=False, highlight=False)

@@ -142,6 +142,13 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     network = load(on_cpu, partial_for=wanted)
     input_shape = _input_shape(source, network.preprocessing, network.input_shape)
     found = layers(on_cpu, input_shape)
+    for name in wanted:
+        if len(found[name].shape) not in (1, 3):
+            raise NetworkError(
+                f"layer {name} ({found[name].kind}) gives {found[name].shape} per image; a layer that can be stored is "
+                "(channel,) or (channel, y, x)",
+                hint="another layer of the same block; `dneuro layers " + job.network.name + "` lists their shapes",
+            )
     labels = manifest.labels
     names = list(manifest.class_names) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
     if job.train is not None:

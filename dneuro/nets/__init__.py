@@ -1,0 +1,1 @@
+"""Networks: their names, layers, weights, and what they compute. The island that knows torch."""

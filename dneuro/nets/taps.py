@@ -1,0 +1,169 @@
+"""Taps: the outputs of chosen layers, all in one forward pass that goes no further than it must."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from dneuro.errors import NetworkError
+from dneuro.nets.calls import LayerNames
+
+
+class _Stop(Exception):  # noqa: N818 - not an error: every wanted layer has been seen
+    pass
+
+
+class _Pass(threading.local):
+    """What the forward pass of the current thread has seen; `batch` is None where there is none."""
+
+    def __init__(self) -> None:
+        self.batch: int | None = None
+        self.calls: Counter[str] = Counter()
+        self.outputs: dict[str, Tensor] = {}
+
+
+class Tap:
+    """Yields the outputs of layers, made by `tap`; close it, or use it in a ``with`` block, to take it off.
+
+    Several threads may call one Tap at the same time, and a network may have several Taps.
+    """
+
+    def __init__(self, module: nn.Module, names: Iterable[str], *, to_end: bool = False) -> None:
+        layer_names = LayerNames(module)
+        self._module = module
+        self._names = tuple(dict.fromkeys(names))
+        self._to_end = to_end
+        self._pass = _Pass()
+        self._wanted = {layer_names.find(name): name for name in self._names}
+        if to_end:
+            _refuse_partial(module)
+        leaves = {leaf for leaf, _ in self._wanted}
+        self._handles = [self._watch(leaf, layer_names.leaves[leaf]) for leaf in sorted(leaves)]
+
+    def __call__(self, batch: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Run the network on `batch`.
+
+        Parameters
+        ----------
+        batch : Tensor
+            Images (batch, channel, y, x); moved to the network's device.
+
+        Returns
+        -------
+        outputs : dict
+            Layer name to a copy of its output (batch, …), in the order in which the layers were named.
+        last : Tensor or None
+            The network's own output where it ran `to_end`.
+
+        Raises
+        ------
+        NetworkError
+            If a layer is not reached, or its output is not one tensor with a row per image.
+        """
+        if not self._handles and self._wanted:
+            raise NetworkError("this tap is closed", hint="make a new one with tap(module, names)")
+        seen = self._pass
+        seen.batch, seen.calls, seen.outputs = len(batch), Counter(), {}
+        last = None
+        try:
+            with torch.inference_mode():
+                last = self._module(batch.to(device=_device(self._module)))
+        except _Stop:
+            pass
+        finally:
+            outputs = seen.outputs
+            seen.batch, seen.outputs = None, {}
+        for name in self._names:
+            if name not in outputs:
+                raise NetworkError(
+                    f"layer {name!r} was not called in a forward pass of the network",
+                    hint="`dneuro layers <network>` lists those that are",
+                )
+        if self._to_end:
+            _check_output("the network", last, len(batch))
+        return {name: outputs[name] for name in self._names}, last if self._to_end else None
+
+    def close(self) -> None:
+        """Take the hooks off the network."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def __enter__(self) -> Tap:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _watch(self, leaf: str, part: nn.Module) -> torch.utils.hooks.RemovableHandle:
+        def hook(_part: nn.Module, _args: object, output: object) -> None:
+            seen = self._pass
+            if seen.batch is None:  # somebody else's forward pass
+                return
+            name = self._wanted.get((leaf, seen.calls[leaf]))
+            seen.calls[leaf] += 1
+            if name is None:
+                return
+            # A copy: the next layer may work in place, as AlexNet's ReLU does on what features.0 yields.
+            seen.outputs[name] = _check_output(f"layer {name!r}", output, seen.batch).clone()
+            if len(seen.outputs) == len(self._wanted) and not self._to_end:
+                raise _Stop
+
+        return part.register_forward_hook(hook)
+
+
+def tap(module: nn.Module, names: Iterable[str], *, to_end: bool = False) -> Tap:
+    """Return a callable that runs the network and yields the outputs of some of its layers.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The network, in eval mode.
+    names : iterable of str
+        Layers, as `dneuro.nets.describe.layers` names them.
+    to_end : bool
+        Run to the end and yield the network's output too; otherwise stop after the last of the layers.
+
+    Raises
+    ------
+    NetworkError
+        If the network has no such layer, or is to run to its end but has not all of its weights.
+
+    Examples
+    --------
+    >>> from dneuro.nets.convnet import ConvNet
+    >>> with tap(ConvNet().eval(), ["relu2", "conv1"]) as tapped:
+    ...     outputs, last = tapped(torch.zeros(4, 1, 28, 28))
+    >>> {name: tuple(output.shape) for name, output in outputs.items()}, last
+    ({'relu2': (4, 20, 4, 4), 'conv1': (4, 10, 24, 24)}, None)
+    """
+    return Tap(module, names, to_end=to_end)
+
+
+def _check_output(what: str, output: object, batch: int) -> Tensor:
+    if not isinstance(output, Tensor):
+        raise NetworkError(f"{what} yields a {type(output).__name__}, not one tensor")
+    if output.ndim < 2 or len(output) != batch:
+        shape = tuple(output.shape)
+        raise NetworkError(f"{what} yields shape {shape}, not one row for each of {batch} images")
+    return output
+
+
+def _refuse_partial(module: nn.Module) -> None:
+    empty = [name for name, tensor in module.named_parameters() if tensor.is_meta]
+    if empty:
+        raise NetworkError(
+            f"the network cannot run to its end: there are no weights for {empty[0]}",
+            hint="store no predictions (`predictions: false`), or give all of the weights",
+        )
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    return next((tensor.device for tensor in module.parameters() if not tensor.is_meta), None)
