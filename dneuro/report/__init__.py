@@ -1,0 +1,1 @@
+"""Pages and figures of what a store holds, as a static folder that opens offline."""

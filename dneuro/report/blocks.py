@@ -1,0 +1,156 @@
+"""What a page is made of: tiles in rows, figures, facts, each block under one heading with one caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import xarray as xr
+from matplotlib.figure import Figure
+
+from dneuro.report.canvas import save
+from dneuro.report.contents import Contents, Images, Layer, Result, file_names
+from dneuro.report.grids import TILE, Box, Gallery, Picture
+from dneuro.report.words import NOTHING, counted, number, setting
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A term and what is to be said of it; `title` holds the long form."""
+
+    term: str
+    value: str
+    title: str | None = None
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture of a grid with the words below it."""
+
+    alt: str
+    label: str
+    value: str | None
+    picture: Picture | None
+    wrong: bool = False
+    """Whether the network took the image for another class."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A neuron or a component with its pictures at either end."""
+
+    heading: str
+    note: str
+    top: list[Tile]
+    bottom: list[Tile]
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A figure with its caption."""
+
+    src: str
+    width: int
+    height: int
+    alt: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one result says, under a heading of its own."""
+
+    title: str
+    plates: list[Plate] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    paired: bool = False
+    """Whether both ends of a row count alike (components), or the lowest are an aside (neurons)."""
+    caption: str | None = None
+    """Caption of the rows."""
+    variables: list[Fact] = field(default_factory=list)
+    """Contents of a result that has no figure of its own."""
+    facts: list[Fact] = field(default_factory=list)
+    """How it was computed."""
+
+
+@dataclass(frozen=True)
+class Studio:
+    """What the sections need to make pictures and figures of a report."""
+
+    folder: Path
+    contents: Contents
+    gallery: Gallery
+    neurons: int
+    shown: int
+    _names: set[str] = field(default_factory=set)
+
+    @property
+    def images(self) -> Images:
+        """The images of the store."""
+        return self.contents.images
+
+    def plate(self, figure: Figure, result: Result, kind: str, alt: str, caption: str) -> Plate:
+        """Write a figure beside the pages."""
+        stem = "-".join(file_names([result.layer, result.step, kind]))
+        name, again = f"figures/{stem}.png", 1
+        while name in self._names:
+            again += 1
+            name = f"figures/{stem}-{again}.png"
+        self._names.add(name)
+        (self.folder / "figures").mkdir(exist_ok=True)
+        width, height = save(figure, self.folder / name)
+        return Plate(name, width, height, alt, caption)
+
+    def tile(
+        self, image: int, value: float | None, *, layer: Layer | None = None, box: Box | None = None,
+        longest: int = TILE,
+    ) -> Tile:  # fmt: skip
+        """Return an image of a grid; −1 is no image."""
+        if not 0 <= image < self.images.count:
+            return Tile("no image", "no image", None, None)
+        known, filename = self.images.label(image), self.images.filename(image)
+        label = self.images.class_name(known) if known >= 0 else (filename or f"image {image}").split("/")[-1]
+        words = [f"image {image}", *([f"class {label}"] if known >= 0 else []), *([filename] if filename else [])]
+        if value is not None:
+            words.append(f"value {number(value)}")
+        picture = self.gallery.get(
+            image, box, longest=longest, input_size=layer.input_size if layer is not None else None
+        )
+        return Tile(", ".join(words), label, None if value is None else number(value, pad=True), picture)
+
+
+def heading(result: Result) -> str:
+    """Return the title of a result's block: the step, or that extraction recorded it."""
+    return "Recorded during extraction" if result.recorded else f"Step {result.step}"
+
+
+def facts(result: Result) -> list[Fact]:
+    """Return how a result was computed: its parameters, time, plan and fingerprint."""
+    attrs = result.data.attrs
+    found = [Fact("Step", result.step), Fact("Analysis", result.analysis)]
+    found += [Fact(f"Parameter {key}", setting(value)) for key, value in result.parameters.items()]
+    known = ("step", "layer", "analysis", "parameters")
+    for key, value in attrs.items():
+        if key not in known:
+            text = setting(value)
+            found.append(Fact(str(key).replace("_", " ").capitalize(), text if text else NOTHING))
+    return found
+
+
+def variables(data: xr.Dataset) -> list[Fact]:
+    """Return name, dims, lengths and dtype of each variable."""
+    found = []
+    for name, array in data.variables.items():
+        dims = ", ".join(f"{dim} {length:,}" for dim, length in array.sizes.items())
+        found.append(Fact(str(name), f"({dims}) {array.dtype}"))
+    return found
+
+
+def features(dims: Sequence[str], sizes: Sequence[int]) -> tuple[str, str]:
+    """Return what the features are, ``channel`` or ``neuron``, and how many, in words."""
+    what = "channel" if tuple(dims) == ("channel",) else "neuron"
+    count = 1
+    for size in sizes:
+        count *= int(size)
+    return what, counted(count, what)

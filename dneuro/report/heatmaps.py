@@ -1,0 +1,141 @@
+"""Heat maps: neuron × class and neuron × neuron, of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from dneuro.report.canvas import INK, MISSING, canvas, label
+
+MOST_NAMED = 36
+"""Rows of a heat map that have room for names of their own."""
+_MOST_CELLS = 1200  # along a side, so that each is about a pixel of the file
+
+Values = NDArray[np.float32]
+
+
+def cooccurrence(counts: Values, rows: Sequence[str] | None, classes: Sequence[str], what: str) -> Figure:
+    """Draw the neuron × class map of counts.
+
+    Parameters
+    ----------
+    counts : ndarray (neurons, classes)
+        Top images of each class, neurons already in the order shown.
+    rows : sequence of str, optional
+        Names of the neurons in that order; none counts them.
+    classes : sequence of str
+        Names of the classes.
+    what : str
+        What a row is: ``channel`` or ``neuron``.
+    """
+    height = float(np.clip(0.16 * len(counts) + 1.4, 3.0, 6.4))
+    width = float(np.clip(0.3 * len(classes) + 3.0, 5.6, 9.6))
+    figure, ax = canvas(width, height)
+    _heat(figure, ax, counts, "GnBu", "top images", counts=True)
+    _name_ticks(ax, rows, classes)
+    label(ax, "class", f"{what}, ordered by dominating class")
+    return figure
+
+
+def similarity(values: Values, names: Sequence[str], metric: str, what: str) -> Figure:
+    """Draw the similarity of every two features; pearson about 0 from −1 to 1, others from 0; NaN is grey.
+
+    Parameters
+    ----------
+    values : ndarray (features, features)
+        The measure, NaN where it is not defined.
+    names : sequence of str
+        Names of the features.
+    metric : str
+        ``pearson`` or another measure.
+    what : str
+        What a feature is.
+    """
+    figure, ax = canvas(5.6, 4.7)
+    figure.set_layout_engine("compressed")  # constrained layout cuts labels off where the aspect is fixed
+    if metric == "pearson":
+        _heat(figure, ax, values, "RdBu_r", "Pearson correlation", limits=(-1.0, 1.0), square=True)
+    else:
+        _heat(figure, ax, values, "viridis_r", f"{metric.capitalize()} distance", square=True)
+    _name_ticks(ax, names, names)
+    label(ax, what, what)
+    return figure
+
+
+def block(count: int) -> int:
+    """Return how many neighbouring rows (or columns) of `count` one cell of a heat map averages."""
+    return -(-count // _MOST_CELLS) or 1
+
+
+def _heat(
+    figure: Figure, ax: Axes, values: Values, colours: str, name: str,
+    *, limits: tuple[float, float] | None = None, square: bool = False, counts: bool = False,
+) -> None:  # fmt: skip
+    if not values.size:
+        values = np.full((1, 1), np.nan, dtype=np.float32)
+    rows, columns = values.shape
+    cells = np.ma.masked_invalid(_averaged(values))
+    low, high = limits if limits is not None else (0.0, float(cells.max()) if cells.count() else 1.0)
+    shown = ax.imshow(
+        cells, cmap=mpl.colormaps[colours].with_extremes(bad=MISSING), vmin=low, vmax=high or 1.0,
+        aspect="equal" if square else "auto", interpolation="nearest",
+        extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
+    )  # fmt: skip
+    ax.grid(visible=False)
+    bar = figure.colorbar(shown, ax=ax, fraction=0.05, aspect=20 if square else 40, pad=0.02)
+    if counts:
+        bar.locator = MaxNLocator(integer=True)
+    bar.set_label(name, color=INK, fontsize=9.5)
+    bar.ax.tick_params(colors=INK, labelsize=8.5, length=3)
+    bar.outline.set_visible(False)
+
+
+def _averaged(values: Values) -> Values:
+    """Return the means of blocks so large that no side has more cells than can be seen, NaN left out."""
+    starts = [np.arange(0, length, block(length)) for length in values.shape]
+    if all(len(s) == length for s, length in zip(starts, values.shape, strict=True)):
+        return values
+    known = np.isfinite(values)
+    sums, counts = np.where(known, values, 0), known.astype(np.int32)
+    for axis, first in enumerate(starts):
+        sums, counts = np.add.reduceat(sums, first, axis=axis), np.add.reduceat(counts, first, axis=axis)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
+
+
+def _name_ticks(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str]) -> None:
+    """Name every row and column where there is room, else some of them; rows None: by position."""
+    wide = max((len(name) for name in columns), default=0) > 3
+    for axis, names, rotation in ((ax.yaxis, rows, 0), (ax.xaxis, columns, 90 if wide else 0)):
+        if names is None:
+            axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+            continue
+        step = _round_step(len(names), MOST_NAMED if rotation or axis is ax.yaxis else MOST_NAMED // 2)
+        ticks = list(range(0, len(names), step))
+        axis.set_ticks(ticks, labels=[_brief(names[tick]) for tick in ticks], fontsize=7.5, rotation=rotation)
+
+
+def _round_step(count: int, most: int) -> int:
+    """Return the least of 1, 2, 5, 10, 20, … that leaves at most `most` of `count`."""
+    steps = (digit * 10**power for power in range(18) for digit in (1, 2, 5))
+    return next(int(step) for step in steps if count <= most * step)
+
+
+def _brief(name: str) -> str:
+    """Shorten a name that may contain anything, and put a square for what the font cannot draw."""
+    drawable = _drawable()
+    name = "".join(letter if ord(letter) in drawable else "□" for letter in " ".join(name.split()))
+    # A dollar sign would start mathematics.
+    return (name if len(name) <= 22 else name[:21] + "…").replace("$", r"\$")
+
+
+@cache
+def _drawable() -> frozenset[int]:
+    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

@@ -1,0 +1,70 @@
+"""The sections of a layer's page, one file per analysis.
+
+A new analysis adds a file with ``build(result, layer, studio) -> Block`` and a line in ``SECTIONS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from dneuro.report.blocks import Block, Studio
+from dneuro.report.contents import Layer, Result
+from dneuro.report.sections import cooccurrence, moments, other, similarity, svd, top_images
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One analysis: the heading of its section, the variables (any of them) it needs, what builds a block."""
+
+    analysis: str
+    title: str
+    needs: tuple[str, ...]
+    build: Callable[[Result, Layer, Studio], Block]
+
+    def fits(self, result: Result) -> bool:
+        """Whether the result is of this kind and has something to show."""
+        return result.analysis == self.analysis and any(name in result.data for name in self.needs)
+
+
+SECTIONS = (
+    Kind("moments", "Moments", ("variance",), moments.build),
+    Kind("top_images", "Top images", ("top_image",), top_images.build),
+    Kind("svd", "Singular value decomposition", ("singular_value",), svd.build),
+    Kind("cooccurrence", "Co-occurrence with classes", ("count",), cooccurrence.build),
+    Kind("similarity", "Similarity", similarity.METRICS, similarity.build),
+)
+"""In the order of the page."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading of a layer's page with its blocks."""
+
+    anchor: str
+    title: str
+    blocks: list[Block]
+
+
+def build(layer: Layer, studio: Studio) -> Iterable[Section]:
+    """Yield the sections that the layer has results for."""
+    left = list(_without_repeats(layer))
+    for kind in SECTIONS:
+        fitting = [result for result in left if kind.fits(result)]
+        if fitting:
+            left = [result for result in left if result not in fitting]
+            yield Section(kind.analysis, kind.title, [kind.build(result, layer, studio) for result in fitting])
+    if left:
+        yield Section("other", "Other results", [other.build(result) for result in left])
+
+
+def _without_repeats(layer: Layer) -> Iterable[Result]:
+    """Yield the results; what extraction recorded is left out where a step says exactly the same."""
+    for result in layer.results:
+        later = (r for r in layer.results if not r.recorded and r.analysis == result.analysis)
+        if not (result.recorded and any(_says(r, result) for r in later)):
+            yield result
+
+
+def _says(step: Result, recorded: Result) -> bool:
+    return all(name in step.data and step.data[name].equals(array) for name, array in recorded.data.items())
