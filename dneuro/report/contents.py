@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 _MOMENTS = ("count", "mean", "std", "variance", "min", "max", "fraction_active")
 _ENDS = ("top", "bottom")
+_SMALL = 8 * 2**20
 
 
 @dataclass(frozen=True)
@@ -186,14 +187,14 @@ class Contents:
 def read(tree: xr.DataTree, job: Mapping[str, Any] | None = None) -> Contents:
     """Sort a store for the pages; no large array is read.
 
-    Layers come in the order of the job, then of the store's attribute ``layers``; the rest in the order of
-    their names, with numbers taken as numbers. Steps come in the order of the job, then likewise.
+    Layers and steps come in the order of the job; without one, by their attribute ``order``; the rest in the
+    order of their names, with numbers taken as numbers.
     """
     described = tree.attrs.get("dneuro")
     attrs = dict(described) if isinstance(described, Mapping) else {}
     datasets = dict(_datasets(tree, "layers"))
     results = list(_results(tree, [_step_id(step) for step in _steps(job)]))
-    names = _ordered({*datasets, *(r.layer for r in results if r.layer)}, _layer_order(job, attrs))
+    names = _ordered({*datasets, *(r.layer for r in results if r.layer)}, _layer_order(job, datasets))
     layers = []
     for name, file in zip(names, file_names(names), strict=True):
         data = datasets.get(name, xr.Dataset())
@@ -225,21 +226,29 @@ def _datasets(tree: xr.DataTree, group: str) -> Iterable[tuple[str, xr.Dataset]]
     for node in root.subtree:
         if node is not root and (node.data_vars or node.attrs):
             path = node.path.removeprefix(root.path).strip("/")
-            yield str(node.attrs.get("layer", path)), node.to_dataset()
+            yield str(node.attrs.get("layer", path)), _with_small_parts_in_memory(node.to_dataset())
+
+
+def _with_small_parts_in_memory(dataset: xr.Dataset) -> xr.Dataset:
+    """Read what is small once, instead of at every look."""
+    for variable in dataset.variables.values():
+        if variable.nbytes <= _SMALL:
+            variable.load()
+    return dataset
 
 
 def _results(tree: xr.DataTree, order: list[str]) -> Iterable[Result]:
     if "results" not in tree.children:
         return
     steps = tree.children["results"].children
-    for step in _ordered(steps, order):
+    for step in _ordered(steps, order or _step_order(steps)):
         for node in steps[step].subtree:
             if node.data_vars or "analysis" in node.attrs:
                 path = node.path.removeprefix(steps[step].path).strip("/")
                 attrs = node.attrs
                 yield Result(
                     str(attrs.get("step", step)), str(attrs.get("layer", path)),
-                    str(attrs.get("analysis", step)), node.to_dataset(),
+                    str(attrs.get("analysis", step)), _with_small_parts_in_memory(node.to_dataset()),
                 )  # fmt: skip
 
 
@@ -272,14 +281,23 @@ def _step_id(step: Any) -> str:
     return str(said.get("name") or kind) if isinstance(said, Mapping) else str(step.get("name") or kind)
 
 
-def _layer_order(job: Mapping[str, Any] | None, attrs: Mapping[str, Any]) -> list[str]:
+def _layer_order(job: Mapping[str, Any] | None, datasets: Mapping[str, xr.Dataset]) -> list[str]:
     for step in _steps(job):
         said = step.get("extract", step) if isinstance(step, Mapping) else None
         layers = said.get("layers") if isinstance(said, Mapping) else None
         if isinstance(layers, Mapping | list | tuple):
             return [str(name) for name in layers]
-    layers = attrs.get("layers")
-    return [str(name) for name in layers] if isinstance(layers, Mapping | list | tuple) else []
+    placed = {name: int(data.attrs["order"]) for name, data in datasets.items() if "order" in data.attrs}
+    return sorted(placed, key=placed.__getitem__)
+
+
+def _step_order(steps: Mapping[str, xr.DataTree]) -> list[str]:
+    placed = {
+        name: min(int(found.attrs["order"]) for found in node.subtree if "order" in found.attrs)
+        for name, node in steps.items()
+        if any("order" in found.attrs for found in node.subtree)
+    }
+    return sorted(placed, key=placed.__getitem__)
 
 
 def _ordered(names: Iterable[str], order: list[str]) -> list[str]:

@@ -149,7 +149,6 @@ def make_root() -> xr.Dataset:
         "name": "study", "network": "dneuro:convnet", "weights": "weights.safetensors", "weights_sha256": "3f" * 32,
         "preprocessing": {"resize": 14, "mean": [0.5]}, "images": {"source": "folder", "root": "/data/set"},
         "versions": {"dneuro": "0.1.0"}, "store": "/scratch/a.zarr", "created": "2026-01-02", "fingerprint": "ab" * 32,
-        "layers": ["conv.10", "conv.9", "fc"],
     }  # fmt: skip
     return xr.Dataset(
         {
@@ -175,7 +174,8 @@ def make_parts() -> dict[str, xr.Dataset]:
         found[f"/layers/{layer}"] = xr.Dataset(
             _statistics(values, 8, side),
             attrs={
-                "layer": layer, "kind": "ReLU", "keep": "max", "input_size": [SIDE, SIDE],
+                "layer": layer, "order": ["conv.10", "conv.9", "fc"].index(layer),
+                "kind": "ReLU", "keep": "max", "input_size": [SIDE, SIDE],
                 "shape": [channels, *([side, side] if side else [])], "receptive_field": FIELD if side else None,
             },
         )  # fmt: skip

@@ -32,7 +32,8 @@ def test_read__orders_layers_by_the_store_then_by_the_job(parts):
 
 
 def test_read__otherwise_takes_numbers_in_names_as_numbers(parts):
-    parts["/"] = parts["/"].assign_attrs(dneuro={})
+    for part in parts.values():
+        part.attrs.pop("order", None)
     assert [layer.name for layer in read(xr.DataTree.from_dict(parts)).layers] == ["conv.9", "conv.10", "fc"]
 
 
