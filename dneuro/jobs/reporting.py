@@ -54,6 +54,7 @@ def report(
     from dneuro.report.write import write_report
 
     opened = open_store(store)
+    opened.tree.attrs["dneuro"] = {**opened.attrs, "store": str(store)}
     out = Path(out) if out is not None else report_folder(store)
     return write_report(
         opened.tree, out, pictures=_pictures(opened.path), job=job, neurons=neurons, images=images

@@ -20,6 +20,8 @@ _TERMS = {
     "preprocessing": "Preprocessing", "images": "Images", "store": "Store", "created": "Date", "date": "Date",
     "versions": "Versions", "fingerprint": "Fingerprint",
 }  # fmt: skip
+_REPEATED = {"identity"}
+"""What a store says for itself, and has said before under other names."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,8 @@ class LayerLine:
 
 def provenance(contents: Contents, job: Mapping[str, Any] | None) -> list[Fact]:
     """Return where the store comes from: what is known first, then whatever else the store says of itself."""
-    attrs = {**({"name": job["name"]} if job and "name" in job else {}), **contents.attrs}
+    attrs = {"job": job["name"], **contents.attrs} if job and "name" in job else dict(contents.attrs)
+    attrs = {key: value for key, value in attrs.items() if key not in _REPEATED and value not in (None, [], {})}
     facts = []
     for key in [*(key for key in _TERMS if key in attrs), *(key for key in attrs if key not in _TERMS)]:
         facts += [_provenance_fact(key, attrs[key])]
@@ -56,7 +59,10 @@ def _provenance_fact(key: str, value: Any) -> Fact:
     term = _TERMS.get(key, key.replace("_", " ").capitalize())
     if value is not None and (key.endswith("sha256") or key == "fingerprint"):
         return Fact(term, short(str(value)), str(value))
-    text = settings(value) if isinstance(value, Mapping) else setting(value)
+    if isinstance(value, Mapping):
+        said = {name: short(v) if "fingerprint" in name else v for name, v in value.items() if v is not None}
+        return Fact(term, settings(said) or NOTHING)
+    text = setting(value)
     return Fact(term, text or NOTHING)
 
 
