@@ -59,7 +59,7 @@ def build(layer: Layer, studio: Studio) -> Iterable[Section]:
 
 
 def _without_repeats(layer: Layer) -> Iterable[Result]:
-    """Yield the results; what extraction recorded is left out where a step says exactly the same."""
+    """Yield the results; what extraction recorded is left out where a step says the same, if with fewer ranks."""
     for result in layer.results:
         later = (r for r in layer.results if not r.recorded and r.analysis == result.analysis)
         if not (result.recorded and any(_says(r, result) for r in later)):
@@ -67,4 +67,8 @@ def _without_repeats(layer: Layer) -> Iterable[Result]:
 
 
 def _says(step: Result, recorded: Result) -> bool:
-    return all(name in step.data and step.data[name].equals(array) for name, array in recorded.data.items())
+    ranks = {"rank": slice(step.data.sizes.get("rank", 0))}
+    return all(
+        name in step.data and step.data[name].equals(array.isel(ranks, missing_dims="ignore"))
+        for name, array in recorded.data.items()
+    )
