@@ -48,7 +48,7 @@ class Section:
 
 def build(layer: Layer, studio: Studio) -> Iterable[Section]:
     """Yield the sections that the layer has results for."""
-    left = list(_without_repeats(layer))
+    left = list(_without_repeats(layer, studio.shown))
     for kind in SECTIONS:
         fitting = [result for result in left if kind.fits(result)]
         if fitting:
@@ -58,17 +58,18 @@ def build(layer: Layer, studio: Studio) -> Iterable[Section]:
         yield Section("other", "Other results", [other.build(result) for result in left])
 
 
-def _without_repeats(layer: Layer) -> Iterable[Result]:
-    """Yield the results; what extraction recorded is left out where a step says the same, if with fewer ranks."""
+def _without_repeats(layer: Layer, shown: int) -> Iterable[Result]:
+    """Yield the results; what extraction recorded is left out where a step shows the same."""
     for result in layer.results:
         later = (r for r in layer.results if not r.recorded and r.analysis == result.analysis)
-        if not (result.recorded and any(_says(r, result) for r in later)):
+        if not (result.recorded and any(_shows(r, result, shown) for r in later)):
             yield result
 
 
-def _says(step: Result, recorded: Result) -> bool:
-    ranks = {"rank": slice(step.data.sizes.get("rank", 0))}
+def _shows(step: Result, recorded: Result, shown: int) -> bool:
+    ranks = {"rank": slice(shown)}
     return all(
-        name in step.data and step.data[name].equals(array.isel(ranks, missing_dims="ignore"))
+        name in step.data
+        and step.data[name].isel(ranks, missing_dims="ignore").equals(array.isel(ranks, missing_dims="ignore"))
         for name, array in recorded.data.items()
     )

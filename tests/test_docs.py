@@ -1,0 +1,56 @@
+"""What the documents show is run, and prints what they say it prints."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+DOCUMENTS = [path for path in sorted(ROOT.rglob("*.md")) if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_readme__program_prints_what_is_shown(tmp_path: Path) -> None:
+    blocks = BLOCK.findall(README)
+    at = next(i for i, (language, _) in enumerate(blocks) if language == "python")
+    program, (kind, shown) = blocks[at][1], blocks[at + 1]
+    assert kind == "text", "the output follows the program"
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:dneuro", "-c", program],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == shown
+
+
+def test_readme__complete_program_stands_on_the_first_screen() -> None:
+    assert README[: README.index("```python")].count("\n") < 40
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_documents__links_and_pictures_exist(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), f"{path}: {target}"
+
+
+def test_documents__job_examples_are_jobs() -> None:
+    from dneuro.spec import parse_job
+
+    for path in ("README.md", "jobs/README.md"):
+        for language, text in BLOCK.findall((ROOT / path).read_text()):
+            if language == "yaml" and "steps" in yaml.safe_load(text):
+                assert parse_job(text, path).steps
+
+
+def test_makefile__commands_of_the_readme_are_there() -> None:
+    rules = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"\bmake (\w+)", README))
+    assert {"demo", "test"} <= named <= rules
