@@ -5,6 +5,7 @@ Every analysis comes with its plan: passes over the array, memory and size of th
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -65,8 +66,7 @@ def plan(analysis: str, x: xr.DataArray, **parameters: Any) -> Plan:
     if analysis not in PLANS:
         raise UsageError(f"unknown analysis {analysis!r}", hint=suggest(analysis, PLANS))
     try:
-        return PLANS[analysis](x, **parameters)
+        inspect.signature(PLANS[analysis]).bind(x, **parameters)
     except TypeError as error:
-        if "argument" not in str(error):
-            raise
         raise UsageError(f"{analysis}: {error}", hint=f"help(dn.{analysis})") from None
+    return PLANS[analysis](x, **parameters)

@@ -22,6 +22,8 @@ Pool = Literal["max", "mean"]
 
 POSITION = "activation_"
 """Coordinates ``activation_y`` and ``activation_x`` say where a stored maximum was found."""
+POSITION_LIMIT = 1 << 15
+"""More than either can be: two of them fit into an int32."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,25 @@ class Labels:
 
 @dataclass(frozen=True)
 class Prepare:
-    """The blocks of a task before the kernels see them: checked, and pooled where asked."""
+    """The blocks of a task before the kernels see them: checked, and pooled where asked.
+
+    Parameters
+    ----------
+    layer : str
+        Name of it, for errors.
+    how : {"max", "mean"} or None
+        How positions are pooled, if they are.
+    images : array (images,) of int64
+        The number of each row, for errors.
+    """
 
     layer: str
     how: Pool | None
+    images: NDArray[np.int64]
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return (values,) or (values, positions)."""
-        check_finite(blocks[0], origin, self.layer)
+        check_finite(blocks[0], {**origin, "image": self.images[origin["image"]]}, self.layer)
         return pool(blocks[0], self.how) if self.how is not None else blocks
 
 
@@ -76,8 +89,6 @@ class View:
         The features after pooling.
     rows : array (images,) of bool, or None
         Images that take part: those that could be read.
-    images : array (images,) of int64
-        The number of each row, as the array's own ``image`` coordinate gives it.
     prepare : Prepare
         What happens to each block first.
     """
@@ -85,13 +96,17 @@ class View:
     xs: tuple[xr.DataArray, ...]
     labels: Labels
     rows: NDArray[np.bool_] | None
-    images: NDArray[np.int64]
     prepare: Prepare
 
     @property
     def layer(self) -> str:
         """Name of the layer, as far as known."""
         return self.prepare.layer
+
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """The number of each row, as the array's own ``image`` coordinate gives it."""
+        return self.prepare.images
 
     @property
     def pooled(self) -> bool:
@@ -114,7 +129,7 @@ class View:
         return plan_pass(operation, self.xs, kernels, executor, pooled=self.pooled, **known)
 
 
-def view(x: xr.DataArray, *, per: Per, pool: Pool = "max") -> View:
+def view(x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False) -> View:
     """Return `x` as images × features.
 
     Parameters
@@ -125,73 +140,107 @@ def view(x: xr.DataArray, *, per: Per, pool: Pool = "max") -> View:
         One feature per channel (all positions made one by `pool`), or one per neuron.
     pool : {"max", "mean"}
         How all positions of a channel become one number.
+    places : bool
+        The position of every value is wanted too, where it is stored beside the values.
 
     Raises
     ------
     ArrayError
-        If `x` has no dim ``image``, no features, no images, or numbers that are not floating point.
+        If `x` has no dim ``image``, no features, no images, or numbers that are not floating point; if its positions
+        were pooled in another way before it was stored.
     """
+    check_labelled(x)
+    choose("per", per, ("channel", "neuron"))
+    choose("pool", pool, ("max", "mean"))
+    layer = str(x.attrs.get("layer", "" if x.name is None else x.name))
+    what = f"array {layer!r}" if layer else "the array"
+    _check(x, what)
+    x = x.transpose("image", ...)
+    xs: tuple[xr.DataArray, ...] = (x,)
+    how: Pool | None = None
+    positions: dict[str, int] = {}
+    if per == "channel" and x.ndim > 2:
+        x = _channel_second(x, what)
+        how, xs = pool, (x,)
+        positions = {str(dim): x.sizes[dim] for dim in x.dims[2:]} if pool == "max" else {}
+    elif per == "channel":
+        _check_pooled(x, pool, what)
+    if places and how is None and (stored := [str(c) for c in x.coords if str(c).startswith(POSITION)]):
+        positions = dict.fromkeys((name.removeprefix(POSITION) for name in stored), POSITION_LIMIT)
+        xs = (x, _flat_positions(x, stored))
+    dims = tuple(map(str, x.dims[1:]))[: 1 if how else None]
+    labels = Labels(
+        dims=dims,
+        sizes=tuple(x.sizes[dim] for dim in dims),
+        coords={dim: x.coords[dim].values for dim in dims if dim in x.coords},
+        positions=positions,
+    )
+    return View(xs, labels, _readable(x), Prepare(layer, how, _image_numbers(x)))
+
+
+def check_labelled(x: object) -> None:
+    """Refuse what is no labelled array."""
     if not isinstance(x, xr.DataArray):
         raise ArrayError(
             f"expected an xarray.DataArray with a dim 'image', got {type(x).__name__}",
             hint="xr.DataArray(array, dims=('image', 'channel'))",
         )
-    if per not in ("channel", "neuron"):
-        raise ArrayError(f"per={per!r} is unknown", hint=suggest(str(per), ("channel", "neuron")))
-    if pool not in ("max", "mean"):
-        raise ArrayError(f"pool={pool!r} is unknown", hint=suggest(str(pool), ("max", "mean")))
+
+
+def _check(x: xr.DataArray, what: str) -> None:
+    """Refuse an array that no analysis can use."""
     dims = tuple(map(str, x.dims))
-    layer = str(x.attrs.get("layer", "" if x.name is None else x.name))
-    what = f"array {layer!r}" if layer else "the array"
     if "image" not in dims:
         raise ArrayError(
             f"{what} has dims {dims}, none is named 'image'",
             hint=f"x.rename({{{(dims or ('…',))[0]!r}: 'image'}})",
         )
-    x = x.transpose("image", ...)
-    dims = tuple(map(str, x.dims))
+    if any(math.isnan(length) for length in x.shape):
+        raise ArrayError(
+            f"{what} has shape {x.shape}: a length is not known before something is computed",
+            hint="x.data.compute_chunk_sizes(), or select with a mask that is in memory",
+        )
     if len(dims) < 2 or 0 in x.shape:
         raise ArrayError(
             f"{what} has shape {dict(x.sizes)}; an analysis needs at least one image and one feature",
             hint="check the selection that made it",
         )
     if x.dtype.kind != "f":
+        raise ArrayError(f"{what} holds {x.dtype}, activations are floating point", hint="x.astype('float32')")
+
+
+def _channel_second(x: xr.DataArray, what: str) -> xr.DataArray:
+    """Return an array (image, channel, positions…)."""
+    if "channel" not in x.dims:
         raise ArrayError(
-            f"{what} holds {x.dtype}, activations are floating point", hint="x.astype('float32')"
+            f"{what} has dims {tuple(map(str, x.dims))}; per='channel' needs one named 'channel'",
+            hint="per='neuron', or x.rename(…)",
         )
-    rest = dims[1:]
-    how: Pool | None = None
-    positions: dict[str, int] = {}
-    xs: tuple[xr.DataArray, ...] = (x,)
-    if per == "channel" and len(rest) > 1:
-        if rest[0] != "channel" and "channel" in rest:
-            x = x.transpose("image", "channel", ...)
-            xs, rest = (x,), tuple(map(str, x.dims[1:]))
-        if rest[0] != "channel":
-            raise ArrayError(
-                f"{what} has dims {dims}; per='channel' needs one named 'channel'",
-                hint="per='neuron', or x.rename(…)",
-            )
-        how = pool
-        positions = {dim: x.sizes[dim] for dim in rest[1:]} if pool == "max" else {}
-        rest = rest[:1]
-        if x.chunks is not None and any(len(lengths) > 1 for lengths in x.chunks[2:]):
-            xs = (x.chunk(dict.fromkeys(x.dims[2:], -1)),)  # a maximum needs all positions of a channel
-    elif stored := [c for c in x.coords if str(c).startswith(POSITION)]:
-        positions = {str(c).removeprefix(POSITION): int(x.attrs["shape"][i + 1]) for i, c in enumerate(stored)}
-        where: xr.DataArray | None = None
-        for name, length in positions.items():
-            coord = x.coords[POSITION + name].reset_coords(drop=True).astype("int32")
-            where = coord if where is None else where * length + coord
-        assert where is not None
-        xs = (x, where)
-    labels = Labels(
-        dims=rest,
-        sizes=tuple(x.sizes[dim] for dim in rest),
-        coords={dim: x.coords[dim].values for dim in rest if dim in x.coords},
-        positions=positions,
-    )
-    return View(xs, labels, _readable(x), _image_numbers(x), Prepare(layer, how))
+    return x.transpose("image", "channel", ...)
+
+
+def _check_pooled(x: xr.DataArray, pool: Pool, what: str) -> None:
+    """Refuse an array of a layer with positions that were pooled in another way when it was stored."""
+    keep = x.attrs.get("keep")
+    if keep in ("max", "mean") and keep != pool and len(x.attrs.get("shape", ())) > 1:
+        raise ArrayError(
+            f"{what} holds the {keep} over positions; the {pool} cannot be had of it any more",
+            hint=f"pool={keep!r}, or extract the layer again with keep: full",
+        )
+
+
+def _flat_positions(x: xr.DataArray, stored: Sequence[str]) -> xr.DataArray:
+    """Return the stored position of each value as one number."""
+    number: xr.DataArray = x.coords[stored[0]].reset_coords(drop=True).astype("int32")
+    for name in stored[1:]:
+        number = number * POSITION_LIMIT + x.coords[name].reset_coords(drop=True).astype("int32")
+    return number
+
+
+def choose(what: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse a value that is none of the choices."""
+    if value not in choices:
+        raise ArrayError(f"{what}={value!r} is unknown", hint=suggest(str(value), [str(c) for c in choices]))
 
 
 def is_count(number: object) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, class_labels
-from dneuro.analysis.top_images import plan_top_images, top_images
+from dneuro.analysis.arrays import Per, Pool, check_labelled, class_labels
+from dneuro.analysis.top_images import TOO_LARGE, plan_top_images, top_images
+from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 
@@ -55,8 +57,11 @@ def cooccurrence(
     >>> dn.cooccurrence(x, k=2)["count"].values.tolist()
     [[0, 2]]
     """
+    check_labelled(x)
     labels, names = class_labels(x)
-    top = top_images(x, k=k, per=per, pool=pool, client=client)
+    executor = get_executor(client)
+    plan_cooccurrence(x, k=k, per=per, pool=pool, client=executor).check(executor.memory, hint=TOO_LARGE)
+    top = top_images(x, k=k, per=per, pool=pool, client=executor)
     result = count_classes(top, labels, names, k=k)
     result.attrs = {"analysis": "cooccurrence", "layer": top.attrs["layer"],
                     "parameters": {"k": k, "per": per, "pool": pool}}  # fmt: skip
@@ -69,7 +74,7 @@ def count_classes(top: xr.Dataset, labels: NDArray[np.int64], names: list[str], 
     Parameters
     ----------
     top : Dataset
-        As `top_images` gives it; its first `k` ranks are counted.
+        As `top_images` gives it; its first `k` ranks are counted, or all if there were fewer images.
     labels : array (images,) of int64
         Class of every image, to warn when a class has fewer images than `k`.
     names : list of str
@@ -77,7 +82,7 @@ def count_classes(top: xr.Dataset, labels: NDArray[np.int64], names: list[str], 
     k : int
         Ranks that count.
     """
-    if top.sizes["rank"] < min(k, len(labels)):
+    if top.sizes["rank"] < min(k, top.attrs.get("images", 0)):
         raise ArrayError(f"these top images hold {top.sizes['rank']} ranks, k={k} needs more")
     first = top.isel(rank=slice(k))
     sizes = {str(dim): size for dim, size in first["top_label"].sizes.items() if dim != "rank"}
@@ -104,4 +109,4 @@ def plan_cooccurrence(
     x: xr.DataArray, *, k: int = 100, per: Per = "channel", pool: Pool = "max", client: Any = None
 ) -> Plan:
     """Return the passes and the memory of `cooccurrence`; reads no data."""
-    return plan_top_images(x, k=k, per=per, pool=pool, client=client)
+    return replace(plan_top_images(x, k=k, per=per, pool=pool, client=client), operation="cooccurrence")

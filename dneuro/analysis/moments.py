@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Labels, Pool, View, view
+from dneuro.analysis.arrays import Labels, Pool, View, choose, view
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
 from dneuro.kernels import ImageMoments, Kernel, Moments
@@ -89,6 +89,7 @@ def plan_moments(
 
 
 def _setup(x: xr.DataArray, per: str, pool: Pool) -> tuple[View, Kernel]:
+    choose("per", per, ("channel", "neuron", "image"))
     if per == "image":
-        return view(x, per="neuron"), ImageMoments()
+        return view(x, per="neuron", pool=pool), ImageMoments()
     return view(x, per=per, pool=pool), Moments()  # type: ignore[arg-type]

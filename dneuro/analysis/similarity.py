@@ -9,19 +9,16 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Per, Pool, View, view
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, choose, view
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
-from dneuro.errors import ArrayError, suggest
 from dneuro.kernels import CrossProducts
 from dneuro.kernels.products import PairDistances
 
 METRICS = ("pearson", "euclidean")
 CANCELS = 1e-7
-"""Squared distances below this share of the squared norms are summed directly: the products have lost half of
-their digits there."""
-DIRECT_PAIRS = 1 << 20
-"""At most this many pairs per extra pass."""
+"""Squared distances below this share of what they are the difference of are summed directly: half of their digits
+are lost."""
 
 
 def similarity(
@@ -67,13 +64,10 @@ def similarity(
     exact (products in float64 about a pilot mean; nearly vanishing distances are summed directly). Source:
     Sadeghi, neuron similarity.
     """
-    wanted = [metric] if isinstance(metric, str) else list(metric)
-    for name in wanted or [""]:
-        if name not in METRICS:
-            raise ArrayError(f"metric {name!r} is unknown", hint=suggest(name, METRICS))
+    wanted = _metrics(metric)
     executor = get_executor(client)
     seen = _setup(x, per, pool)
-    plan_similarity(x, per=per, pool=pool, client=executor).check(
+    plan_similarity(x, metric=wanted, per=per, pool=pool, client=executor).check(
         executor.memory, hint="per='channel', fewer neurons, or workers with more memory"
     )
     found = seen.reduce({"products": CrossProducts()}, executor, "similarity")["products"]
@@ -101,20 +95,28 @@ def plan_similarity(
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `similarity`; reads no data."""
+    wanted = _metrics(metric)
     seen = _setup(x, per, pool)
-    count = 1 if isinstance(metric, str) else len(metric)
     size = 8 * seen.labels.count**2
     return seen.plan(
         "similarity",
         {"products": CrossProducts()},
         get_executor(client),
-        passes=1 + ("euclidean" in metric),
-        result_bytes=count * size,
-        driver_bytes=(count + 3) * size,
+        passes=1 + ("euclidean" in wanted),
+        result_bytes=len(wanted) * size,
+        driver_bytes=(len(wanted) + 3) * size,
     )
 
 
+def _metrics(metric: str | Sequence[str]) -> list[str]:
+    wanted = [metric] if isinstance(metric, str) else list(metric)
+    for name in wanted or [""]:
+        choose("metric", name, METRICS)
+    return wanted
+
+
 def _setup(x: xr.DataArray, per: Per, pool: Pool) -> View:
+    check_labelled(x)
     if "image" not in x.dims and "class" in x.dims:
         # Rows of counts: the classes are what the neurons are compared over.
         x = x.rename({"class": "image"}).astype("float64")
@@ -124,31 +126,34 @@ def _setup(x: xr.DataArray, per: Per, pool: Pool) -> View:
 
 
 def _pearson(found: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
-    n, total = int(found["count"]), found["sum"]
-    covariance = found["products"] - np.outer(total, total) / n
-    squares = covariance.diagonal().copy()
-    # What is left of a constant neuron is dust of the subtraction; it has no correlation with anything.
-    alive = squares > 1e-13 * np.maximum(found["products"].diagonal(), np.finfo(float).tiny)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.where(alive, 1.0 / np.sqrt(np.where(alive, squares, 1.0)), np.nan)
-    matrix = np.clip(covariance * scale[:, None] * scale[None, :], -1.0, 1.0)
-    matrix[np.diag_indices_from(matrix)] = np.where(alive, 1.0, np.nan)
+    n, total, products = int(found["count"]), found["sum"], found["products"]
+    squares = products.diagonal() - total * total / n
+    alive = squares > 0  # the z of a constant neuron are all the same few bits: their products cancel exactly
+    scale = np.full(len(squares), np.nan)
+    scale[alive] = 1.0 / np.sqrt(squares[alive])
+    matrix = np.empty_like(products)
+    for i in range(len(matrix)):
+        matrix[i] = np.clip((products[i] - total[i] * total / n) * (scale[i] * scale), -1.0, 1.0)
+        matrix[i, i] = 1.0 if alive[i] else np.nan
     return matrix
 
 
 def _euclidean(found: dict[str, NDArray[Any]], seen: View, executor: Executor) -> NDArray[np.float64]:
-    n, total, shift = int(found["count"]), found["sum"], found["shift"]
-    squares = found["products"].diagonal()
-    apart = shift[:, None] - shift[None, :]
-    squared = squares[:, None] + squares[None, :] - 2 * found["products"]
-    squared += 2 * apart * (total[:, None] - total[None, :]) + n * apart**2
-    norms = squares + 2 * shift * total + n * shift**2
-    close = np.triu(squared <= CANCELS * (norms[:, None] + norms[None, :]), k=1)
-    pairs = np.argwhere(close)
-    for start in range(0, len(pairs), DIRECT_PAIRS):
-        some = pairs[start : start + DIRECT_PAIRS]
+    n, total, shift, products = int(found["count"]), found["sum"], found["shift"], found["products"]
+    squares = products.diagonal()
+    squared: NDArray[np.float64] = np.empty_like(products)
+    pairs = []
+    for i in range(len(squared)):
+        apart = shift[i] - shift
+        large = squares[i] + squares + n * apart**2
+        squared[i] = large - 2 * products[i] + 2 * apart * (total[i] - total)
+        close = i + 1 + np.flatnonzero(squared[i, i + 1 :] < CANCELS * large[i + 1 :])
+        pairs.append(np.stack([np.full_like(close, i), close], axis=1).astype(np.int32))
+    some = np.concatenate(pairs)
+    if len(some):
         exact = seen.reduce({"pairs": PairDistances(some)}, executor, "similarity")["pairs"]["squared"]
         squared[some[:, 0], some[:, 1]] = squared[some[:, 1], some[:, 0]] = exact
     squared[np.diag_indices_from(squared)] = 0.0
-    distances: NDArray[np.float64] = np.sqrt(np.maximum(squared, 0.0))
-    return distances
+    np.maximum(squared, 0.0, out=squared)
+    np.sqrt(squared, out=squared)
+    return squared

@@ -14,6 +14,8 @@ from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, TopK
 
+TOO_LARGE = "a smaller k, per='channel', or workers with more memory"
+
 
 def top_images(
     x: xr.DataArray, *, k: int = 100, per: Per = "channel", pool: Pool = "max", client: Any = None
@@ -52,9 +54,9 @@ def top_images(
 
     Notes
     -----
-    **Cost**: one pass; state 24·k bytes per feature; exact. Equal values are ordered by image, lower first, so the
-    result is the same bit for bit under any chunking. Sources: Zhang, single neurons; Sadeghi, top patches
-    (a neuron there is a filter, its activation the maximum over positions).
+    **Cost**: one pass; state 24·k bytes per feature; exact. Of equal values the image that comes first in the array
+    is first, so the result is the same bit for bit under any chunking. Sources: Zhang, single neurons; Sadeghi, top
+    patches (a neuron there is a filter, its activation the maximum over positions).
 
     Examples
     --------
@@ -65,9 +67,7 @@ def top_images(
     """
     executor = get_executor(client)
     seen, kernels = _setup(x, k, per, pool)
-    plan_top_images(x, k=k, per=per, pool=pool, client=executor).check(
-        executor.memory, hint="a smaller k, per='channel', or workers with more memory"
-    )
+    plan_top_images(x, k=k, per=per, pool=pool, client=executor).check(executor.memory, hint=TOO_LARGE)
     found = seen.reduce(kernels, executor, "top_images")
     classes = x.coords["label"].values if "label" in x.coords else None
     result = label_top_images(found, seen.labels, seen.images, classes)
@@ -104,14 +104,15 @@ def plan_top_images(
 ) -> Plan:
     """Return the passes and the memory of `top_images`; reads no data."""
     seen, kernels = _setup(x, k, per, pool)
-    size = 2 * 24 * min(k, len(seen.images)) * seen.labels.count
+    one = 4 + 8 + 4 * len(seen.labels.positions) + (8 if "label" in x.coords else 0)
+    size = 2 * one * min(k, len(seen.taking_part)) * seen.labels.count
     return seen.plan("top_images", kernels, get_executor(client), result_bytes=size)
 
 
 def _setup(x: xr.DataArray, k: int, per: Per, pool: Pool) -> tuple[View, dict[str, Kernel]]:
     if not is_count(k):
         raise ArrayError(f"k={k!r}: the number of images is a whole number, at least 1")
-    seen = view(x, per=per, pool=pool)
+    seen = view(x, per=per, pool=pool, places=True)
     if x.dtype.itemsize > 4 and not (seen.pooled and pool == "mean"):
         raise ArrayError(
             f"top_images orders float32 exactly, the array holds {x.dtype}", hint="x.astype('float32')"

@@ -1,7 +1,8 @@
 """How arrays are cut: blocks along chunk borders, runs of neighbouring blocks.
 
-The cut depends on the arrays and kernels alone, never on the number of workers, so a result is the same bit for
-bit on a laptop and on a cluster.
+The cut depends on the arrays and kernels alone, never on the number of workers: a result is the same bit for bit
+however many there are. Rounding may differ where a worker's memory is so small that blocks must shrink, and with the
+number of threads that the workers give to BLAS.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import xarray as xr
 
@@ -21,6 +22,9 @@ BLOCK_BYTES = 32 * MiB
 
 RUNS = 64
 """At most about this many runs per pass: one task each, whose state lives across its blocks."""
+
+FEW_RUNS = 16
+"""As many where the states of all runs would be larger than the array itself: each is written, sent and merged."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,22 @@ class Grid:
         """Number of blocks."""
         return sum(map(len, self.runs))
 
+    @cached_property
+    def panels(self) -> dict[tuple[int, int], list[tuple[Block, ...]]]:
+        """The runs of each range of columns, in image order."""
+        panels: dict[tuple[int, int], list[tuple[Block, ...]]] = {}
+        for run in self.runs:
+            panels.setdefault(run[0].columns, []).append(run)
+        return panels
+
 
 def cut(
-    xs: Sequence[xr.DataArray], *, whole_rows: bool, pooled: bool = False, target: int = BLOCK_BYTES
+    xs: Sequence[xr.DataArray],
+    *,
+    whole_rows: bool,
+    pooled: bool = False,
+    target: int = BLOCK_BYTES,
+    runs: int = RUNS,
 ) -> Grid:
     """Cut arrays (image, features…) that share their images into runs of blocks.
 
@@ -74,29 +91,28 @@ def cut(
         The kernels will see one number for all positions of a channel.
     target : int
         Wished size of a block, in bytes; a block is never smaller than one chunk.
+    runs : int
+        Wished number of runs, at most.
     """
     lead = xs[0]
     per_cell = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in xs)
     width = lead.shape[1] if lead.ndim > 1 else 1
     row_edges = _edges(lead, 0, per_cell * width, target)
-    shortest = max(b - a for a, b in itertools.pairwise(row_edges)) if len(row_edges) > 1 else 1
-    if whole_rows:
-        column_edges = [0, width]
-    else:
-        column_edges = _group(_edges(lead, 1, per_cell * shortest, target), target // max(1, per_cell * shortest))
-    widest = max(b - a for a, b in itertools.pairwise(column_edges))
-    row_edges = _group(row_edges, target // max(1, per_cell * widest))
-    tallest = max(b - a for a, b in itertools.pairwise(row_edges))
+    column_edges = [0, width]
+    if not whole_rows:
+        column_edges = _group(_edges(lead, 1, 0, target), target // (per_cell * _longest(row_edges)))
+    row_edges = _group(row_edges, target // (per_cell * _longest(column_edges)))
     bands = list(itertools.pairwise(row_edges))
     panels = list(itertools.pairwise(column_edges))
-    per_run = math.ceil(len(bands) * len(panels) / RUNS)
-    runs = [
+    per_run = math.ceil(len(bands) * len(panels) / runs)
+    cuts = [
         tuple(Block(rows, columns) for rows in bands[i : i + per_run])
         for columns in panels
         for i in range(0, len(bands), per_run)
     ]
+    tallest, widest = _longest(row_edges), _longest(column_edges)
     return Grid(
-        runs=tuple(runs),
+        runs=tuple(cuts),
         block_bytes=per_cell * tallest * widest,
         chunk_bytes=max(_chunk_bytes(x) for x in xs),
         rows=tallest,
@@ -105,18 +121,17 @@ def cut(
 
 
 def _edges(x: xr.DataArray, axis: int, bytes_per_step: int, target: int) -> list[int]:
-    """Return the chunk borders along an axis; of an array in memory, borders that make sense."""
+    """Return the chunk borders along an axis; of an array in memory, borders along the images that make sense."""
     if x.ndim <= axis:
         return [0, 1]
-    chunks: Any = x.chunks
-    if chunks is None:
-        step = max(1, target // max(1, bytes_per_step)) if axis == 0 else x.shape[axis]
-        return [*range(0, x.shape[axis], step), x.shape[axis]]
-    edges = [0]
-    for length in chunks[axis]:
-        if length:
-            edges.append(edges[-1] + length)
-    return edges
+    if x.chunks is not None:
+        return [0, *itertools.accumulate(length for length in x.chunks[axis] if length)]
+    step = max(1, target // bytes_per_step) if axis == 0 else x.shape[axis]
+    return [*range(0, x.shape[axis], step), x.shape[axis]]
+
+
+def _longest(edges: list[int]) -> int:
+    return max(b - a for a, b in itertools.pairwise(edges))
 
 
 def _group(edges: list[int], length: int) -> list[int]:

@@ -6,8 +6,10 @@ import concurrent.futures
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+import dask
 import psutil
 
+from dneuro.errors import UsageError
 from dneuro.quantities import MiB
 
 Future = Any
@@ -87,18 +89,33 @@ class DaskExecutor:
     ----------
     client : distributed.Client
         A synchronous client with at least one worker.
+
+    Raises
+    ------
+    UsageError
+        If it has no worker: then nobody can say what fits into one.
     """
 
     def __init__(self, client: Any) -> None:
         self._client = client
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        self.slots = sum(w["nthreads"] for w in workers) or 1
-        self.slots_per_process = max((w["nthreads"] for w in workers), default=1)
+        if not workers:
+            raise UsageError(
+                f"the dask cluster at {client.scheduler.address} has no workers yet", hint="client.wait_for_workers(1)"
+            )
+        self.slots_per_process = max(w["nthreads"] for w in workers)
         limits = [w["memory_limit"] for w in workers if w["memory_limit"]]
         self.memory = min(limits) if limits else psutil.virtual_memory().total
 
+    @property
+    def slots(self) -> int:
+        """Tasks that can run at the same time, now: workers come and go."""
+        return sum(self._client.nthreads().values()) or 1
+
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
-        return self._client.submit(function, *args, pure=False)
+        # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
+            return self._client.submit(function, *args, pure=False)
 
     def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
         from distributed import wait
@@ -107,8 +124,7 @@ class DaskExecutor:
 
     def share(self, thing: Any) -> Any:  # noqa: D102
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
-        return self._client.submit(_same, thing, pure=False)
-
+        return self.submit(_same, thing)
 
 
 def _same(thing: Any) -> Any:

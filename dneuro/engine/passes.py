@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import cloudpickle
-import dask
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro import events
-from dneuro.engine.blocks import Block
-from dneuro.engine.executors import Executor, Future
+from dneuro.engine.blocks import Block, Grid
+from dneuro.engine.executors import Executor, ThreadExecutor
+from dneuro.engine.parts import Source, compute
 from dneuro.engine.plan import Plannable, fit
-from dneuro.engine.window import Window
+from dneuro.engine.tree import Tree
+from dneuro.engine.window import Call, Window
 
 State = dict[str, Any]
 Origin = Mapping[str, NDArray[np.int64]]
@@ -53,6 +54,10 @@ class _Work:
     prepare: Prepare | None
     dims: tuple[str, ...]
     rows: NDArray[np.bool_] | None
+
+
+_Place = tuple[tuple[int, int], int, int]
+"""Columns, level and place of a state in the tree of its panel."""
 
 
 def reduce(
@@ -92,104 +97,48 @@ def reduce(
     """
     grid, _ = fit(xs, kernels, executor, pooled=pooled)
     work = executor.share(_Work(dict(kernels), prepare, tuple(map(str, xs[0].dims)), rows))
-    panels: dict[tuple[int, int], list[tuple[Block, ...]]] = {}
-    for run in grid.runs:
-        panels.setdefault(run[0].columns, []).append(run)
-    window: Window[tuple[tuple[int, int], int, int]] = Window(executor)
-    for columns, runs in panels.items():
-        for place, run in enumerate(runs):
-            parts, fillings = zip(*(_parts(xs, block) for block in run), strict=True)
-            window.add((columns, 0, place), _run, work, run, parts, fillings)
-    trees = {columns: _Tree(len(runs)) for columns, runs in panels.items()}
+    trees = {columns: Tree(len(runs)) for columns, runs in grid.panels.items()}
+    window: Window[_Place] = Window(executor, _leaves(xs, grid, work))
+    found: dict[tuple[int, int], dict[str, dict[str, NDArray[Any]]]] = {}
     done = 0
     events.emit("started", step, total=grid.blocks, what="blocks")
-    for (columns, level, place), future in window:
-        state = _checked(future)
-        if level == 0:
-            done += len(panels[columns][place])
-            events.emit("progress", step, done=done, total=grid.blocks, what="blocks")
-        pair = trees[columns].put(level, place, state)
-        if pair is not None:
-            window.add((columns, level + 1, place // 2), _merge, work, *pair, first=True)
+    with _one_blas_thread(executor), contextlib.closing(iter(window)) as ended:
+        for (columns, level, place), future in ended:
+            error = future.exception()
+            if error is not None:
+                try:
+                    raise error
+                finally:  # else the error, its traceback and this frame, with all that was shared, hold each other
+                    del error, future
+            if level == 0:
+                done += len(grid.panels[columns][place])
+                events.emit("progress", step, done=done, total=grid.blocks, what="blocks")
+            merge = trees[columns].put(level, place, future)
+            if merge is not None:
+                window.add((columns, merge.level, merge.place), _merge, work, merge.lower, merge.higher)
+            elif trees[columns].root is not None:
+                states = trees.pop(columns).root.result()
+                found[columns] = {name: kernel.finalise(states.pop(name)) for name, kernel in kernels.items()}
+            del future, merge  # whoever holds a future holds its result, and states would pile up on the workers
     events.emit("finished", step, done=done, total=grid.blocks, what="blocks")
-    parts = []
-    for columns in sorted(trees):
-        state = trees[columns].root.result()
-        parts.append({name: kernels[name].finalise(state[name]) for name in kernels})
+    parts = [found[columns] for columns in sorted(found)]
     return {name: _join([part[name] for part in parts], 1 if pooled else xs[0].ndim - 1) for name in kernels}
 
 
-class _Tree:
-    """Pairs up neighbours level by level: the order of merging never depends on who is ready first."""
-
-    def __init__(self, leaves: int) -> None:
-        self._waiting: dict[tuple[int, int], Future] = {}
-        self._widths = [leaves]
-        while self._widths[-1] > 1:
-            self._widths.append((self._widths[-1] + 1) // 2)
-        self.root: Future = None
-
-    def put(self, level: int, place: int, future: Future) -> tuple[Future, Future] | None:
-        """Take a state; return the two that can be merged now, lower images first."""
-        while self._widths[level] > 1 and place == self._widths[level] - 1 and place % 2 == 0:
-            level, place = level + 1, place // 2  # nobody to pair with: up it goes
-        if self._widths[level] == 1:
-            self.root = future
-            return None
-        other = self._waiting.pop((level, place ^ 1), None)
-        if other is None:
-            self._waiting[level, place] = future
-            return None
-        return (other, future) if place % 2 else (future, other)
+def _one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[Any]:
+    # As on the workers of a cluster: more only get in each other's way, and their number shows in the last bits.
+    return threadpool_limits(1, user_api="blas") if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
 
 
-def _checked(future: Future) -> Future:
-    """Raise what the task raised; the state itself stays where it is."""
-    error = future.exception()
-    if error is not None:
-        raise error
-    return future
-
-
-@dataclass(frozen=True)
-class _Part:
-    """One array's share of a block: a small graph that computes it, pickled, with holes for persisted chunks."""
-
-    pickled: bytes
-    holes: tuple[Any, ...]
-
-    def compute(self, fillings: Sequence[Any]) -> Any:
-        graph, keys, (finish, extra) = pickle.loads(self.pickled)
-        graph.update(zip(self.holes, fillings, strict=True))
-        return finish(dask.get(graph, keys), *extra)
-
-
-def _part(array: Any) -> tuple[_Part, list[Future]]:
-    """Pack a dask array for a task.
-
-    A task cannot wait for futures that lie inside a graph; those among its arguments the scheduler brings to the
-    worker before it starts. So the chunks of a persisted array are taken out and passed beside it.
-    """
-    (array,) = dask.optimize(array)
-    graph = dict(array.__dask_graph__())
-    held = {key: getattr(value, "value", value) for key, value in graph.items()}
-    held = {key: value for key, value in held.items() if hasattr(value, "client") and hasattr(value, "key")}
-    for key in held:
-        del graph[key]
-    pickled = cloudpickle.dumps((graph, array.__dask_keys__(), array.__dask_postcompute__()))
-    return _Part(pickled, tuple(held)), list(held.values())
-
-
-def _parts(xs: Sequence[xr.DataArray], block: Block) -> tuple[list[Any], list[list[Future]]]:
-    """Return each array's part in the block, or the values themselves if they are in memory."""
-    parts: list[Any] = []
-    fillings: list[list[Future]] = []
-    for x in xs:
-        where = (slice(*block.rows), slice(*block.columns))[: x.ndim]
-        part, held = _part(x.data[where]) if dask.is_dask_collection(x.data) else (x.data[where], [])
-        parts.append(part)
-        fillings.append(held)
-    return parts, fillings
+def _leaves(xs: Sequence[xr.DataArray], grid: Grid, work: Any) -> Iterator[Call[_Place]]:
+    """Yield one task per run."""
+    sources = [Source(x) for x in xs]
+    for columns, runs in grid.panels.items():
+        for place, run in enumerate(runs):
+            packed = [[source.part(block) for source in sources] for block in run]
+            parts = [[part for part, _ in block] for block in packed]
+            fillings = [[held for _, held in block] for block in packed]
+            yield (columns, 0, place), _run, (work, run, parts, fillings)
 
 
 def _run(
@@ -198,19 +147,16 @@ def _run(
     """One task: a state for each kernel, across all blocks of the run."""
     states = {name: kernel.start() for name, kernel in work.kernels.items()}
     for block, arrays, held in zip(blocks, parts, fillings, strict=True):
-        values: Sequence[Any] = [
-            part.compute(some) if isinstance(part, _Part) else part for part, some in zip(arrays, held, strict=True)
-        ]
+        taking = None if work.rows is None else work.rows[slice(*block.rows)]
+        if taking is not None and not taking.any():
+            continue
+        values: Sequence[Any] = [compute(part, some) for part, some in zip(arrays, held, strict=True)]
         origin = {"image": np.arange(*block.rows)}
         if len(work.dims) > 1:
             origin[work.dims[1]] = np.arange(*block.columns)
-        if work.rows is not None:
-            taking = work.rows[slice(*block.rows)]
-            if not taking.any():
-                continue
-            if not taking.all():
-                values = [v[taking] for v in values]
-                origin["image"] = origin["image"][taking]
+        if taking is not None and not taking.all():
+            values = [v[taking] for v in values]
+            origin["image"] = origin["image"][taking]
         if work.prepare is not None:
             values = work.prepare(values, origin)
         for name, kernel in work.kernels.items():
@@ -219,12 +165,7 @@ def _run(
 
 
 def _merge(work: _Work, a: dict[str, State], b: dict[str, State]) -> dict[str, State]:
-    # Updates happen in place, and a state that a scheduler still holds must not change under it.
-    return {name: kernel.merge(_copy(a[name]), _copy(b[name])) for name, kernel in work.kernels.items()}
-
-
-def _copy(state: State) -> State:
-    return {name: np.array(array) for name, array in state.items()}
+    return {name: kernel.merge(a[name], b[name]) for name, kernel in work.kernels.items()}
 
 
 def _join(parts: list[dict[str, NDArray[Any]]], feature_dims: int) -> dict[str, NDArray[Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import xarray as xr
 
-from dneuro.engine.blocks import BLOCK_BYTES, Grid, cut
+from dneuro.engine.blocks import BLOCK_BYTES, FEW_RUNS, RUNS, Grid, cut
 from dneuro.engine.executors import PROCESS_BYTES, Sizes
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import MiB, format_bytes
@@ -97,24 +98,38 @@ def fit(
     Blocks are made smaller, down to one chunk, where the usual size would not fit.
     """
     whole = any(kernel.whole_rows for kernel in kernels.values())
+    images, size = len(xs[0]), sum(int(x.nbytes) for x in xs)
     target = BLOCK_BYTES
     while True:
         grid = cut(xs, whole_rows=whole, pooled=pooled, target=target)
-        peak = PROCESS_BYTES + executor.slots_per_process * task_bytes(grid, len(xs[0]), kernels)
+        if RUNS * _memory(grid, math.ceil(images / RUNS), kernels)[0] > size:
+            grid = cut(xs, whole_rows=whole, pooled=pooled, target=target, runs=FEW_RUNS)
+        peak = PROCESS_BYTES + _pass_bytes(grid, images, kernels, executor.slots_per_process)
         if peak <= executor.memory or target <= MiB:
             return grid, peak
         target //= 2
 
 
-def task_bytes(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> int:
-    """Return the peak bytes of one task: blocks as read and as joined, one chunk being decoded, states."""
-    states = works = 0
-    for kernel in kernels.values():
-        state, work = kernel.memory(images, grid.rows, grid.features)
-        states += state
-        works = max(works, work)
-    # A merge holds two states, and copies them; besides, finished states of other runs wait on the worker.
-    return 2 * grid.block_bytes + grid.chunk_bytes + works + 4 * states
+def _pass_bytes(grid: Grid, images: int, kernels: Mapping[str, Plannable], slots: int) -> int:
+    """Return the most bytes that a pass holds in a process that runs `slots` tasks at the same time.
+
+    Every slot has a block as it is read and as it is joined, a chunk being decoded, a state in the making and what
+    the kernel works with; and one state that is done, until the driver knows it. In the tree of mergers one state
+    may wait on each level, all of them on the same worker.
+    """
+    runs = max(map(len, grid.panels.values()))
+    per_run = math.ceil(images / runs)
+    levels = math.ceil(math.log2(runs)) if runs > 1 else 0
+    leaf, _ = _memory(grid, per_run, kernels)
+    waiting = sum(_memory(grid, min(images, per_run << level), kernels)[0] for level in range(levels))
+    _, work = _memory(grid, images, kernels)
+    return slots * (2 * grid.block_bytes + grid.chunk_bytes + 2 * leaf + work) + waiting
+
+
+def _memory(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> tuple[int, int]:
+    """Return (bytes of the states of all kernels, bytes of work of one after the other)."""
+    states, works = zip(*(k.memory(images, grid.rows, grid.features) for k in kernels.values()), strict=True)
+    return sum(states), max(works)
 
 
 def plan_pass(

@@ -7,55 +7,70 @@ each; with two tasks per slot in flight a dying worker harms nobody, and memory 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 from dneuro.engine.executors import Executor, Future
 
 Key = TypeVar("Key")
+Call = tuple[Key, Callable[..., Any], tuple[Any, ...]]
 PER_SLOT = 2
 
 
 class Window(Generic[Key]):
-    """Tasks by key: queued, in flight, done.
+    """Tasks by key: still to come, queued, in flight, done.
 
     Parameters
     ----------
     executor : Executor
         Where they run.
+    calls : iterable of (key, function, arguments)
+        Tasks; each is asked for only when there is room for it.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, calls: Iterable[Call[Key]] = ()) -> None:
         self._executor = executor
-        self._queue: deque[tuple[Key, Callable[..., Any], tuple[Any, ...]]] = deque()
+        self._calls = iter(calls)
+        self._queue: deque[Call[Key]] = deque()
         self._flying: dict[Future, Key] = {}
 
-    def add(self, key: Key, function: Callable[..., Any], *args: Any, first: bool = False) -> None:
-        """Queue a task; `first` puts it ahead of the others."""
-        (self._queue.appendleft if first else self._queue.append)((key, function, args))
+    def add(self, key: Key, function: Callable[..., Any], *args: Any) -> None:
+        """Queue a task, ahead of the calls that are still to come."""
+        self._queue.append((key, function, args))
 
-    def __iter__(self) -> Iterator[tuple[Key, Future]]:
-        """Yield (key, future) as tasks end, also by an error; more may be added meanwhile."""
+    def __iter__(self) -> Generator[tuple[Key, Future], None, None]:
+        """Yield (key, future) as tasks end, also by an error; more may be added meanwhile.
+
+        What is in flight is cancelled when the iterator is closed: use `contextlib.closing` where an error may
+        leave the loop early.
+        """
         try:
-            while self._queue or self._flying:
-                while self._queue and len(self._flying) < PER_SLOT * self._executor.slots:
-                    key, function, args = self._queue.popleft()
-                    self._flying[self._executor.submit(function, *args)] = key
+            while self._fill():
                 done = self._executor.wait(self._flying.keys())
-                for future in sorted(done, key=lambda f: list(self._flying).index(f)):
-                    yield self._flying.pop(future), future
+                ended = deque(future for future in self._flying if future in done)
+                del done  # whoever holds a future holds its result
+                while ended:
+                    future = ended.popleft()
+                    key = self._flying.pop(future)
+                    yield key, future
+                    del future
         finally:
             for future in self._flying:
                 future.cancel()
             self._flying.clear()
             self._queue.clear()
 
+    def _fill(self) -> bool:
+        """Start tasks while there is room; return whether any are in flight."""
+        while len(self._flying) < PER_SLOT * self._executor.slots:
+            call = self._queue.popleft() if self._queue else next(self._calls, None)
+            if call is None:
+                break
+            key, function, args = call
+            self._flying[self._executor.submit(function, *args)] = key
+        return bool(self._flying)
 
-def each(
-    executor: Executor, calls: Iterable[tuple[Key, Callable[..., Any], tuple[Any, ...]]]
-) -> Iterator[tuple[Key, Future]]:
+
+def each(executor: Executor, calls: Iterable[Call[Key]]) -> Iterator[tuple[Key, Future]]:
     """Run independent calls through a window; yield (key, future) as they end."""
-    window: Window[Key] = Window(executor)
-    for key, function, args in calls:
-        window.add(key, function, *args)
-    yield from window
+    yield from Window(executor, calls)

@@ -33,8 +33,9 @@ block itself is bounded (8 MiB in float64)."""
 class Kernel(Protocol):
     """A reduction as data.
 
-    ``merge`` is associative, and the state of one task may live across many blocks. Blocks of one task
-    arrive in image order; `merge` gets the lower images first.
+    ``merge`` is associative up to rounding, and the state of one task may live across many blocks. Blocks of
+    one task arrive in image order; `merge` gets the lower images first. `update` may work in place, as its state
+    belongs to the task; `merge` may not, as a scheduler may hold on to its arguments and merge them again.
     """
 
     whole_rows: ClassVar[bool]
@@ -49,7 +50,7 @@ class Kernel(Protocol):
         ...
 
     def merge(self, a: State, b: State) -> State:
-        """Return the state that knows what `a` and `b` know; may change both in place."""
+        """Return the state that knows what `a` and `b` know; changes neither of them."""
         ...
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
@@ -59,10 +60,13 @@ class Kernel(Protocol):
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:
         """Return (bytes of state, bytes of work besides block and state).
 
+        Work is what an update or a merge needs besides the states that go in: the new state too, where it is not
+        the old one.
+
         Parameters
         ----------
         images : int
-            Images in the whole pass.
+            Images that the state is about.
         rows, features : int
             Shape of one block.
         """
@@ -94,11 +98,16 @@ def take_along(array: Array, which: Array, axis: int) -> Array:
     return np.take_along_axis(array, which, axis=axis)
 
 
-def row_slices(block: Array) -> Iterator[slice]:
-    """Cut the rows of a block images × features into slices of about `SLICE_ITEMS` elements."""
-    step = max(1, SLICE_ITEMS // max(1, block.shape[1]))
-    for start in range(0, block.shape[0], step):
-        yield slice(start, min(start + step, block.shape[0]))
+def spans(length: int, step: int) -> Iterator[slice]:
+    """Cut `length` into slices of `step`, at least 1; the last may be shorter."""
+    step = max(1, step)
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def row_slices(table: Array, least: int = 1) -> Iterator[slice]:
+    """Cut the rows of images × features into slices of about `SLICE_ITEMS` elements, and `least` rows."""
+    return spans(table.shape[0], max(least, SLICE_ITEMS // max(1, table.shape[1])))
 
 
 def pool(block: Array, how: str) -> tuple[Array, Array | None]:
@@ -109,7 +118,7 @@ def pool(block: Array, how: str) -> tuple[Array, Array | None]:
     block : array (images, channels, *positions)
         Activations.
     how : {"max", "mean"}
-        The maximum, with the position where it is first reached, or the mean (float32 sum in float64).
+        The maximum, with the position where it is first reached, or the mean (summed in float64).
 
     Returns
     -------
@@ -121,12 +130,21 @@ def pool(block: Array, how: str) -> tuple[Array, Array | None]:
     if block.ndim == 2:
         return block, None
     xp = array_api_compat.array_namespace(block)
+    where = array_api_compat.device(block)
     cells = xp.reshape(block, (block.shape[0], block.shape[1], -1))
-    if how == "mean":
-        return xp.astype(xp.mean(xp.astype(cells, xp.float64), axis=2), xp.float32), None
-    # argmax of half precision is slow on the CPU and not defined everywhere; float32 holds it exactly.
-    places = xp.argmax(xp.astype(cells, xp.float32, copy=False), axis=2)
-    return take_along(cells, places[:, :, None], axis=2)[:, :, 0], xp.astype(places, xp.int32)
+    shape = cells.shape[:2]
+    values = xp.empty(shape, dtype=block.dtype if how == "max" else xp.float32, device=where)
+    positions = xp.empty(shape, dtype=xp.int32, device=where) if how == "max" else None
+    for rows in spans(shape[0], SLICE_ITEMS // max(1, shape[1] * cells.shape[2])):
+        some = cells[rows, :, :]
+        if positions is None:
+            values[rows, :] = xp.astype(xp.mean(xp.astype(some, xp.float64), axis=2), xp.float32)
+            continue
+        # argmax of half precision is slow on the CPU and not defined everywhere; float32 holds it exactly.
+        places = xp.argmax(xp.astype(some, xp.float32) if some.dtype.itemsize < 4 else some, axis=2)
+        values[rows, :] = take_along(some, places[:, :, None], axis=2)[:, :, 0]
+        positions[rows, :] = xp.astype(places, xp.int32)
+    return values, positions
 
 
 def check_finite(block: Array, origin: Origin, layer: str) -> None:
@@ -142,20 +160,22 @@ def check_finite(block: Array, origin: Origin, layer: str) -> None:
     The sum is finite if all terms are, unless it overflows; only then is every element looked at.
     """
     xp = array_api_compat.array_namespace(block)
-    if bool(xp.isfinite(xp.sum(xp.astype(block, xp.float32, copy=False)))):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = xp.sum(block, dtype=xp.float64 if block.dtype.itemsize > 4 else xp.float32)
+    if bool(xp.isfinite(total)):
         return
     bad = to_numpy(~xp.isfinite(block))
     if not bad.any():
         return
-    first = np.argwhere(bad)[0]
+    first = np.unravel_index(int(bad.argmax()), bad.shape)
     image = int(origin["image"][first[0]])
-    others = [int(i) for i in first[1:]]
+    neuron = [int(i) for i in first[1:]]
     columns = next((origin[name] for name in origin if name != "image"), None)
-    if others and columns is not None:
-        others[0] = int(columns[others[0]])
-    value = float(to_numpy(block)[tuple(first)])
+    if columns is not None:
+        neuron[0] = int(columns[neuron[0]])
     raise NonFiniteError(
-        f"{layer or 'activations'}: image {image}, neuron {tuple(others)} is {value} "
+        f"{layer or 'activations'}: image {image}, neuron {tuple(neuron)} is {float(block[tuple(first)])} "
         f"({int(bad.sum())} such values in this block)",
-        hint="look at this image and at the network's weights; leave the image out with x.drop_isel(image=…)",
+        hint="look at this image and at the network's weights; "
+        f"x.isel(image=x['image'] != {image}) leaves the image out",
     )

@@ -44,18 +44,21 @@ class Energy:
                 "total": xp.zeros((), dtype=xp.float64, device=where),
                 "product": xp.zeros((table.shape[1], columns), dtype=xp.float64, device=where),
             }
-        for rows in row_slices(table):
+        for rows in row_slices(table, self._least_rows(state["product"].shape[1])):
             z = self.standardise.apply(table[rows, :])
             state["total"] = state["total"] + xp.sum(z * z)
             state["product"] += xp.matmul(z.T, z if q is None else xp.matmul(z, q))
         return state
 
+    @staticmethod
+    def _least_rows(columns: int) -> int:
+        # Each slice adds a product features × columns to the state; with fewer rows that costs more than the slice.
+        return min(512, 1 + columns // 4)
+
     def merge(self, a: State, b: State) -> State:  # noqa: D102
         if not a or not b:
             return a or b
-        a["product"] += b["product"]
-        a["total"] = a["total"] + b["total"]
-        return a
+        return {name: a[name] + b[name] for name in a}
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return total () and product (features, columns)."""
@@ -63,7 +66,10 @@ class Energy:
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         columns = features if self.vectors is None else self.vectors.shape[1]
-        return 8 * features * columns, 40 * max(SLICE_ITEMS, features) + 16 * features * columns
+        one_slice = max(SLICE_ITEMS, min(rows, self._least_rows(columns)) * features)
+        state = 8 * features * columns + 8
+        # The product that is added or merged, and the vectors, which every worker holds.
+        return state, 24 * one_slice + (1 if self.vectors is None else 2) * state
 
 
 @dataclass(frozen=True)
@@ -108,4 +114,5 @@ class Scores:
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         width = self.vectors.shape[1]
-        return 8 * images * (width + 1), 40 * max(SLICE_ITEMS, features) + 8 * features * width
+        state = 8 * images * (width + 1)
+        return state, 24 * max(SLICE_ITEMS, features) + 8 * features * width + state + 24 * rows * width

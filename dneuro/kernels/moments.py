@@ -18,7 +18,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, spans, to_numpy
 
 
 def _summarise(values: Array, axis: int) -> State:
@@ -27,13 +27,19 @@ def _summarise(values: Array, axis: int) -> State:
     mean = xp.mean(values, axis=axis)
     spread = values - xp.expand_dims(mean, axis=axis)
     return {
-        "count": xp.full(mean.shape, values.shape[axis], dtype=xp.int64),
+        "count": xp.full(mean.shape, values.shape[axis], dtype=xp.int64, device=array_api_compat.device(mean)),
         "mean": mean,
         "m2": xp.sum(spread * spread, axis=axis),
         "min": xp.min(values, axis=axis),
         "max": xp.max(values, axis=axis),
-        "active": xp.sum(xp.astype(values > 0, xp.int64), axis=axis),
+        "active": xp.sum(values > 0, axis=axis, dtype=xp.int64),
     }
+
+
+def _joined(parts: list[State], shape: tuple[int, ...]) -> State:
+    """Return the moments of neighbouring slices as one state of that shape."""
+    xp = array_api_compat.array_namespace(parts[0]["mean"])
+    return {name: xp.reshape(xp.concat([part[name] for part in parts]), shape) for name in parts[0]}
 
 
 def _results(state: State) -> dict[str, NDArray[Any]]:
@@ -61,12 +67,16 @@ class Moments:
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         block = blocks[0]
-        shape = block.shape[1:]
         table = flat(block)
         xp = array_api_compat.array_namespace(table)
-        for rows in row_slices(table):
-            part = _summarise(xp.astype(table[rows, :], xp.float64), axis=0)
-            state = self.merge(state, {name: xp.reshape(a, shape) for name, a in part.items()})
+        for rows in spans(table.shape[0], SLICE_ITEMS):
+            # As many rows as there are: every merge goes through a state that is wider than a few rows.
+            height = rows.stop - rows.start
+            parts = [
+                _summarise(xp.astype(table[rows, columns], xp.float64), axis=0)
+                for columns in spans(table.shape[1], SLICE_ITEMS // height)
+            ]
+            state = self.merge(state, _joined(parts, block.shape[1:]))
         return state
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
@@ -75,7 +85,7 @@ class Moments:
         xp = array_api_compat.array_namespace(a["mean"], b["mean"])
         count = a["count"] + b["count"]
         apart = b["mean"] - a["mean"]
-        share = b["count"] / count
+        share = xp.astype(b["count"], xp.float64) / xp.astype(count, xp.float64)
         return {
             "count": count,
             "mean": a["mean"] + apart * share,
@@ -89,7 +99,8 @@ class Moments:
         return _results(state)
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
-        return 48 * features, 32 * max(SLICE_ITEMS, features) + 96 * features
+        # A slice: its values, their distances from the mean, the squares of these; then old, new and merged state.
+        return 48 * features, 26 * SLICE_ITEMS + 160 * features
 
 
 @dataclass(frozen=True)
@@ -105,10 +116,8 @@ class ImageMoments:
         table = flat(blocks[0])
         xp = array_api_compat.array_namespace(table)
         images = xp.asarray(origin["image"], device=array_api_compat.device(table))
-        for rows in row_slices(table):
-            part = _summarise(xp.astype(table[rows, :], xp.float64), axis=1)
-            state = self.merge(state, {"image": images[rows], **part})
-        return state
+        parts = [_summarise(xp.astype(table[rows, :], xp.float64), axis=1) for rows in row_slices(table)]
+        return self.merge(state, {"image": images, **_joined(parts, images.shape)})
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
         if not a or not b:
@@ -122,4 +131,4 @@ class ImageMoments:
         return {"image": rest.pop("image"), **_results(rest)}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
-        return 56 * images, 32 * max(SLICE_ITEMS, features)
+        return 56 * images, 26 * max(SLICE_ITEMS, features) + 56 * images + 112 * rows

@@ -40,17 +40,17 @@ class Standardise:
         xp = array_api_compat.array_namespace(rows)
         z = xp.astype(rows, xp.float64)
         if self.mode == "image":
-            z = z - xp.mean(z, axis=1, keepdims=True)
+            z -= xp.mean(z, axis=1, keepdims=True)
             spread = xp.sqrt(xp.mean(z * z, axis=1, keepdims=True))
             # A constant row leaves rounding dust of its mean behind; it must not be blown up to size 1.
-            dust = 1e-12 * xp.max(xp.abs(xp.astype(rows, xp.float64)), axis=1, keepdims=True)
+            dust = 1e-12 * xp.astype(xp.max(xp.abs(rows), axis=1, keepdims=True), xp.float64)
             live = spread > dust
-            z = z * xp.where(live, 1.0 / xp.where(live, spread, xp.ones_like(spread)), xp.zeros_like(spread))
+            z *= xp.where(live, 1.0 / xp.where(live, spread, xp.ones_like(spread)), xp.zeros_like(spread))
         elif self.mode is not None:
             where = array_api_compat.device(rows)
-            z = z - xp.asarray(self.mean, device=where)
+            z -= xp.asarray(self.mean, device=where)
             if self.mode == "neuron":
-                z = z * xp.asarray(self.weight, device=where)
+                z *= xp.asarray(self.weight, device=where)
         return z
 
     @property

@@ -7,7 +7,7 @@ result is the same bit for bit however the images are cut into blocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, take_along, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, take_along, to_numpy
 
 _LOW = 0xFFFFFFFF
 _NAN = -(2**31) + 1  # below the key of -inf: NaN comes last, at either end
@@ -75,44 +75,68 @@ class TopK:
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         block = blocks[0]
-        xp = array_api_compat.array_namespace(block)
-        shape = tuple(block.shape[1:])
-        table = xp.reshape(block, (block.shape[0], -1))
-        places = xp.reshape(blocks[1], table.shape) if len(blocks) > 1 and blocks[1] is not None else None
-        old = {name: xp.reshape(array, (array.shape[0], -1)) for name, array in state.items()}
-        step = max(1, SLICE_ITEMS // max(1, block.shape[0]))
-        parts = []
-        for start in range(0, table.shape[1], step):
-            columns = slice(start, start + step)
-            new = {"key": _pack(table[:, columns], origin["image"], self.largest)}
-            if places is not None:
-                new["position"] = places[:, columns]
-            parts.append(self._enter({name: array[:, columns] for name, array in old.items()}, new))
-        joined = {name: xp.concat([part[name] for part in parts], axis=1) for name in parts[0]}
-        return {name: xp.reshape(array, (array.shape[0], *shape)) for name, array in joined.items()}
+        table = flat(block)
+        tables = {"key": table}
+        if len(blocks) > 1 and blocks[1] is not None:
+            tables["position"] = flat(blocks[1])
 
-    def _enter(self, old: State, new: State) -> State:
-        """Merge tables of candidates (rows, features); only rows that beat the worst kept take part."""
-        if old and old["key"].shape[0] >= self.k:
-            xp = array_api_compat.array_namespace(new["key"])
+        def candidates(columns: slice) -> State:
+            keys = _pack(table[:, columns], origin["image"], self.largest)
+            return {name: keys if name == "key" else t[:, columns] for name, t in tables.items()}
+
+        return self._enter(state, tables, tuple(block.shape[1:]), candidates, in_place=True)
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        if not a or not b:
+            return a or b
+        tables = {name: flat(array) for name, array in b.items()}
+
+        def candidates(columns: slice) -> State:
+            return {name: t[:, columns] for name, t in tables.items()}
+
+        return self._enter(a, tables, tuple(b["key"].shape[1:]), candidates, in_place=False)
+
+    def _enter(
+        self,
+        state: State,
+        tables: State,
+        shape: tuple[int, ...],
+        candidates: Callable[[slice], State],
+        *,
+        in_place: bool,
+    ) -> State:
+        """Let candidates (rows, features) into a state, some columns at a time."""
+        xp = array_api_compat.array_namespace(tables["key"])
+        rows, features = tables["key"].shape
+        old = {name: xp.reshape(array, (array.shape[0], features)) for name, array in state.items()}
+        held = old["key"].shape[0] if old else 0
+        new = old
+        if held < self.k or not in_place:
+            types = {"key": xp.int64, "position": xp.int32}
+            size, where = (min(self.k, held + rows), features), array_api_compat.device(tables["key"])
+            new = {name: xp.empty(size, dtype=types[name], device=where) for name in tables}
+        for columns in spans(features, SLICE_ITEMS // (held + rows)):
+            kept = {name: t[:, columns] for name, t in old.items()}
+            best = self._first_of(kept, candidates(columns))
+            if best is not kept or new is not old:
+                for name, values in best.items():
+                    new[name][:, columns] = values
+        return {name: xp.reshape(array, (array.shape[0], *shape)) for name, array in new.items()}
+
+    def _first_of(self, old: State, new: State) -> State:
+        """Return the first `k` of both, in no order."""
+        xp = array_api_compat.array_namespace(new["key"])
+        if old and old["key"].shape[0] == self.k:
+            # Most rows hold nothing that beats the worst kept: only the others are sorted.
             rows = xp.any(new["key"] > xp.min(old["key"], axis=0)[None, :], axis=1)
             if not bool(xp.any(rows)):
                 return old
             new = {name: array[rows, :] for name, array in new.items()}
-        return self._cut(old, new)
-
-    def _cut(self, a: State, b: State) -> State:
-        xp = array_api_compat.array_namespace(b["key"])
-        both = {name: xp.concat([a[name], b[name]]) for name in b} if a else b
+        both = {name: xp.concat([old[name], new[name]]) for name in new} if old else new
         if both["key"].shape[0] <= self.k:
             return both
-        shape = tuple(both["key"].shape[1:])
-        tables = {name: xp.reshape(array, (array.shape[0], -1)) for name, array in both.items()}
-        which = _first(tables["key"], self.k)
-        return {name: xp.reshape(take_along(t, which, 0), (self.k, *shape)) for name, t in tables.items()}
-
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        return self._cut(a, b) if a and b else a or b
+        which = _first(both["key"], self.k)
+        return {name: take_along(table, which, 0) for name, table in both.items()}
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return ``value`` (float32), ``image`` and, if given, ``position``: (rank, *features), best first."""
@@ -126,6 +150,5 @@ class TopK:
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         kept = min(self.k, images)
-        return 12 * kept * features, 40 * max(SLICE_ITEMS, rows) + 12 * (kept + rows) * min(
-            features, SLICE_ITEMS // max(1, rows) + 1
-        ) * 2 + 12 * kept * features
+        # A slice: keys and what they are made of, candidates and kept joined, their order; then the new state.
+        return 12 * kept * features, 48 * max(SLICE_ITEMS, rows + kept) + 12 * kept * features

@@ -1,0 +1,109 @@
+"""The share of an array that lies in a block, packed so that one task can compute it."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cloudpickle
+import dask
+import xarray as xr
+from dask.core import flatten
+
+from dneuro.engine.blocks import Block
+from dneuro.engine.executors import Future
+
+
+@dataclass(frozen=True)
+class Part:
+    """A small graph that computes an array's share of a block.
+
+    Parameters
+    ----------
+    graph : dict
+        Its tasks.
+    keys : list
+        Those that are the chunks of the share, nested as they lie.
+    finish, extra : callable, tuple
+        What makes one array of the chunks, and its further arguments.
+    holes : tuple
+        Keys of chunks that exist already and are passed beside the graph.
+    """
+
+    graph: dict[Any, Any]
+    keys: list[Any]
+    finish: Callable[..., Any]
+    extra: tuple[Any, ...]
+    holes: tuple[Any, ...]
+
+    def compute(self, fillings: Sequence[Any]) -> Any:
+        """Return the array; `fillings` are the chunks for the holes."""
+        graph = {**self.graph, **dict(zip(self.holes, fillings, strict=True))}
+        return self.finish(dask.get(graph, self.keys), *self.extra)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Threads take any graph; a cluster those that can be pickled, and its scheduler need not look inside.
+        return _Packed, (cloudpickle.dumps((self.graph, self.keys, self.finish, self.extra, self.holes)),)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A `Part` that came from elsewhere."""
+
+    pickled: bytes
+
+    def compute(self, fillings: Sequence[Any]) -> Any:
+        return Part(*pickle.loads(self.pickled)).compute(fillings)
+
+
+def compute(part: Any, fillings: Sequence[Any]) -> Any:
+    """Return the array that a part stands for; one in memory stands for itself."""
+    return part.compute(fillings) if isinstance(part, Part | _Packed) else part
+
+
+class Source:
+    """An array that parts are taken from.
+
+    Parameters
+    ----------
+    x : DataArray
+        Backed by dask or NumPy.
+    """
+
+    def __init__(self, x: xr.DataArray) -> None:
+        self._data: Any = x.data
+        self._lazy = dask.is_dask_collection(x.data)
+        self._persisted = _futures(x.data) if self._lazy else {}
+
+    def part(self, block: Block) -> tuple[Any, list[Future]]:
+        """Return the array's part in a block, or the values if they are in memory, and the futures it needs.
+
+        A task cannot wait for futures that lie inside a graph; those among its arguments the scheduler brings to
+        the worker before it starts. So the chunks of a persisted array are named here and passed beside the graph.
+        """
+        array = self._data[(slice(*block.rows), slice(*block.columns))[: self._data.ndim]]
+        if not self._lazy:
+            return array, []
+        (array,) = dask.optimize(array)
+        keys = array.__dask_keys__()
+        graph = dict(array.__dask_graph__())
+        named = {*graph, *flatten(keys)}.union(*(getattr(task, "dependencies", ()) for task in graph.values()))
+        held = {key: self._persisted[key] for key in named & self._persisted.keys()}
+        for key in held:
+            graph.pop(key, None)
+        finish, extra = array.__dask_postcompute__()
+        return Part(graph, keys, finish, extra, tuple(held)), list(held.values())
+
+
+def _futures(array: Any) -> dict[Any, Future]:
+    """Return the chunks of a dask array, or of what it is made of, that a cluster holds already."""
+    distributed = sys.modules.get("distributed")
+    if distributed is None:
+        return {}
+    graph = array.__dask_graph__()
+    # Layers that are not materialised are rules for making tasks, and hold no chunks.
+    layers = [layer for layer in graph.layers.values() if layer.is_materialized()]
+    return {key: task for layer in layers for key, task in layer.items() if isinstance(task, distributed.Future)}

@@ -1,0 +1,249 @@
+"""What an array must be, and what is said if it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+import dneuro as dn
+from dneuro.analysis import ANALYSES
+from dneuro.errors import ArrayError, NonFiniteError
+
+ALL: dict[str, dict[str, Any]] = {
+    "moments": {},
+    "top_images": {"k": 2},
+    "cooccurrence": {"k": 2},
+    "svd": {"rank": 1},
+    "similarity": {},
+}
+EVERY = pytest.mark.parametrize(("analysis", "parameters"), ALL.items())
+RNG = np.random.default_rng(0)
+
+
+def layer(*shape: int, dtype: str = "f4") -> xr.DataArray:
+    """An array as the store gives it."""
+    x = xr.DataArray(
+        RNG.standard_normal(shape).astype(dtype),
+        dims=("image", "channel", "y", "x")[: len(shape)],
+        coords={"image": np.arange(shape[0]), "label": ("image", np.arange(shape[0]) % 2)},
+        attrs={"layer": "features.9", "class_names": ["cat", "dog"]},
+    )
+    return x.chunk(dict.fromkeys(x.dims, 2))
+
+
+def test_analyses__are_all_tested_here() -> None:
+    assert set(ALL) == set(ANALYSES)
+
+
+@EVERY
+def test_input__without_images(analysis: str, parameters: dict[str, Any]) -> None:
+    x = layer(6, 4).rename(image="sample")
+    with pytest.raises(ArrayError, match=r"'features\.9' has dims \('sample', 'channel'\)") as caught:
+        ANALYSES[analysis](x.assign_coords(label=0) if analysis == "cooccurrence" else x, **parameters)
+    assert caught.value.hint == "x.rename({'sample': 'image'})"
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", ["i4", "u1", "bool", "c8"])
+def test_input__that_is_not_floating_point(analysis: str, parameters: dict[str, Any], dtype: str) -> None:
+    with pytest.raises(ArrayError, match=rf"holds {np.dtype(dtype)}, activations are floating point") as caught:
+        ANALYSES[analysis](layer(6, 4).astype(dtype, keep_attrs=True), **parameters)
+    assert caught.value.hint == "x.astype('float32')"
+
+
+@EVERY
+@pytest.mark.parametrize("where", [{"image": slice(0)}, {"channel": slice(0)}, {"channel": 0}])
+def test_input__that_is_empty(analysis: str, parameters: dict[str, Any], where: dict[str, Any]) -> None:
+    if analysis == "cooccurrence" and "image" in where:
+        with pytest.raises(ArrayError, match="none of these images has one"):
+            ANALYSES[analysis](layer(6, 4).isel(where), **parameters)
+        return
+    with pytest.raises(ArrayError, match="at least one image and one feature") as caught:
+        ANALYSES[analysis](layer(6, 4).isel(where), **parameters)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("analysis", ["moments", "top_images", "svd", "similarity"])
+def test_input__of_unknown_length(analysis: str) -> None:
+    x = layer(6, 4)
+    lost = xr.DataArray(x.data[x.data[:, 0] > -9], dims=x.dims)
+    with pytest.raises(ArrayError, match="not known before something is computed") as caught:
+        ANALYSES[analysis](lost, **ALL[analysis])
+    assert "compute_chunk_sizes" in str(caught.value.hint)
+
+
+@EVERY
+def test_input__that_is_no_dataarray(analysis: str, parameters: dict[str, Any]) -> None:
+    with pytest.raises(ArrayError, match=r"expected an xarray\.DataArray with a dim 'image', got ndarray") as caught:
+        ANALYSES[analysis](np.zeros((3, 3), "f4"), **parameters)
+    assert "dims=('image', 'channel')" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("analysis", "wrong", "hint"),
+    [
+        ("moments", {"per": "neurons"}, "did you mean 'neuron'"),
+        ("moments", {"per": "images"}, "did you mean 'image'"),
+        ("top_images", {"pool": "maximum"}, "max"),
+        ("similarity", {"metric": "pearsson"}, "did you mean 'pearson'"),
+        ("similarity", {"metric": []}, "choices: pearson, euclidean"),
+        ("svd", {"standardize": "neurons"}, "did you mean 'neuron'"),
+        ("svd", {"method": "lanczos"}, "choices: auto, gram, krylov"),
+        ("svd", {"rank": 5}, "from 1 to 4"),
+        ("svd", {"rank": True}, "from 1 to 4"),
+    ],
+)
+def test_choice__that_there_is_not(analysis: str, wrong: dict[str, Any], hint: str) -> None:
+    with pytest.raises(ArrayError) as caught:
+        ANALYSES[analysis](layer(6, 4), **{**ALL[analysis], **wrong})
+    assert repr(next(iter(wrong.values()))) in caught.value.message or wrong == {"metric": []}
+    assert hint in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("per", ["channel", "neuron"])
+def test_channel__must_be_named(per: Any) -> None:
+    x = layer(6, 4, 2).rename(channel="filter")
+    if per == "neuron":
+        assert dn.moments(x, per=per)["mean"].dims == ("filter", "y")
+        return
+    with pytest.raises(ArrayError, match="per='channel' needs one named 'channel'"):
+        dn.moments(x, per=per)
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("chunked", [True, False])
+def test_nonfinite__names_layer_image_and_neuron(
+    analysis: str, parameters: dict[str, Any], bad: float, chunked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 16)
+    x = layer(8, 5, 3, 2).assign_coords(image=np.arange(8) * 11)
+    place = (6, 3, 2, 1)
+    values = x.values
+    values[place] = bad
+    spoilt = x.copy(data=da.from_array(values, chunks=(3, 2, 2, 2)) if chunked else values)
+    with pytest.raises(NonFiniteError, match=rf"features\.9: image 66, neuron \(3, 2, 1\) is {bad}") as caught:
+        ANALYSES[analysis](spoilt, **parameters)
+    hint = str(caught.value.hint)
+    way_out = hint[hint.index("x.isel") :].partition(" leaves")[0]
+    left = eval(way_out, {"x": spoilt.isel(image=slice(7))})
+    assert 66 not in left["image"]
+    assert left.sizes["image"] == 6
+    ANALYSES[analysis](left, **parameters)
+
+
+def test_nonfinite__hint_works_without_coordinates() -> None:
+    x = xr.DataArray(np.array([[1.0], [np.nan], [2.0]], "f4"), dims=("image", "channel"))
+    with pytest.raises(NonFiniteError, match="activations: image 1, ") as caught:
+        dn.moments(x)
+    hint = str(caught.value.hint)
+    left = eval(hint[hint.index("x.isel") :].partition(" leaves")[0], {"x": x})
+    assert left.values.tolist() == [[1], [2]]
+
+
+@EVERY
+@pytest.mark.parametrize("coordinate", [True, False])
+def test_masked__images_are_left_out_everywhere(
+    analysis: str, parameters: dict[str, Any], coordinate: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if they had never been there, and the others keep their numbers."""
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 64)
+    x = layer(12, 4, 2, 2)
+    numbers = np.arange(12) if not coordinate else np.array([3, 1, 4, 15, 9, 2, 6, 5, 35, 8, 97, 93])
+    x = x.assign_coords(image=numbers) if coordinate else x.drop_vars("image")
+    gone = [1, 6, 7, 11]
+    masked = x.copy(data=da.from_array(np.where(np.isin(np.arange(12), gone)[:, None, None, None], np.nan, x.values)))
+    masked = masked.assign_coords(status=("image", np.isin(np.arange(12), gone).astype("u1")))
+    rest = x.assign_coords(image=numbers).isel(image=np.setdiff1d(np.arange(12), gone))
+    found = ANALYSES[analysis](masked.chunk(image=5), **parameters)
+    expected = ANALYSES[analysis](rest.compute(), **parameters)
+    assert set(found.variables) == set(expected.variables)
+    for name in expected.variables:
+        if found[name].dtype.kind == "f":
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-10, atol=1e-12)
+        else:
+            np.testing.assert_array_equal(found[name], expected[name])
+    assert found.attrs.get("images", 8) == 8
+
+
+def test_masked__per_image_results_keep_their_numbers() -> None:
+    x = layer(6, 3).assign_coords(status=("image", [0, 0, 1, 0, 1, 0]))
+    for found in (dn.moments(x, per="image"), dn.svd(x, rank=2)):
+        assert found["image"].values.tolist() == [0, 1, 3, 5]
+    scores = dn.svd(x, rank=2)["score"].reindex(image=np.arange(6))
+    assert np.isnan(scores.values).all(axis=1).tolist() == [False, False, True, False, True, False]
+
+
+@EVERY
+def test_masked__all_of_them(analysis: str, parameters: dict[str, Any]) -> None:
+    x = layer(6, 3).assign_coords(status=("image", np.ones(6, "u1")))
+    with pytest.raises(ArrayError, match="none of the 6 images could be read"):
+        ANALYSES[analysis](x, **parameters)
+
+
+def test_masked__rank_is_bounded_by_the_readable() -> None:
+    x = layer(6, 5).assign_coords(status=("image", [0, 0, 1, 0, 1, 1]))
+    with pytest.raises(ArrayError, match="rank=4 of 3 images × 5 neurons"):
+        dn.svd(x, rank=4)
+
+
+def stored(keep: str) -> xr.DataArray:
+    """A layer of 3 × 4 positions of which one number per channel was stored."""
+    x = layer(9, 4).assign_attrs(keep=keep, shape=[4, 3, 4])
+    if keep == "max":
+        y, z = RNG.integers(0, 3, (9, 4), "i2"), RNG.integers(0, 4, (9, 4), "i2")
+        x = x.assign_coords(activation_y=(x.dims, da.from_array(y, chunks=4)), activation_x=(x.dims, z))
+    return x
+
+
+@pytest.mark.parametrize("attributes", [True, False])
+def test_stored_maxima__come_with_their_positions(attributes: bool) -> None:
+    x = stored("max") if attributes else stored("max").drop_attrs()
+    found = dn.top_images(x, k=3)
+    for end in ("top", "bottom"):
+        for dim in ("y", "x"):
+            expected = x[f"activation_{dim}"].values[found[f"{end}_image"].values, np.arange(4)[:, None]]
+            np.testing.assert_array_equal(found[f"{end}_{dim}"], expected)
+
+
+def test_stored_maxima__positions_are_read_only_where_they_are_wanted() -> None:
+    x = stored("max")
+    fails = da.map_blocks(lambda block: 1 / 0, x["activation_y"].data, dtype="i2", meta=np.empty((0, 0), "i2"))
+    x = x.assign_coords(activation_y=(x.dims, fails))
+    for analysis in ("moments", "svd", "similarity"):
+        ANALYSES[analysis](x, **ALL[analysis])
+    with pytest.raises(ZeroDivisionError):
+        dn.top_images(x, k=3)
+
+
+@pytest.mark.parametrize(("keep", "pool"), [("max", "mean"), ("mean", "max")])
+@pytest.mark.parametrize("analysis", ["moments", "top_images", "similarity", "cooccurrence"])
+def test_stored_pooled__is_not_taken_for_the_other(analysis: str, keep: str, pool: str) -> None:
+    with pytest.raises(ArrayError, match=rf"'features\.9' holds the {keep} over positions") as caught:
+        ANALYSES[analysis](stored(keep), **{**ALL[analysis], "pool": pool})
+    assert f"pool={keep!r}" in str(caught.value.hint)
+    ANALYSES[analysis](stored(keep), **{**ALL[analysis], "pool": keep})
+
+
+def test_names__of_the_features_are_kept() -> None:
+    x = layer(6, 3, 2, 2).assign_coords(channel=[10, 20, 30], y=[0.5, 1.5])
+    assert dn.moments(x)["channel"].values.tolist() == [10, 20, 30]
+    vectors = dn.svd(x, rank=2)["vector"]
+    assert vectors.dims == ("component", "channel", "y", "x")
+    assert vectors["y"].values.tolist() == [0.5, 1.5]
+    matrix = dn.similarity(x)["pearson"]
+    assert matrix.dims == ("channel", "other_channel")
+    assert matrix["other_channel"].values.tolist() == [10, 20, 30]
+    assert dn.similarity(x, per="neuron")["pearson"].dims == ("neuron", "other_neuron")
+
+
+@EVERY
+def test_attributes__say_what_was_asked(analysis: str, parameters: dict[str, Any]) -> None:
+    attrs = ANALYSES[analysis](layer(6, 4), **parameters).attrs
+    assert attrs["analysis"] == analysis
+    assert attrs["layer"] == "features.9"
+    assert set(parameters) < set(attrs["parameters"])

@@ -1,0 +1,112 @@
+"""Correlations and distances where digits are lost, and of counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from scipy.spatial.distance import pdist, squareform
+
+import dneuro as dn
+from dneuro import events
+
+RNG = np.random.default_rng(0)
+
+
+def labelled(values: np.ndarray) -> xr.DataArray:
+    return xr.DataArray(da.from_array(values, chunks=(170, *values.shape[1:])), dims=("image", "channel"))
+
+
+def passes(call: Any) -> tuple[Any, int]:
+    """Return a result and how often the array was read for it."""
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        result = call()
+    return result, sum(event.kind == "started" for event in seen)
+
+
+def test_similarity__large_mean_and_small_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 20_000)
+    values = (1e4 + RNG.standard_normal((2000, 8)) @ RNG.standard_normal((8, 8))).astype("f4")
+    found, reads = passes(lambda: dn.similarity(labelled(values)))
+    np.testing.assert_allclose(found["pearson"], np.corrcoef(values, rowvar=False, dtype="f8"), atol=1e-10)
+    np.testing.assert_allclose(found["euclidean"], squareform(pdist(values.T.astype("f8"))), rtol=1e-9)
+    assert reads == 1, "nothing cancels about the mean"
+
+
+def test_similarity__neurons_that_are_almost_the_same() -> None:
+    values = RNG.standard_normal((2000, 6)).astype("f4")
+    values[:, 1] = values[:, 0]
+    values[:, 2] = values[:, 0]
+    values[17, 2] += np.float32(1e-3)
+    found, reads = passes(lambda: dn.similarity(labelled(values)))
+    expected = squareform(pdist(values.T.astype("f8")))
+    assert expected[0, 2] == pytest.approx(1e-3, rel=1e-3)
+    np.testing.assert_allclose(found["euclidean"], expected, rtol=1e-9)
+    assert found["euclidean"][0, 1] == 0
+    assert found["pearson"][0, 1].item() == pytest.approx(1, abs=1e-14)
+    assert reads == 2
+    assert passes(lambda: dn.similarity(labelled(values), metric="pearson"))[1] == 1
+
+
+def test_similarity__many_dead_neurons_cost_no_second_pass() -> None:
+    values = np.maximum(RNG.standard_normal((500, 40)), 0).astype("f4")
+    values[:, 5:35] = 0
+    values[:, 3] = 2.5
+    found, reads = passes(lambda: dn.similarity(labelled(values)))
+    assert reads == 1
+    assert (found["euclidean"][5:35, 5:35] == 0).all()
+    np.testing.assert_allclose(found["euclidean"], squareform(pdist(values.T.astype("f8"))), rtol=1e-12)
+    constant = np.ptp(values, axis=0) == 0
+    assert (np.isnan(found["pearson"]) == (constant[:, None] | constant[None, :])).all()
+
+
+@pytest.mark.parametrize("images", [3, 10, 170, 1001])
+def test_similarity__constant_neurons_in_float64(images: int) -> None:
+    """The mean of many times 0.1 is not always 0.1, and what is left is no variation."""
+    values = np.random.default_rng(3).standard_normal((images, 3))
+    values[:, 0], values[:, 2] = 0.1, 1 / 3
+    found = dn.similarity(labelled(values))
+    assert np.isnan(found["pearson"].values).sum() == 8
+    assert found["pearson"][1, 1] == 1
+    np.testing.assert_allclose(found["euclidean"], squareform(pdist(values.T)), rtol=1e-12)
+
+
+def test_similarity__of_counts_compares_them_over_the_classes() -> None:
+    rng = np.random.default_rng(1)
+    x = labelled(rng.standard_normal((300, 7)).astype("f4"))
+    x = x.assign_coords(label=("image", rng.integers(0, 5, 300))).assign_attrs(class_names=list("abcde"))
+    counts = dn.cooccurrence(x, k=23)["count"]  # 23 is no multiple of 5: no row is constant
+    found = dn.similarity(counts)
+    table = counts.values.astype("f8")
+    np.testing.assert_allclose(found["pearson"], np.corrcoef(table), atol=1e-12)
+    np.testing.assert_allclose(found["euclidean"], squareform(pdist(table)), rtol=1e-12)
+    assert found.attrs["images"] == 5
+    plan = dn.plan("similarity", counts)
+    assert plan.result_bytes == 2 * 8 * 7 * 7
+
+
+def test_similarity__of_counts_of_neurons() -> None:
+    values = np.random.default_rng(2).standard_normal((60, 3, 2, 2)).astype("f4")
+    x = xr.DataArray(values, dims=("image", "channel", "y", "x"), coords={"label": ("image", np.arange(60) % 4)})
+    counts = dn.cooccurrence(x, k=9, per="neuron")["count"]
+    assert counts.shape == (3, 2, 2, 4)
+    found = dn.similarity(counts)
+    assert found["pearson"].dims == ("neuron", "other_neuron")
+    expected = np.corrcoef(counts.values.reshape(12, 4))
+    np.testing.assert_allclose(found["pearson"], expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["pearson", "euclidean"])
+def test_similarity__one_metric_gives_one_matrix(metric: str) -> None:
+    found = dn.similarity(labelled(RNG.standard_normal((50, 4)).astype("f4")), metric=metric)
+    assert list(found) == [metric]
+
+
+def test_similarity__of_one_image_has_no_correlation() -> None:
+    found = dn.similarity(xr.DataArray(np.ones((1, 3), "f4"), dims=("image", "channel")))
+    assert np.isnan(found["pearson"]).all()
+    assert (found["euclidean"] == 0).all()

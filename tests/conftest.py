@@ -1,0 +1,109 @@
+"""What tests of several folders need: small jobs, small pictures, threads that end with the test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dneuro.engine.executors import ThreadExecutor
+from dneuro.spec import JobSpec, parse_job
+
+CONVNET = {"name": "dneuro:convnet", "weights": "none"}
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadExecutor]:
+    """Two threads; no task outlives the test."""
+    executor = ThreadExecutor(2)
+    yield executor
+    executor._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def job_dict(store: Path, *steps: Any, **settings: Any) -> dict[str, Any]:
+    """A job over 40 digits in 3 units; `settings` are the job's, and those of its extract step."""
+    own = {key: settings.pop(key) for key in ("name", "images", "network") if key in settings}
+    extract = {"layers": ["relu1", "fc"], "images_per_unit": 16, "top_k": 5, **settings}
+    before = [step for step in steps if isinstance(step, dict) and "train" in step]
+    after = [step for step in steps if step not in before]
+    return {
+        "name": "small",
+        "images": {"source": "digits", "sample": 40},
+        "network": CONVNET,
+        **own,
+        "store": str(store),
+        "steps": [*before, {"extract": extract}, *after],
+    }
+
+
+@pytest.fixture
+def make_job(tmp_path: Path) -> Callable[..., JobSpec]:
+    """Return ``make_job(*steps, store="acts.zarr", **settings)``; see `job_dict`."""
+
+    def make(*steps: Any, store: str = "acts.zarr", **settings: Any) -> JobSpec:
+        return parse_job(json.dumps(job_dict(tmp_path / store, *steps, **settings)))
+
+    return make
+
+
+@pytest.fixture
+def write_job(tmp_path: Path) -> Callable[..., Path]:
+    """Return ``write_job(*steps, **settings)``, which writes a job file; see `job_dict`."""
+
+    def write(*steps: Any, store: str = "acts.zarr", **settings: Any) -> Path:
+        path = tmp_path / "job.yaml"
+        path.write_text(json.dumps(job_dict(tmp_path / store, *steps, **settings)))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def make_photos(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Return ``make_photos(count, broken=[…])``: the images and network parts of a job over grey files."""
+
+    def make(count: int = 24, broken: Any = (), side: int = 28, root: str = "photos") -> dict[str, Any]:
+        rng = np.random.default_rng(count)
+        for number in range(count):
+            path = tmp_path / root / ("cat" if number < count // 2 else "dog") / f"{number:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (side, side), np.uint8)).save(path)
+            if number in broken:
+                path.write_bytes(b"no picture")
+        network = {**CONVNET, "classes": 2, "preprocessing": {"color": "grey"}}
+        return {"images": {"source": "folder", "root": str(tmp_path / root)}, "network": network}
+
+    return make
+
+
+def contents(store: Path) -> dict[str, str]:
+    """Checksum of every file of a store; of metadata without what tells only when and how long."""
+    found = {}
+    for path in sorted(store.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            if path.name == "zarr.json":
+                meta = json.loads(data)
+                meta["attributes"].pop("seconds", None)
+                meta["attributes"].get("dneuro", {}).pop("created", None)
+                data = json.dumps(meta, sort_keys=True).encode()
+            found[str(path.relative_to(store))] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+@pytest.fixture
+def same_store() -> Callable[[Path, Path], None]:
+    """Return a function that asserts that two stores hold the same, file by file."""
+
+    def compare(one: Path, other: Path) -> None:
+        a, b = contents(one), contents(other)
+        assert a.keys() == b.keys()
+        assert [name for name in a if a[name] != b[name]] == []
+
+    return compare

@@ -1,0 +1,60 @@
+"""The plan against what workers really use."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+import dneuro as dn
+
+CHUNKS, ROWS, NEURONS = 26, 8192, 512
+LIMIT = 400 * 2**20
+
+
+@pytest.fixture(scope="module")
+def large() -> xr.DataArray:
+    """416 MiB of activations, more than a worker may use, made where they are wanted."""
+
+    def make(block_info: Any = None) -> np.ndarray:
+        number = block_info[None]["chunk-location"][0]
+        rows = np.arange(ROWS, dtype="f4") % np.float32(60 - number)  # top images are found early, as in real data
+        return np.multiply.outer(rows, np.arange(NEURONS, dtype="f4") % np.float32(5 + number % 3))
+
+    shape = ((ROWS,) * CHUNKS, (NEURONS,))
+    lazy = da.map_blocks(make, chunks=shape, dtype="f4", meta=np.empty((0, 0), "f4"))
+    return xr.DataArray(lazy, dims=("image", "channel"))
+
+
+def peak() -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return 1024 * int(found[1])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+@pytest.mark.parametrize(
+    ("analysis", "parameters"),
+    [
+        ("top_images", {"k": 50}),
+        ("similarity", {"metric": "pearson"}),
+        ("svd", {"rank": 2, "standardize": "center", "method": "krylov"}),
+        ("svd", {"rank": 2, "method": "gram"}),
+    ],
+    ids=["top_images", "similarity", "krylov", "gram"],
+)
+def test_plan__bounds_the_measured_peak_of_a_worker(
+    cluster: Any, large: xr.DataArray, analysis: str, parameters: dict[str, Any]
+) -> None:
+    # Peaks are since the start of a worker; what earlier analyses left behind makes the test harder, not easier.
+    plan = dn.plan(analysis, large, client=cluster, **parameters)
+    assert plan.worker_bytes <= LIMIT < large.nbytes
+    result = getattr(dn, analysis)(large, client=cluster, **parameters)
+    measured = max(cluster.run(peak).values())
+    assert measured <= plan.worker_bytes, (measured / 2**20, plan.worker_bytes / 2**20)
+    assert result.attrs.get("passes", 1) <= plan.passes

@@ -1,0 +1,73 @@
+"""`memory` bounds what a kernel really allocates."""
+
+from __future__ import annotations
+
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dneuro.kernels import CrossProducts, Energy, ImageMoments, Kernel, Moments, Scores, Standardise, TopK
+from dneuro.kernels.base import State
+from dneuro.kernels.products import PairDistances
+
+PAIRS = np.random.default_rng(0).integers(0, 300, (40_000, 2), dtype=np.int32)
+
+
+def vectors(features: int, columns: int) -> Any:
+    return np.random.default_rng(0).standard_normal((features, columns))
+
+
+CASES: list[tuple[str, Kernel, int, int, str]] = [
+    ("moments, tall", Moments(), 300_000, 8, "f4"),
+    ("moments, wide", Moments(), 20, 200_000, "f4"),
+    ("moments, half", Moments(), 5000, 300, "f2"),
+    ("image moments", ImageMoments(), 20_000, 100, "f4"),
+    ("top, tall", TopK(100), 100_000, 20, "f4"),
+    ("top, wide", TopK(100), 16, 40_000, "f4"),
+    ("top, many kept", TopK(2000), 3000, 200, "f2"),
+    ("products", CrossProducts(), 3000, 700, "f4"),
+    ("products, narrow", CrossProducts(), 200_000, 8, "f2"),
+    ("pairs", PairDistances(PAIRS), 3000, 300, "f4"),
+    ("gram, rows", Energy(Standardise("image")), 3000, 600, "f4"),
+    ("gram, wide", Energy(Standardise("image")), 100, 2000, "f4"),
+    ("krylov", Energy(Standardise("neuron", np.zeros(5000), np.ones(5000)), vectors(5000, 60)), 1000, 5000, "f4"),
+    ("krylov, half", Energy(Standardise(None), vectors(300, 20)), 20_000, 300, "f2"),
+    ("scores", Scores(Standardise("center", np.zeros(500)), vectors(500, 50)), 20_000, 500, "f4"),
+]
+
+
+def traced(work: Any) -> tuple[Any, int]:
+    """Return a result, and the most that was allocated at a time while it was made."""
+    tracemalloc.reset_peak()
+    before = tracemalloc.get_traced_memory()[0]
+    result = work()
+    return result, tracemalloc.get_traced_memory()[1] - before
+
+
+def size(state: State) -> int:
+    return sum(np.asarray(array).nbytes for array in state.values())
+
+
+@pytest.mark.parametrize(("kernel", "rows", "features", "dtype"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_memory__bounds_update_and_merge(kernel: Kernel, rows: int, features: int, dtype: str) -> None:
+    block = np.random.default_rng(1).standard_normal((rows, features), np.float32).astype(dtype)
+    places = np.zeros((rows, features), np.int32)
+    blocks = (block, places) if isinstance(kernel, TopK) else (block,)
+    tracemalloc.start()
+    try:
+        a, first = traced(lambda: kernel.update(kernel.start(), blocks, {"image": np.arange(rows)}))
+        state, work = kernel.memory(rows, rows, features)
+        assert size(a) <= state
+        assert first <= state + work
+        a, second = traced(lambda: kernel.update(a, blocks, {"image": np.arange(rows, 2 * rows)}))
+        assert second <= sum(kernel.memory(2 * rows, rows, features))
+        b = kernel.update(kernel.start(), blocks, {"image": np.arange(2 * rows, 3 * rows)})
+        merged, third = traced(lambda: kernel.merge(a, b))
+    finally:
+        tracemalloc.stop()
+    state, work = kernel.memory(3 * rows, rows, features)
+    assert size(merged) <= state
+    assert third <= work
+    assert state + work <= 20 * (size(merged) + block.nbytes) + 2**27, "a bound that refuses everything is no use"
