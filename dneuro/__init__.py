@@ -13,6 +13,8 @@ that store, on a laptop or on a cluster, within a memory limit that is known bef
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -76,3 +78,13 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Face(types.ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Importing the package dneuro.extract would put it in the place of the function dn.extract.
+        if not (name in _WHERE and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Face

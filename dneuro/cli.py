@@ -23,6 +23,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C, unless it makes an `Abort` of it."""
+
 Job = Annotated[str, typer.Argument(help="Job file, or the name of one in ./jobs or among those shipped (demo).")]
 Cluster = Annotated[str | None, typer.Option(help="Profile: where to compute, a file or a name.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE in place of the file's: steps.svd.rank=16.")]
@@ -33,11 +36,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only wa
 def main() -> None:
     """Run the command line; every deliberate error ends as a line, a hint and its exit code."""
     try:
-        sys.exit(app(standalone_mode=False) or 0)
+        code = app(standalone_mode=False) or 0
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
     except DneuroError as error:
         _complain(error.message, error.hint)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         _complain("stopped by the user", None)
         sys.exit(CancelledError.exit_code)
     except OSError as error:

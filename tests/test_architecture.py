@@ -127,6 +127,12 @@ def test_face__names_exactly_what_it_offers() -> None:
         "top_images",
     ]
     for name in dneuro.__all__:
-        assert getattr(dneuro, name) is not None
+        assert callable(getattr(dneuro, name))
     with pytest.raises(AttributeError, match="no attribute 'svdd'"):
         _ = dneuro.svdd
+
+
+def test_face__is_not_hidden_by_packages_of_the_same_name() -> None:
+    code = "import dneuro.extract.run, dneuro.report.write; print(callable(dneuro.extract), callable(dneuro.report))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["True", "True"]

@@ -73,13 +73,14 @@ def open_local(profile: ProfileSpec) -> Iterator[Any]:
         If no worker comes up within the profile's ``start_timeout``.
     """
     import dask
-    from distributed import Client, LocalCluster
+    from distributed import Client, LocalCluster  # fills in dask.config, too
 
     sizes = worker_sizes(profile)
     threads = str(sizes.cpus)
     variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     settings = {
         "distributed.scheduler.allowed-failures": 20,
+        "distributed.worker.preload": [*dask.config.get("distributed.worker.preload"), "dneuro.cluster.workers"],
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": 0.95,

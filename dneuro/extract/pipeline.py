@@ -5,14 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import ImageSourceError, NonFiniteError, UnreadableImageError
-from dneuro.extract.work import ExtractWork
+from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
 from dneuro.images.preprocess import to_input, view
 from dneuro.images.sources import ImageSource, open_source
@@ -71,7 +70,8 @@ def network_of(work: ExtractWork) -> Network:
 
     from dneuro.nets.load import load
 
-    key = (work.network, work.weights, _stamp(work.weights), tuple(work.plan.widths), work.predictions)
+    # The fingerprint knows the weights themselves: a file may have other content now than in an earlier run.
+    key = (work.network, work.weights, work.fingerprints[IMAGES], tuple(work.plan.widths), work.predictions)
     with _lock:
         torch.set_num_threads(work.threads)
         if key not in _networks:
@@ -83,16 +83,12 @@ def network_of(work: ExtractWork) -> Network:
 
 def source_of(work: ExtractWork) -> ImageSource:
     """Return the images, opened once per process."""
-    key = (work.images.model_dump_json(), str(work.manifest), _stamp(work.manifest))
+    key = (work.images.model_dump_json(), str(work.manifest), work.manifest.stat().st_mtime_ns)
     with _lock:
         if key not in _sources:
             _sources.clear()
             _sources[key] = open_source(work.images, Manifest.load(work.manifest))
         return _sources[key]
-
-
-def _stamp(path: str | Path | None) -> int | None:
-    return None if path is None else Path(path).stat().st_mtime_ns
 
 
 def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> Iterator[Batch]:
@@ -152,10 +148,11 @@ def _read(
             batch.reasons.append((str(source.manifest.names[number]), error.message))
             continue
         made = to_input(seen, work.preprocessing)
-        if inputs and made.shape != inputs[0].shape:
+        if made.shape != work.plan.input_shape:
+            _, height, width = work.plan.input_shape
             raise ImageSourceError(
-                f"{source.manifest.names[number]} is {made.shape[2]}×{made.shape[1]} pixels, images before it are "
-                f"{inputs[0].shape[2]}×{inputs[0].shape[1]}: a network takes one size",
+                f"{source.manifest.names[number]} is {made.shape[2]}×{made.shape[1]} pixels, the first image is "
+                f"{width}×{height}: a network takes one size",
                 hint="network: {preprocessing: {resize: 256, crop: 224, …}}",
             )
         inputs.append(made)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from dneuro.errors import DneuroError, StoreError
 from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import State, state_to_numpy
+from dneuro.store.files import disk_error
 from dneuro.store.units import MAX_ATTEMPTS
 
 MERGE = 16
@@ -114,13 +114,9 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
 
 def _raise_if_final(error: BaseException, work: ExtractWork) -> None:
     """Raise what no further try can mend; what may pass (a lost worker, a hiccup of the disk) comes back."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        raise StoreError(
-            f"the disk under {work.store} is full; everything done so far is kept",
-            hint="make room and run the same command again: only unfinished units are redone",
-        ) from error
-    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        raise StoreError(f"{work.store} cannot be written: {error}", hint="another path as store:") from error
+    of_disk = disk_error(error, work.store)
+    if of_disk is not None:
+        raise of_disk from error
     if isinstance(error, DneuroError) and not isinstance(error, QuarantinedError | StoreError):
         raise error
 

@@ -45,7 +45,7 @@ class QuarantinedError(DneuroError):
 
 
 def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitReport:
-    """Extract the parts of one unit that are missing, and publish their markers.
+    """Extract the parts of one unit that are missing, and publish their markers; what is done is left alone.
 
     Count the attempt and withdraw the markers; write the chunks and read them back; write the partial statistics;
     make sure that no later run has taken over; publish.
@@ -67,10 +67,16 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         If a later run has taken over.
     """
     began = time.perf_counter()
+    _refuse_if_overtaken(work, number)  # before the markers are withdrawn: they may be the later run's
+    start, stop = work.plan.span(number)
+    missing = work.missing(number)
+    if not set(parts) & set(missing):  # a scheduler has the report made again when the worker that held it is lost
+        found = work.unit(parts[0], number).read() or {}
+        return UnitReport(number, stop - start, [(name, why) for name, why in found.get("masked", [])])
+    parts = [part for part in parts if part in missing]
     tries = max(work.unit(part, number).begin(work.attempt.number) for part in parts)
     if tries > MAX_ATTEMPTS:
         raise QuarantinedError(f"unit {number} was begun {MAX_ATTEMPTS} times and never finished")
-    start, stop = work.plan.span(number)
     makers: list[_Part] = []
     for part in parts:
         makers.append(_Images(work, start, stop) if part == IMAGES else _Layer(work, part, start, stop))
@@ -92,10 +98,14 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         states = maker.states()
         if states:
             marker |= unit.save_partials(states)
-        if not work.attempt.is_newest:
-            raise BusyError(f"another run has taken over; unit {number} is left to it")
+        _refuse_if_overtaken(work, number)
         unit.publish(marker)
     return UnitReport(number, stop - start, masked, time.perf_counter() - began)
+
+
+def _refuse_if_overtaken(work: ExtractWork, number: int) -> None:
+    if not work.attempt.is_newest:
+        raise BusyError(f"another run has taken over; unit {number} is left to it")
 
 
 class _Part(Protocol):
@@ -138,34 +148,35 @@ class _Layer:
 
     def __init__(self, work: ExtractWork, name: str, start: int, stop: int) -> None:
         self._plan: LayerPlan = next(plan for plan in work.plan.layers if plan.name == name)
-        arrays = self._plan.arrays(work.plan.images, work.plan.unit)
-        self.writers = {plan.name: RowWriter(work.store, plan, start, stop) for plan in arrays}
+        self._arrays = self._plan.arrays(work.plan.images, work.plan.unit)
+        self.writers = {plan.name: RowWriter(work.store, plan, start, stop) for plan in self._arrays}
         self._kernels = work.kernels
         self._states: dict[str, State] = {key: kernel.start() for key, kernel in work.kernels.items()}
 
     def add(self, batch: Batch) -> None:
+        found = self._take(batch) if batch.readable.any() else {}
+        for plan in self._arrays:
+            rows = found.get(plan.name, np.empty((0, *plan.shape[1:]), plan.dtype))
+            self.writers[plan.name].add(batch.spread(rows, np.nan if rows.dtype.kind == "f" else 0))
+
+    def _take(self, batch: Batch) -> dict[str, Array]:
+        """Feed the statistics with the readable images; return their rows of each array."""
         numbers = batch.numbers[batch.readable]
         values = cast(batch.outputs[self._plan.name], self._plan.dtype, self._plan.name, numbers)
-        if len(values):
-            check_finite(values, {"image": numbers}, self._plan.name)
+        check_finite(values, {"image": numbers}, self._plan.name)
         largest, places = pool(values, "max")
-        if len(values):
-            for key, kernel in self._kernels.items():
-                self._states[key] = kernel.update(self._states[key], (largest, places), {"image": numbers})
-        for name, writer in self.writers.items():
-            rows = self._rows(name, values, largest, places)
-            writer.add(batch.spread(rows, np.nan if rows.dtype.kind == "f" else 0))
-
-    def _rows(self, name: str, values: Array, largest: Array, places: Array | None) -> Array:
-        if name == "activation":
-            return values
-        if name == "activation_mean":
-            return pool(values, "mean")[0].astype(self._plan.dtype)
-        if name == "activation_max":
-            return largest
-        assert places is not None
-        width = self._plan.shape[2]
-        return (places // width if name == "activation_y" else places % width).astype(np.int16)
+        for key, kernel in self._kernels.items():
+            self._states[key] = kernel.update(self._states[key], (largest, places), {"image": numbers})
+        if self._plan.keep == "full":
+            return {"activation": values}
+        if self._plan.keep == "mean":
+            means = pool(batch.outputs[self._plan.name], "mean")[0]  # of what the layer yields, rounded once
+            return {"activation_mean": means.astype(self._plan.dtype)}
+        rows = {"activation_max": largest}
+        if places is not None:
+            where = np.unravel_index(places, self._plan.shape[1:])
+            rows |= {f"activation_{dim}": place.astype(np.int16) for dim, place in zip("yx", where, strict=False)}
+        return rows
 
     def states(self) -> dict[str, dict[str, Any]]:
         return {key: state_to_numpy(state) for key, state in self._states.items()}

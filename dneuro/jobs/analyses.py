@@ -16,7 +16,7 @@ from dneuro.analysis import ANALYSES, PLANS
 from dneuro.analysis.cooccurrence import count_classes
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
-from dneuro.errors import DneuroError, UsageError
+from dneuro.errors import DneuroError, StoreError, UsageError
 from dneuro.jobs.study import Study
 from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, MomentsStep, SimilarityStep, SvdStep, TopImagesStep
 from dneuro.store import results
@@ -157,7 +157,7 @@ def answer(study: Study, question: Question, executor: Executor) -> bool:
     began = time.perf_counter()
     store = open_store(study.store)
     try:
-        result = _compute(store, question, executor)
+        result = _compute(study, store, question, executor)
     except DneuroError as error:
         error.message = f"step {step.id}, layer {layer}: {error.message}"
         raise
@@ -167,7 +167,7 @@ def answer(study: Study, question: Question, executor: Executor) -> bool:
     return True
 
 
-def _compute(store: Store, question: Question, executor: Executor) -> xr.Dataset:
+def _compute(study: Study, store: Store, question: Question, executor: Executor) -> xr.Dataset:
     step, layer = question.step, question.layer
     if isinstance(step, SimilarityStep) and step.of != "activation":
         counts = store.results[step.of][layer]["count"].load().assign_attrs(layer=layer)
@@ -176,6 +176,13 @@ def _compute(store: Store, question: Question, executor: Executor) -> xr.Dataset
         recorded = _recorded(store, question)
         if recorded is not None:
             return recorded
+        plan = next(plan for plan in study.plan.layers if plan.name == layer)
+        lacking = _lacking(replace(question, recorded=False), plan)
+        if lacking:  # of means, say, no maximum can be had any more
+            raise StoreError(
+                f"the extraction was not asked for these statistics, the layer has keep: {plan.keep}, {lacking}",
+                hint="give the job another store:, to extract again with this step in it",
+            )
     return ANALYSES[step.kind](store[layer], client=executor, **question.parameters)
 
 

@@ -26,7 +26,7 @@ from dneuro.jobs.study import Study
 from dneuro.jobs.training import train
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import ReportStep
-from dneuro.store.files import write_json
+from dneuro.store.files import disk_error, write_json
 from dneuro.store.units import units_folder
 
 
@@ -83,16 +83,22 @@ def run_job(
     executor = get_executor(client)
     plan = job if isinstance(job, JobPlan) else plan_job(job, executor)
     job = plan.study.job
-    lease = Lease.acquire(units_folder(job.store) / "attempts")
     try:
-        with _kept_log(job, state, lease.attempt.number):
-            return _run(plan, executor, lease, threads, began)
+        lease = Lease.acquire(units_folder(job.store) / "attempts")
+        try:
+            with _kept_log(job, state, lease.attempt.number):
+                return _run(plan, executor, lease, threads, began)
+        finally:
+            lease.release()
     except KeyboardInterrupt:
         raise CancelledError(
             "stopped by the user; what is done stays done", hint="the same command again goes on from here"
         ) from None
-    finally:
-        lease.release()
+    except OSError as error:
+        of_disk = disk_error(error, plan.study.store)
+        if of_disk is None:
+            raise
+        raise of_disk from error
 
 
 def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: float) -> JobResult:

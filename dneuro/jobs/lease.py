@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import threading
@@ -20,6 +21,10 @@ HEARTBEAT = 10.0
 
 SILENCE = 90.0
 """Seconds without one after which a run on another machine counts as dead."""
+
+
+_held: set[Path] = set()
+"""Leases of this process; one that it no longer holds has ended, though the disk may have been too full to say so."""
 
 
 class Lease:
@@ -43,6 +48,7 @@ class Lease:
             "ended": None,
         }
         write_json(self._file, self._content)
+        _held.add(self._file)
         self._pulse = threading.Thread(target=self._beat, name="dneuro-lease", daemon=True)
         self._pulse.start()
 
@@ -55,6 +61,7 @@ class Lease:
         BusyError
             If another run is at work.
         """
+        folder = folder.absolute()  # workers may have started in another folder
         folder.mkdir(parents=True, exist_ok=True)
         while True:
             newest = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
@@ -70,7 +77,9 @@ class Lease:
         """End the run."""
         self._over.set()
         self._pulse.join()
-        write_json(self._file, {**self._content, "ended": time.time()})
+        _held.discard(self._file)
+        with contextlib.suppress(OSError):  # a full disk must not hide why the run ended
+            write_json(self._file, {**self._content, "ended": time.time()})
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT):
@@ -86,7 +95,8 @@ def _refuse_if_alive(folder: Path) -> None:
     elif lease["ended"] is not None:
         alive = False
     elif lease["host"] == socket.gethostname():
-        alive = abs(lease["boot"] - psutil.boot_time()) < 5 and _is_running(lease)
+        here = lease["pid"] == os.getpid() and path not in _held
+        alive = abs(lease["boot"] - psutil.boot_time()) < 5 and _is_running(lease) and not here
     else:
         alive = silence < SILENCE
     if alive:

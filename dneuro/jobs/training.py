@@ -40,7 +40,7 @@ def train(study: Study, executor: Executor) -> Study:
             "train": step.model_dump(mode="json", exclude={"name"}),
         }
     )
-    unit = Unit(units_folder(study.store) / "train", wanted[:16])
+    unit = Unit(units_folder(study.store).absolute() / "train", wanted[:16])
     weights = unit.folder / f"{unit.name}.safetensors"
     marker = unit.marker(wanted)
     if marker is None or not weights.is_file():

@@ -31,9 +31,14 @@ def exists(path: Path) -> bool:
     if not path.exists():
         return False
     if (path / "zarr.json").is_file():
-        attrs = dict(zarr.open_group(path, mode="r").attrs)
-        if "dneuro" in attrs:
-            return True
+        try:
+            if "dneuro" in zarr.open_group(path, mode="r").attrs:
+                return True
+        except Exception as error:  # an array, broken JSON: zarr has no common error for what is no group
+            raise StoreError(
+                f"{path} is no Zarr group that can be opened, so no store made by dneuro: {error}",
+                hint="give another path as store:, or move this one and its .units folder away",
+            ) from error
     raise StoreError(
         f"{path} exists and is not a store made by dneuro; it is left as it is", hint="give another path as store:"
     )
@@ -75,8 +80,8 @@ def add_group(path: Path, name: str, coords: xr.Dataset, arrays: Iterable[ArrayP
         create_arrays(zarr.open_group(temporary, mode="r+"), arrays)
         target = path / name
         zarr.open_group(path, mode="r+").require_group(name.rpartition("/")[0])
-        if target.exists():
-            shutil.rmtree(target)
+        if target.exists():  # moved away first: a kill while files are being removed leaves no half of a group
+            target.rename(temporary / "replaced")
         (temporary / name).rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -121,7 +126,7 @@ def root_coords(filenames: NDArray[Any], labels: NDArray[np.int64], class_names:
         coords["class"] = np.asarray(names, dtype=object)
     described = xr.Dataset(coords=coords)
     for name in coords:
-        described[name].attrs = {"long_name": REGISTRY[name].text}
+        described[name].attrs = {"units": REGISTRY[name].unit, "long_name": REGISTRY[name].text}
     return described
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import json
 import os
 import shutil
@@ -9,6 +11,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from dneuro.errors import StoreError
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -42,9 +46,23 @@ def read_json(path: Path) -> Any:
         return None
 
 
+def disk_error(error: BaseException, store: Path) -> StoreError | None:
+    """Return what an error of the file system means for a store; None if it is an error of another kind."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"the disk under {store} is full; everything done so far is kept",
+            hint="make room and run the same command again: only what is unfinished is redone",
+        )
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return StoreError(f"{store} cannot be written: {error}", hint="another path as store:")
+    return None
+
+
 def sweep(store: Path, units: Path) -> int:
     """Remove what a killed writer left half done in a store, in its markers and beside it; return how many."""
-    stray = [*store.rglob("*.partial"), *units.rglob("*.partial"), *store.parent.glob(f".{store.name}.*.partial")]
+    beside = store.parent.glob(f".{glob.escape(store.name)}.*.partial")
+    stray = [*store.rglob("*.partial"), *units.rglob("*.partial"), *beside]
     for path in stray:
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

@@ -129,7 +129,6 @@ class LayerPlan:
     def arrays(self, images: int, unit: int) -> list[ArrayPlan]:
         """Return the arrays of this layer for `images` images in units of `unit`."""
         channels = self.shape[:1]
-        has_positions = len(self.shape) > 1
         dims = ("channel", "y", "x")[: len(self.shape)]
         if self.keep == "stats":
             return []
@@ -139,8 +138,7 @@ class LayerPlan:
             found = [("activation_mean", dims[:1], channels, self.dtype)]
         else:
             found = [("activation_max", dims[:1], channels, self.dtype)]
-            if has_positions:
-                found += [(f"activation_{d}", dims[:1], channels, "int16") for d in ("y", "x")]
+            found += [(f"activation_{dim}", dims[:1], channels, "int16") for dim in dims[1:]]
         return [
             ArrayPlan(self.group, name, ("image", *of), (images, *shape), chunks(shape, _itemsize(dtype), unit), dtype)
             for name, of, shape, dtype in found

@@ -36,7 +36,11 @@ class Store(Mapping[str, xr.DataArray]):
             raise StoreError(
                 f"there is no store at {self.path}", hint="dneuro run JOB makes one; dn.extract(…, out=…) too"
             )
-        self.tree: xr.DataTree = xr.open_datatree(self.path, engine="zarr", chunks={}, consolidated=False)
+        try:
+            tree = xr.open_datatree(self.path, engine="zarr", chunks={}, consolidated=False)
+        except Exception as error:  # an array, broken JSON: there is no common error for what is no group
+            raise StoreError(f"{self.path} is no Zarr group that can be opened: {error}") from error
+        self.tree: xr.DataTree = tree
         """All of it, as `xarray.open_datatree` opens it, layers and results in the order of network and job."""
         if "dneuro" not in self.tree.attrs:
             raise StoreError(f"{self.path} is a Zarr group, but not a store made by dneuro")

@@ -1,0 +1,15 @@
+"""What a worker process of ours does before its first task; dask runs it as a preload."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+
+def dask_setup(worker: Any) -> None:
+    """Leave Ctrl-C to the driver.
+
+    A terminal sends it to every process of the run. The driver ends the workers in order; a worker that took it for
+    itself would print a traceback.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

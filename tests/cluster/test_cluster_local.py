@@ -1,0 +1,197 @@
+"""Worker processes on this machine: reachable from nowhere else, replaceable, and the same as threads."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+import dneuro as dn
+from dneuro import events
+from dneuro.cluster import open_local, profile_folders, worker_sizes
+from dneuro.cluster.profiles import shipped
+from dneuro.engine.executors import DaskExecutor, ThreadExecutor, get_executor
+from dneuro.errors import DneuroError
+from dneuro.jobs.driver import run_job
+from dneuro.jobs.face import extract
+from dneuro.quantities import GiB
+from dneuro.spec import JobSpec
+from dneuro.spec.profile import PoolSpec, ProfileSpec
+
+MakeJob = Callable[..., JobSpec]
+
+
+def profile(**pool: Any) -> ProfileSpec:
+    return ProfileSpec(backend="local", pools={"extract": PoolSpec(**pool)})
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with open_local(profile(workers=2, memory="3GiB")) as client:
+        yield client
+
+
+def test_cluster__has_the_workers_of_the_profile(client: Any) -> None:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    assert [(w["nthreads"], w["memory_limit"]) for w in workers] == [(1, 3 * GiB)] * 2
+    executor = get_executor()
+    assert isinstance(executor, DaskExecutor), "the active client is found by itself"
+    assert (executor.slots, executor.slots_per_process, executor.memory) == (2, 1, 3 * GiB)
+
+
+def test_cluster__gives_torch_and_blas_their_share_of_the_cores(client: Any) -> None:
+    share = worker_sizes(profile(workers=2)).cpus
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        assert set(client.run(os.environ.get, name).values()) == {str(share)}
+
+
+def test_cluster__listens_on_loopback_only(client: Any) -> None:
+    me = psutil.Process()
+    family = [me, *me.children(recursive=True)]
+    listening = {
+        connection.laddr.ip
+        for process in family
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(family) > 2
+    assert listening
+    assert listening <= {"127.0.0.1", "::1"}
+    assert "127.0.0.1" in client.dashboard_link
+
+
+def test_extract__on_a_cluster_equals_that_on_threads(
+    client: Any, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None]
+) -> None:
+    steps: list[Any] = [{"moments": None}, {"svd": {"rank": 3, "layer": "relu1", "method": "krylov"}},
+                        {"top_images": {"per": "neuron", "layer": "relu1", "k": 3}}]  # fmt: skip
+    on_cluster = dn.run(make_job(*steps, store="cluster.zarr"), client=client)
+    on_threads = run_job(make_job(*steps, store="threads.zarr"), threads)
+    same_store(on_cluster.store, on_threads.store)
+
+
+def test_face__takes_a_client_or_finds_the_active_one(client: Any, tmp_path: Path, threads: ThreadExecutor) -> None:
+    known: dict[str, Any] = {"images": {"source": "digits", "sample": 40}, "weights": "none", "images_per_unit": 16}
+    found = extract("dneuro:convnet", layers=["fc"], out=tmp_path / "a.zarr", client=client, **known)
+    active = extract("dneuro:convnet", layers=["fc"], out=tmp_path / "b.zarr", **known)
+    alone = extract("dneuro:convnet", layers=["fc"], out=tmp_path / "c.zarr", client=threads, **known)
+    for other in (active, alone):
+        np.testing.assert_array_equal(found["fc"].values, other["fc"].values)
+    remote, local = dn.svd(found["fc"], rank=2), dn.svd(found["fc"], rank=2, client=threads)
+    np.testing.assert_array_equal(remote["singular_value"], local["singular_value"])
+
+
+def test_workers__started_in_another_folder_find_the_store(
+    client: Any, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path) not in client.run(os.getcwd).values()
+    job = make_job({"train": {"epochs": 1}}, {"moments": None}).model_copy(update={"store": "here.zarr"})
+    result = run_job(job, client)
+    assert result.outcome.images == 40
+    assert (tmp_path / "here.zarr").is_dir()
+    assert len(list(tmp_path.glob("here.zarr.units/extract/fc/*.done"))) == 3
+
+
+def test_worker__killed_in_mid_run_costs_nothing(
+    client: Any, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None]
+) -> None:
+    settings: dict[str, Any] = {"images": {"source": "digits", "sample": 240}, "batch": 1}
+    killed: list[int] = []
+
+    def kill(event: events.Event) -> None:
+        if event.kind == "progress" and event.step == "extract" and not killed:
+            killed.append(next(iter(client.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with events.listening(kill):
+        result = run_job(make_job(store="killed.zarr", **settings), client)
+    assert killed
+    assert result.outcome.quarantined == {}
+    assert result.outcome.images == 240
+    same_store(result.store, run_job(make_job(store="clean.zarr", **settings), threads).store)
+    deadline = time.monotonic() + 60
+    while len(client.scheduler_info(n_workers=-1)["workers"]) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)  # the nanny starts another one; the next test finds two
+
+
+def test_worker__that_dies_of_a_unit_each_time_is_given_that_unit_three_times(
+    client: Any, make_job: MakeJob, tmp_path: Path
+) -> None:
+    """As one that segfaults or exhausts the memory: the scheduler's own tries count too."""
+    log = tmp_path / "tries"
+
+    def deadly(dask_worker: Any) -> None:
+        import os as _os
+        import signal as _signal
+
+        from dneuro.extract import task
+
+        honest = task.batches
+
+        def batches(work: Any, layers: Any, start: int, stop: int) -> Any:
+            if work.store.name == "deadly.zarr" and start == 16:
+                with log.open("a") as file:
+                    file.write(f"{_os.getpid()}\n")
+                _os.kill(_os.getpid(), _signal.SIGKILL)
+            return honest(work, layers, start, stop)
+
+        task.batches = batches
+
+    from distributed import WorkerPlugin
+
+    class Deadly(WorkerPlugin):  # type: ignore[misc]
+        def setup(self, worker: Any) -> None:
+            deadly(worker)
+
+    client.register_plugin(Deadly(), name="deadly")  # on workers that are started later, too
+    try:
+        with pytest.raises(dn.DneuroError) as caught:
+            run_job(make_job(store="deadly.zarr"), client)
+    finally:
+        client.unregister_worker_plugin("deadly")
+    assert caught.value.exit_code == 3
+    assert "1 of 3 units" in str(caught.value)
+    assert "unit 1 was begun 3 times and never finished" in str(caught.value)
+    assert len(log.read_text().split()) == len(set(log.read_text().split())) == 3
+    done = {path.name for path in tmp_path.glob("deadly.zarr.units/extract/*/*.done")}
+    assert done == {"00000.done", "00002.done"}
+
+
+def test_sizes__fill_in_what_the_profile_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Machine:
+        available = 10 * GiB
+
+    monkeypatch.setattr(psutil, "virtual_memory", Machine)
+    monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(8)))
+    plain = worker_sizes(ProfileSpec(backend="local"))
+    assert (plain.workers, plain.threads, plain.cpus, plain.memory) == (8, 1, 1, GiB)
+    few = worker_sizes(profile(workers=2))
+    assert (few.workers, few.cpus, few.memory) == (2, 4, 4 * GiB)
+    wide = worker_sizes(profile(cpus=4, threads=2, memory="1GiB"))
+    assert (wide.workers, wide.cpus, wide.memory, wide.slots, wide.slots_per_process) == (2, 4, GiB, 4, 2)
+    more = worker_sizes(profile(workers=20))
+    assert (more.workers, more.cpus) == (20, 1)
+
+
+def test_cluster__without_workers_in_time_says_so() -> None:
+    hasty = ProfileSpec(backend="local", pools={"extract": PoolSpec(workers=1, memory="1GiB")}, start_timeout=0.001)
+    with pytest.raises(DneuroError, match=r"no worker came up within 0.001 s \(1 workers of 1 GiB"), open_local(hasty):
+        raise AssertionError("there can be no worker yet")
+
+
+def test_profiles__are_looked_for_here_then_among_those_shipped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert profile_folders()[0] == Path("cluster")
+    monkeypatch.setenv("DNEURO_PROFILE_DIR", str(tmp_path))
+    assert profile_folders()[:2] == [tmp_path, Path("cluster")]
+    assert any((folder / "local.yaml").is_file() for folder in profile_folders())
+    assert any((folder / "demo.yaml").is_file() for folder in shipped("jobs"))
