@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.errors import ImageSourceError, UnreadableImageError
+from dneuro.errors import ImageSourceError
 from dneuro.images.containers import Container, get_array, open_container
+from dneuro.images.labels import MAX_CLASSES
 from dneuro.images.manifest import Manifest, check_labels
+from dneuro.images.rows import read_row
 from dneuro.images.sampling import draw
 from dneuro.spec.images import ArrayImages
-
-MAX_CLASSES = 1_000_000
-"""Labels beyond need class names that are given: they are rather identifiers than class indices."""
 
 
 class ArraySource:
@@ -42,19 +41,7 @@ class ArraySource:
     def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its row; see `ImageSource.read`."""
         row = int(self.manifest.indices[index])
-        try:
-            picture = self._rows[row]
-        except Exception as error:  # codecs raise nearly everything on damaged chunks
-            if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:
-                raise  # says something about the machine, not about the image
-            raise UnreadableImageError(f"{self._where}, image {row}: cannot be read: {error}") from error
-        crc = zlib.crc32(picture.data)
-        if f"{crc:08x}" != self.manifest.identity[index]:
-            raise UnreadableImageError(
-                f"{self._where}, image {row}: changed since it was listed: CRC-32 {crc:08x}, "
-                f"not {self.manifest.identity[index]}"
-            )
-        return picture, crc
+        return read_row(self._rows, row, self.manifest.identity[index], f"{self._where}, image {row}")
 
     def _list(self, spec: ArrayImages, container: Container) -> Manifest:
         count = len(self._rows)

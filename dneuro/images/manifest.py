@@ -8,7 +8,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,10 @@ class Manifest:
         Index of the image in its source; differs from its position where a sample was drawn.
     source : dict
         What the images were asked for by: an `ImagesSpec` as JSON-able dict.
+    wnids : sequence of str, kept as a tuple
+        WordNet ids of the classes, as long as `class_names`; empty where they have none.
+    offsets : array of int, kept as int64
+        Where each image begins in an archive that is read in place, in bytes; empty where there is none.
 
     Raises
     ------
@@ -54,6 +58,8 @@ class Manifest:
     identity: NDArray[np.object_]
     indices: NDArray[np.int64]
     source: dict[str, Any]
+    wnids: tuple[str, ...] = ()
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
         values = {
@@ -62,6 +68,8 @@ class Manifest:
             "class_names": tuple(self.class_names),
             "identity": _strings(self.identity),
             "indices": np.array(self.indices, np.int64),
+            "wnids": tuple(self.wnids),
+            "offsets": np.array(self.offsets, np.int64),
         }
         for name, value in values.items():
             if isinstance(value, np.ndarray):
@@ -70,7 +78,7 @@ class Manifest:
         self._check()
 
     def _check(self) -> None:
-        for name in ("labels", "identity", "indices"):
+        for name in ("labels", "identity", "indices", *(("offsets",) if self.offsets.size else ())):
             if getattr(self, name).shape != self.names.shape:
                 raise ImageSourceError(
                     f"a manifest with {len(self)} names has {name} of shape {getattr(self, name).shape}"
@@ -78,18 +86,23 @@ class Manifest:
         if len(set(self.names)) != len(self):
             twice = next(a for a, b in pairwise(sorted(self.names)) if a == b)
             raise ImageSourceError(f"two images have the same name {twice!r}; names must be unique")
+        if self.wnids and len(self.wnids) != len(self.class_names):
+            raise ImageSourceError(
+                f"a manifest with {len(self.class_names)} class names has {len(self.wnids)} wnids"
+            )
         check_labels(self.labels, self.class_names, "the manifest")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 (hex) over names, labels, class names and identities.
+        """Return a SHA-256 (hex) over names, labels, class names, identities and, where there are any, wnids.
 
         It does not depend on where the images lie, nor on how they were asked for. Cost: some 20 ms for 50,000.
         """
         digest = hashlib.sha256()
-        for strings in (self.names, self.identity, self.class_names):
+        lists: list[Iterable[str]] = [self.names, self.identity, self.class_names]
+        for strings in (*lists, self.wnids) if self.wnids else lists:
             # Lengths first, so that no two lists of strings run together into the same bytes.
             encoded = [text.encode("utf-8", "surrogatepass") for text in strings]
             digest.update(np.array([len(encoded), *map(len, encoded)], "<i8").tobytes())
@@ -105,6 +118,7 @@ class Manifest:
             "identity": self.identity.tolist(),
             "class_names": self.class_names,
             "source": self.source,
+            "wnids": self.wnids,
         }
         content = io.BytesIO()
         np.savez_compressed(
@@ -112,6 +126,7 @@ class Manifest:
             text=np.frombuffer(json.dumps(text).encode("ascii"), np.uint8),
             labels=self.labels,
             indices=self.indices,
+            offsets=self.offsets,
         )
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -139,10 +154,10 @@ class Manifest:
         try:
             with np.load(content, allow_pickle=False) as file:
                 text = json.loads(file["text"].tobytes())
-                labels, indices = file["labels"], file["indices"]
+                arrays = {name: file[name] for name in ("labels", "indices", "offsets") if name in file}
             found = text.pop("format")
             if found == _FORMAT:
-                return cls(labels=labels, indices=indices, **text)
+                return cls(**arrays, **text)
         except Exception as error:
             raise StoreError(
                 f"{path} is damaged, or not a manifest of images: {error}",

@@ -9,10 +9,23 @@ from numpy.typing import NDArray
 
 from dneuro.errors import ImageSourceError
 from dneuro.images.arrays import ArraySource
+from dneuro.images.cifar10 import Cifar10Source
 from dneuro.images.digits import DigitsSource
-from dneuro.images.folder import FolderSource
+from dneuro.images.files import FileSource, list_files
+from dneuro.images.folder import list_folder
+from dneuro.images.imagenet_val import list_imagenet_val
 from dneuro.images.manifest import Manifest
-from dneuro.spec.images import ArrayImages, DigitsImages, FolderImages, ImagesSpec
+from dneuro.images.mnist import MnistSource
+from dneuro.spec.images import (
+    ArrayImages,
+    Cifar10Images,
+    DigitsImages,
+    FilesImages,
+    FolderImages,
+    ImagenetValImages,
+    ImagesSpec,
+    MnistImages,
+)
 
 
 class ImageSource(Protocol):
@@ -66,8 +79,9 @@ def open_source(spec: ImagesSpec, manifest: Manifest | None = None) -> ImageSour
 
     Notes
     -----
-    Cost without a manifest: a folder is listed with one ``stat`` per image; an array is read once.
-    With one: none, but that an ``.npz`` file is loaded once per process.
+    Cost without a manifest: a folder is listed with one ``stat`` per image, a tar by reading its headers; an array,
+    MNIST and CIFAR-10 are read once. With one: none, but that an ``.npz`` file, MNIST and CIFAR-10 are loaded once
+    per process.
     """
     if manifest is not None and manifest.source.get("source") != spec.source:
         raise ImageSourceError(
@@ -77,8 +91,16 @@ def open_source(spec: ImagesSpec, manifest: Manifest | None = None) -> ImageSour
         case DigitsImages():
             return DigitsSource(spec, manifest)
         case FolderImages():
-            return FolderSource(spec, manifest)
+            return FileSource(spec.root, list_folder(spec) if manifest is None else manifest)
+        case FilesImages():
+            return FileSource(spec.root, list_files(spec) if manifest is None else manifest)
+        case ImagenetValImages():
+            return FileSource(spec.root, list_imagenet_val(spec) if manifest is None else manifest)
         case ArrayImages():
             return ArraySource(spec, manifest)
+        case MnistImages():
+            return MnistSource(spec, manifest)
+        case Cifar10Images():
+            return Cifar10Source(spec, manifest)
         case _:
             assert_never(spec)

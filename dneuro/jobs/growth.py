@@ -61,7 +61,7 @@ def open_or_create(study: Study) -> None:
     if not check_store(study):
         for stale in ("extract", "results"):  # markers of a store that is no longer there
             shutil.rmtree(units_folder(path) / stale, ignore_errors=True)
-        coords = root_coords(manifest.names, manifest.labels, study.class_names)
+        coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
         create(path, coords, study.plan.root, _provenance(study))
     for plan in study.plan.layers:
         if not _layer_attrs(path, plan.name):

@@ -154,6 +154,7 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     if job.train is not None:
         _check_training(network.classes, len(names), labels, job.network)
     predictions = step.predictions and network.classes is not None
+    comparable = bool((labels >= 0).any()) and network.classes == len(names)
     kernels = statistics_of(job)
     widest = max(found[name].shape[0] for name in wanted)
     states = sum(kernel.memory(len(manifest), step.batch, widest)[0] for kernel in kernels.values())
@@ -167,12 +168,17 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         batch=step.batch,
         unit=step.images_per_unit,
         predictions=predictions,
-        labels=bool((labels >= 0).any()) and network.classes == len(names),
+        labels=comparable,
         thumbnails=step.thumbnails,
         state_bytes=states * len(wanted),
         slots_per_process=executor.slots_per_process,
     )
-    notes = [] if job.train is not None else network.notes
+    notes = [] if job.train is not None else list(network.notes)
+    if predictions and not comparable and (labels >= 0).any():
+        notes.append(
+            f"the network tells {network.classes} classes apart and the images have {len(names)}: predictions are "
+            "kept, whether they are correct is not (classes: imagenet numbers folders by their wnids)"
+        )
     for note in notes:
         events.emit("note", "", note)
     return Study(

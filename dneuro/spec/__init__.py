@@ -8,7 +8,16 @@ Python as well, and ``model_dump_json()`` gives a text that ``parse_job`` reads 
 from __future__ import annotations
 
 from dneuro.spec.files import find_profile
-from dneuro.spec.images import ArrayImages, DigitsImages, FolderImages, ImagesSpec
+from dneuro.spec.images import (
+    ArrayImages,
+    Cifar10Images,
+    DigitsImages,
+    FilesImages,
+    FolderImages,
+    ImagenetValImages,
+    ImagesSpec,
+    MnistImages,
+)
 from dneuro.spec.job import JobSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
 from dneuro.spec.profile import PoolSpec, ProfileSpec
@@ -32,13 +41,17 @@ __all__ = [
     "STEPS",
     "AnalysisStep",
     "ArrayImages",
+    "Cifar10Images",
     "CooccurrenceStep",
     "DigitsImages",
     "ExtractStep",
+    "FilesImages",
     "FolderImages",
+    "ImagenetValImages",
     "ImagesSpec",
     "JobSpec",
     "LayerSpec",
+    "MnistImages",
     "MomentsStep",
     "NetworkSpec",
     "PoolSpec",

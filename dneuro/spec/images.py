@@ -31,7 +31,39 @@ class FolderImages(_Images):
     source: Literal["folder"]
     """Kind of source."""
     root: PathText
-    """The folder that holds one folder per class."""
+    """The folder that holds one folder per class, a plain tar of it, or a URL such as ``s3://bucket/photos`` or
+    ``zip::/data/photos.zip``."""
+    classes: Literal["imagenet"] | None = None
+    """``imagenet``: labels are indices among ImageNet's 1,000 classes, and folders are named by wnid; the default
+    numbers the folders there are."""
+
+
+class FilesImages(_Images):
+    """Image files in one folder and the folders below it, labelled by a table or not at all."""
+
+    source: Literal["files"]
+    """Kind of source."""
+    root: PathText
+    """The folder, a plain tar of it, or a URL such as ``s3://bucket/photos`` or ``zip::/data/photos.zip``."""
+    labels: PathText | None = None
+    """A CSV file with one line per image: filename below ``root``, and its class as wnid, name or index; without
+    it no class is known."""
+    classes: Literal["imagenet"] | None = None
+    """``imagenet``: labels are indices among ImageNet's 1,000 classes; the default takes the classes that ``labels``
+    has."""
+
+
+class ImagenetValImages(_Images):
+    """ImageNet's validation set as it comes: the tar (read in place), its flat folder, or a folder per wnid."""
+
+    source: Literal["imagenet-val"]
+    """Kind of source."""
+    root: PathText
+    """``ILSVRC2012_img_val.tar``, the folder that it unpacks to, or one with a folder per wnid; or a URL of such a
+    folder."""
+    labels: PathText | None = None
+    """``ILSVRC2012_devkit_t12.tar.gz``, the folder that it unpacks to, or a CSV file (filename, then wnid, class name
+    or index); a folder per wnid needs none."""
 
 
 class ArrayImages(_Images):
@@ -49,7 +81,30 @@ class ArrayImages(_Images):
     """Names of the classes 0, 1, …; the default is ``class_names`` if the file has it, else the numbers."""
 
 
-SOURCES = ("digits", "folder", "array")
+class MnistImages(_Images):
+    """MNIST's own four files, zipped or not: 60,000 + 10,000 digits of 28×28 pixels, grey."""
+
+    source: Literal["mnist"]
+    """Kind of source."""
+    root: PathText
+    """The folder that holds the four files, or torchvision's above it (``root/MNIST/raw``)."""
+    split: Literal["train", "test"]
+    """Which part."""
+
+
+class Cifar10Images(_Images):
+    """CIFAR-10's own files, Python or binary version: 50,000 + 10,000 pictures of 32×32 pixels, colour."""
+
+    source: Literal["cifar10"]
+    """Kind of source."""
+    root: PathText
+    """The archive (``cifar-10-python.tar.gz`` or ``cifar-10-binary.tar.gz``), or the folder that it unpacks to or
+    lies in."""
+    split: Literal["train", "test"]
+    """Which part."""
+
+
+SOURCES = ("digits", "folder", "files", "array", "imagenet-val", "mnist", "cifar10")
 """Every kind of image source, by the name it has in a job file."""
 
 
@@ -74,7 +129,11 @@ def _tag(images: Any) -> str:
 ImagesSpec = Annotated[
     Annotated[DigitsImages, Tag("<digits>")]
     | Annotated[FolderImages, Tag("<folder>")]
-    | Annotated[ArrayImages, Tag("<array>")],
+    | Annotated[FilesImages, Tag("<files>")]
+    | Annotated[ArrayImages, Tag("<array>")]
+    | Annotated[ImagenetValImages, Tag("<imagenet-val>")]
+    | Annotated[MnistImages, Tag("<mnist>")]
+    | Annotated[Cifar10Images, Tag("<cifar10>")],
     Discriminator(_tag),
     BeforeValidator(_check_source),
 ]

@@ -114,16 +114,21 @@ def write_dataset(path: Path, group: str, dataset: xr.Dataset) -> None:
     renewed.to_zarr(path, group=group or None, mode="a" if path.exists() else "w", zarr_format=3, consolidated=False)
 
 
-def root_coords(filenames: NDArray[Any], labels: NDArray[np.int64], class_names: Iterable[str]) -> xr.Dataset:
-    """Return the coordinates of the root."""
+def root_coords(
+    filenames: NDArray[Any], labels: NDArray[np.int64], class_names: Iterable[str], wnids: Iterable[str] = ()
+) -> xr.Dataset:
+    """Return the coordinates of the root; `wnids`, if there are any, are one per class."""
     names = list(class_names)
     coords: dict[str, Any] = {
         "image": np.arange(len(filenames)),
         "filename": ("image", np.asarray(filenames)),
         "label": ("image", labels),
     }
+    ids = list(wnids)
     if names:
         coords["class"] = np.asarray(names, dtype=object)
+    if ids:
+        coords["wnid"] = ("class", np.asarray(ids, dtype=object))
     described = xr.Dataset(coords=coords)
     for name in coords:
         described[name].attrs = {"units": REGISTRY[name].unit, "long_name": REGISTRY[name].text}

@@ -45,6 +45,7 @@ REGISTRY: dict[str, Meaning] = {
     "filename": Meaning(("image",), "string", "", "name of the image in its source"),
     "label": Meaning(("image",), "int64", "1", "class of the image as an index into class, -1 unknown"),
     "class": Meaning(("class",), "string", "", "names of the classes"),
+    "wnid": Meaning(("class",), "string", "", "WordNet ids of the classes"),
     "status": Meaning(("image",), "uint8", "1", "0 read, 1 masked: the image could not be read"),
     "checksum": Meaning(("image",), "uint32", "1", "CRC-32 of the image's stored bytes, 0 where masked"),
     "prediction": Meaning(("image",), "int64", "1", "class that the network names, -1 where masked"),

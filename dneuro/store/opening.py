@@ -37,7 +37,8 @@ class Store(Mapping[str, xr.DataArray]):
                 f"there is no store at {self.path}", hint="dneuro run JOB makes one; dn.extract(…, out=…) too"
             )
         try:
-            tree = xr.open_datatree(self.path, engine="zarr", chunks={}, consolidated=False)
+            # Absolute, for the arrays go to workers that may have started in another folder.
+            tree = xr.open_datatree(self.path.absolute(), engine="zarr", chunks={}, consolidated=False)
         except Exception as error:  # an array, broken JSON: there is no common error for what is no group
             raise StoreError(f"{self.path} is no Zarr group that can be opened: {error}") from error
         self.tree: xr.DataTree = tree

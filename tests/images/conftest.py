@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,5 +25,18 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(np.full((4, 5), number, np.uint8)).save(path, format="PNG")
         return tmp_path / root
+
+    return make
+
+
+@pytest.fixture
+def make_tar(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that packs a folder into a tar, ``make_tar(root, name="photos.tar", format=…)``."""
+
+    def make(root: Path, name: str = "photos.tar", kind: int = tarfile.PAX_FORMAT, below: str = "") -> Path:
+        with tarfile.open(tmp_path / name, "w", format=kind) as tar:
+            for path in sorted(root.rglob("*"), reverse=True):  # not in the order of names
+                tar.add(path, f"{below}{path.relative_to(root)}", recursive=False)
+        return tmp_path / name
 
     return make

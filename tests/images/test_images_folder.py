@@ -14,8 +14,8 @@ from torchvision.datasets import ImageFolder
 
 from dneuro.errors import ImageSourceError, UnreadableImageError
 from dneuro.images import folder as folder_module
-from dneuro.images.folder import EXTENSIONS
 from dneuro.images.sources import ImageSource, open_source
+from dneuro.images.storage import EXTENSIONS
 from dneuro.spec.images import FolderImages
 
 Maker = Callable[..., Path]
@@ -42,7 +42,9 @@ def test_folder__lists_what_torchvision_lists(make_folder: Maker):
     assert manifest.labels.tolist() == reference.targets
     assert manifest.identity.tolist() == [str((root / name).stat().st_size) for name in manifest.names]
     assert manifest.indices.tolist() == list(range(8))
-    assert manifest.source == {"source": "folder", "root": str(root), "sample": None, "seed": 0}
+    assert manifest.source == {
+        "source": "folder", "root": str(root), "classes": None, "sample": None, "seed": 0
+    }  # fmt: skip
 
 
 def test_folder__every_extension_in_any_case(make_folder: Maker):
@@ -106,6 +108,25 @@ def test_folder__sample_of_more_than_there_are(make_folder: Maker):
         open_folder(make_folder("a/1.png", "a/2.png"), sample=3)
 
 
+def test_folder__of_wnids_is_numbered_as_imagenet_is(make_folder: Maker):
+    root = make_folder("n15075141/a.png", "n01440764/b.png", "n03888257/c.png")
+    plain = open_folder(root).manifest
+    assert (plain.labels.tolist(), plain.class_names[0], plain.wnids) == ([0, 1, 2], "n01440764", ())
+    manifest = open_source(FolderImages(source="folder", root=str(root), classes="imagenet")).manifest
+    assert manifest.labels.tolist() == [0, 701, 999]
+    assert len(manifest.class_names) == len(manifest.wnids) == 1000
+    assert (manifest.class_names[701], manifest.wnids[701]) == ("parachute", "n03888257")
+    assert manifest.names.tolist() == plain.names.tolist()
+
+
+def test_folder__that_is_none_of_imagenets(make_folder: Maker):
+    root = make_folder("n01440764/a.png", "n01440765/b.png")
+    with pytest.raises(ImageSourceError) as error:
+        open_source(FolderImages(source="folder", root=str(root), classes="imagenet"))
+    assert error.value.message == f"{root}: 'n01440765' is not the wnid of one of the 1,000 classes"
+    assert "did you mean 'n01440764'" in str(error.value.hint)
+
+
 def test_folder__hidden_files_and_folders_are_skipped(make_folder: Maker):
     root = make_folder("cat/a.png", "cat/._a.png", ".thumbs/b.png", "cat/.hidden/c.png")
     (root / ".DS_Store").write_bytes(b"")
@@ -140,8 +161,8 @@ def test_folder__missing_root_names_its_neighbours(make_folder: Maker):
 def test_folder__root_is_a_file(make_folder: Maker):
     root = make_folder("cat/a.png")
     error = refusal(root / "cat/a.png")
-    assert "a.png is a file; source: folder needs a folder" in error.message
-    assert "unpack" in str(error.hint)
+    assert "a.png is a file, and no tar" in error.message
+    assert "source: array" in str(error.hint)
 
 
 def test_folder__link_in_a_circle_as_root(tmp_path: Path):
@@ -254,6 +275,25 @@ def test_read__file_that_changed_since_it_was_listed(make_folder: Maker, change:
     size = (root / "cat/a.png").stat().st_size
     (root / "cat/a.png").write_bytes(change)
     assert f"changed since it was listed: it had {size} bytes, {now}" in unreadable(source)
+
+
+def test_read__nothing_mounted_is_not_the_images_fault(make_folder: Maker):
+    root = make_folder("cat/a.png", "cat/b.png")
+    source = open_folder(root)
+    root.rename(root.with_name("gone"))
+    with pytest.raises(FileNotFoundError):
+        source.read(0)
+
+
+def test_read__file_that_may_not_be_read(make_folder: Maker, monkeypatch: pytest.MonkeyPatch):
+    root = make_folder("cat/a.png")
+    source = open_folder(root)
+
+    def refuse(*_: object, **__: object) -> None:  # root may read all, so permissions alone would not show it
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert unreadable(source) == f"{root / 'cat/a.png'}: Permission denied"
 
 
 def test_read__huge_file_is_not_loaded(make_folder: Maker):

@@ -27,11 +27,11 @@ def small(**changes: object) -> Manifest:
 
 
 def assert_same(a: Manifest, b: Manifest) -> None:
-    for name in ("names", "labels", "identity", "indices"):
+    for name in ("names", "labels", "identity", "indices", "offsets"):
         left, right = getattr(a, name), getattr(b, name)
         assert left.tolist() == right.tolist()
         assert left.dtype == right.dtype
-    assert (a.class_names, a.source) == (b.class_names, b.source)
+    assert (a.class_names, a.source, a.wnids) == (b.class_names, b.source, b.wnids)
 
 
 texts = st.text(st.characters(codec=None), max_size=12)
@@ -50,6 +50,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
         identity=draw(st.lists(texts, **exactly)),
         indices=draw(st.lists(st.integers(0, 2**40), **exactly)),
         source=draw(st.dictionaries(texts, st.none() | st.integers() | texts, max_size=3)),
+        wnids=draw(st.just([]) | st.lists(texts, min_size=len(class_names), max_size=len(class_names))),
+        offsets=draw(st.just([]) | st.lists(st.integers(0, 2**40), **exactly)),
     )
 
 
@@ -85,8 +87,23 @@ def test_fingerprint__is_the_same_in_every_version():
     assert small().fingerprint() == "537edf34940329cb62c17dd545eee540eef4d83347345b759ea722205a6ecb0f"
 
 
+def test_fingerprint__with_wnids_is_the_same_in_every_version():
+    found = small(wnids=("n02121620", "n02084071")).fingerprint()
+    assert found == "cde52c17df8a2d0b4bfcd2de1f968767bfe7ef138472dabde634e412a30c9258"
+
+
+def test_load__reads_what_was_written_before_there_were_wnids_and_offsets(tmp_path: Path):
+    small().save(tmp_path / "manifest.npz")
+    with np.load(tmp_path / "manifest.npz") as file:
+        text = json.loads(file["text"].tobytes())
+        del text["wnids"]
+        older = {"labels": file["labels"], "indices": file["indices"]}
+    np.savez(tmp_path / "older.npz", text=np.frombuffer(json.dumps(text).encode(), np.uint8), **older)
+    assert_same(Manifest.load(tmp_path / "older.npz"), small())
+
+
 def test_fingerprint__depends_on_content_not_on_place():
-    same = small(source={"source": "folder", "root": "/elsewhere"}, indices=[5, 6, 9])
+    same = small(source={"source": "folder", "root": "/elsewhere"}, indices=[5, 6, 9], offsets=[512, 2048, 4096])
     assert same.fingerprint() == small().fingerprint()
     others = [
         small(names=["cat/a.png", "cat/ü.png", "dog/d.png"]),
@@ -94,6 +111,8 @@ def test_fingerprint__depends_on_content_not_on_place():
         small(labels=[0, 1, 1]),
         small(class_names=("cat", "wolf")),
         small(identity=["10", "11", "13"]),
+        small(wnids=("n02121620", "n02084071")),
+        small(wnids=("n02084071", "n02121620")),
         small(names=["x", "y", "z"], identity=["", "1", "2"]),
         small(names=["x", "y", "z1"], identity=["", "", "2"]),
     ]
@@ -107,6 +126,8 @@ def test_fingerprint__depends_on_content_not_on_place():
         ({"labels": [0, 1]}, r"3 names has labels of shape \(2,\)"),
         ({"identity": ["1"]}, "identity of shape"),
         ({"indices": [[0, 1, 2]]}, "indices of shape"),
+        ({"offsets": [512]}, r"3 names has offsets of shape \(1,\)"),
+        ({"wnids": ("n1",)}, "2 class names has 1 wnids"),
         ({"labels": [0, 1, 2]}, "label 2 of image 2 has no class name; there are 2"),
         ({"labels": [0, -2, 0]}, "label -2 of image 1"),
     ],

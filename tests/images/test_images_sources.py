@@ -36,7 +36,7 @@ def test_open_source__a_worker_reads_what_the_driver_listed(tmp_path: Path):
 def test_images__import_neither_torch_nor_what_only_one_source_needs():
     code = (
         "import sys, dneuro.images.sources, dneuro.images.preprocess; "
-        "print([m for m in ('torch', 'sklearn', 'zarr') if m in sys.modules])"
+        "print([m for m in ('torch', 'sklearn', 'zarr', 'fsspec', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

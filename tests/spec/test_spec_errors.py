@@ -219,13 +219,13 @@ CASES = {
         "source: folder",
         "¦source: foldr",
         "images.source: unknown source 'foldr'",
-        "did you mean 'folder'? choices: digits, folder, array",
+        "did you mean 'folder'? choices: digits, folder, files, array",
     ),
     "no source": (
         "images: {source: folder, root: /data}",
         "¦images: {root: /data}",
         "images.source: missing",
-        "choices: digits, folder, array",
+        "choices: digits, folder, files, array, imagenet-val, mnist, cifar10",
     ),
     # steps
     "unknown step": ("- svd:", "- ¦svdd:", "steps[1].svdd: unknown step 'svdd'", "did you mean 'svd'"),

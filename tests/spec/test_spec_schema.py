@@ -157,7 +157,7 @@ def test_committed_schemas__are_current(tmp_path: Path) -> None:
 def test_outline__knows_what_may_stand_where() -> None:
     job, profile = outline(JobSpec), outline(ProfileSpec)
     data = {"images": {"source": "folder"}}
-    assert job.keys(("images",), data) == ["sample", "seed", "source", "root"]
+    assert job.keys(("images",), data) == ["sample", "seed", "source", "root", "classes"]
     assert set(job.keys(("images",))) > {"images", "labels", "root"}
     assert job.keys(("steps", 3)) == list(STEPS)
     assert job.choices(("steps", 3, "svd", "standardize")) == ["image", "neuron", "center", "null"]

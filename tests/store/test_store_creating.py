@@ -17,7 +17,8 @@ IMAGES, UNIT = 20, 8
 
 def coords(classes: tuple[str, ...] = ("cat", "Käfer 甲虫")) -> xr.Dataset:
     names = np.array([f"ø/{i}.png" for i in range(IMAGES)], dtype=object)
-    return creating.root_coords(names, np.arange(IMAGES) % 3 - 1, classes)
+    wnids = [f"n{number:08d}" for number in range(len(classes))]
+    return creating.root_coords(names, np.arange(IMAGES) % 3 - 1, classes, wnids)
 
 
 def every_array() -> list[ArrayPlan]:
@@ -52,6 +53,7 @@ def test_create__keeps_text_as_it_is(store: Path) -> None:
     opened = xr.open_zarr(store, consolidated=False)
     assert opened["filename"].values.tolist() == [f"ø/{i}.png" for i in range(IMAGES)]
     assert opened["class"].values.tolist() == ["cat", "Käfer 甲虫"]
+    assert opened["wnid"].values.tolist() == ["n00000000", "n00000001"]
     assert opened["label"].values.tolist() == [i % 3 - 1 for i in range(IMAGES)]
     assert opened["label"].dtype == np.int64
     assert opened.attrs["dneuro"] == {"job": "test"}

@@ -1,0 +1,96 @@
+"""Where image files may lie: in a folder, in a tar, or in whatever fsspec opens."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple, Protocol
+
+from dneuro.errors import ImageSourceError
+
+EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""What makes a file an image file, in upper or lower case."""
+
+
+class Entry(NamedTuple):
+    """One image file of a storage.
+
+    Parameters
+    ----------
+    name : str
+        Path below the root, with ``/``.
+    size : int
+        In bytes.
+    offset : int
+        Where the file begins in an archive that is read in place, in bytes; -1 where it is a file of its own.
+    """
+
+    name: str
+    size: int
+    offset: int = -1
+
+    @property
+    def parts(self) -> list[str]:
+        """Folders and file name. Sorting by them keeps the files of a folder together, whatever its name."""
+        return self.name.split("/")
+
+
+class Storage(Protocol):
+    """A place that holds image files. May be used by several threads at once, and pickled."""
+
+    def images(self) -> list[Entry]:
+        """Return every image file at the root and below, sorted by `Entry.parts`; hidden ones are left out.
+
+        Raises
+        ------
+        ImageSourceError
+            If the place is missing or damaged, or may not be read.
+        """
+
+    def read(self, entry: Entry) -> bytes:
+        """Return the content of a file that was listed, as far as there is any: the length may differ.
+
+        Raises
+        ------
+        UnreadableImageError
+            If this one file is gone or cannot be had.
+        OSError
+            If the storage fails.
+        """
+
+    def where(self, name: str) -> str:
+        """Return how a message names a file."""
+
+
+def is_url(root: str) -> bool:
+    """Return whether fsspec is to open `root`: ``s3://…``, ``https://…``, ``zip::…``."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)", root) is not None
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file name ends as that of an image does."""
+    return name.lower().endswith(EXTENSIONS)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a path, or a folder in it, is hidden: begins with a dot."""
+    return any(part.startswith(".") for part in name.split("/"))
+
+
+def check_utf8(name: str, place: str, hint: str) -> None:
+    """Refuse a name that is not UTF-8: a store could not hold it.
+
+    Raises
+    ------
+    ImageSourceError
+        With its bytes.
+    """
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raw = name.encode("utf-8", "surrogateescape")
+        raise ImageSourceError(f"the name {raw!r} in {place} is not valid UTF-8", hint=hint) from error
+
+
+def some(names: list[str], limit: int = 3) -> str:
+    """Return the first names, for a message."""
+    return ", ".join(names[:limit]) + (", …" if len(names) > limit else "")
