@@ -29,7 +29,7 @@ def moments(
         Over the images, one row per channel (all positions made one number by `pool`) or one per neuron (each
         position its own); or over all neurons, one row per image.
     pool : {"max", "mean"}
-        How ``per="channel"`` makes one number of all positions.
+        How ``per="channel"`` makes one number of all positions; the mean is rounded to float32.
     client : distributed.Client, optional
         Where to compute; the default is the active dask client, else threads.
 

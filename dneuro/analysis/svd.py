@@ -78,9 +78,10 @@ def svd(
 
     Notes
     -----
-    **Cost**: ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` up to 13, as a rule 4 to 6, state
-    8·P·(K + 10) bytes, flat in N; one more for the moments under ``"neuron"`` and ``"center"``. Products in float64;
-    the singular values are those of the N × K matrix Z V, so that small ones do not suffer from squaring.
+    **Cost**: ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` up to 13, as a rule 4 to 7, state
+    8·P·(K + 10) bytes, flat in N, and in the driver twice that per pass; one pass more for the moments under
+    ``"neuron"`` and ``"center"``. Products in float64; the singular values are those of the N × K matrix Z V, so that
+    small ones do not suffer from squaring.
 
     References
     ----------

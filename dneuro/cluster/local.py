@@ -12,11 +12,14 @@ from typing import Any
 import psutil
 
 from dneuro.errors import DneuroError
-from dneuro.quantities import format_bytes
+from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.profile import PoolSpec, ProfileSpec
 
 SHARE = 0.8
 """Share of the free memory that the workers get together, where the profile does not say."""
+
+LEAST = 1536 * MiB
+"""Memory below which another worker is not worth having, where the profile does not say how many."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,10 @@ def worker_sizes(profile: ProfileSpec) -> WorkerSizes:
     """Return what the workers of a local profile have, defaults filled in from this machine."""
     pool = profile.pools.get("extract") or profile.pools.get("memory") or PoolSpec()
     cores = len(psutil.Process().cpu_affinity() or [0])
-    workers = pool.workers or max(1, cores // (pool.cpus or 1))
-    memory = pool.memory or math.floor(psutil.virtual_memory().available * SHARE / workers)
+    free = math.floor(psutil.virtual_memory().available * SHARE)
+    # One worker per core, but none with less memory than torch and a small network take.
+    workers = pool.workers or max(1, min(cores // (pool.cpus or 1), free // (pool.memory or LEAST)))
+    memory = pool.memory or free // workers
     cpus = pool.cpus or max(1, cores // (workers * pool.threads))
     return WorkerSizes(workers, pool.threads, cpus, memory)
 
@@ -109,6 +114,7 @@ def open_local(profile: ProfileSpec) -> Iterator[Any]:
             raise DneuroError(
                 f"no worker came up within {profile.start_timeout:g} s ({sizes.workers} workers of "
                 f"{format_bytes(sizes.memory)} asked for): {error}",
-                hint="fewer workers in the profile's pools, or a longer start_timeout",
+                hint="fewer workers in the profile's pools, or a longer start_timeout; in a script of your own, put the "
+                "call below `if __name__ == \"__main__\":`, for workers import the script too",
             ) from error
         yield client

@@ -93,10 +93,15 @@ class DaskExecutor:
     Raises
     ------
     UsageError
-        If it has no worker: then nobody can say what fits into one.
+        If it is no such client, or has no worker: then nobody can say what fits into one.
     """
 
     def __init__(self, client: Any) -> None:
+        if not hasattr(client, "submit") or getattr(client, "asynchronous", False):
+            raise UsageError(
+                f"client is a {type(client).__name__}, not a distributed.Client that can be waited for",
+                hint="client=distributed.Client(address)",
+            )
         self._client = client
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         if not workers:

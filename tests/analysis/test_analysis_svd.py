@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import dask.array as da
@@ -178,6 +180,13 @@ def test_svd__zhangs_normalisation_is_of_each_image() -> None:
     again = dn.svd(labelled(moved, chunks=30), rank=3)
     np.testing.assert_allclose(found["singular_value"], again["singular_value"], rtol=1e-5)
     assert found["vector"].shape == (3, 6, 2, 2)
+
+
+def test_svd__workers_need_no_scipy() -> None:
+    """What a worker unpickles lies in this package, and SciPy would be 30 MiB of its memory."""
+    code = "import sys, dneuro.analysis; print('scipy' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
 
 
 def test_svd__reconstruction_error_is_that_of_the_reconstruction() -> None:

@@ -93,9 +93,9 @@ def test_workers__started_in_another_folder_find_the_store(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(tmp_path) not in client.run(os.getcwd).values()
-    job = make_job({"train": {"epochs": 1}}, {"moments": None}).model_copy(update={"store": "here.zarr"})
-    result = run_job(job, client)
-    assert result.outcome.images == 40
+    job = make_job({"train": {"epochs": 1}}, {"svd": {"rank": 2, "layer": "fc"}})
+    result = run_job(job.model_copy(update={"store": "here.zarr"}), client)
+    assert (result.outcome.images, result.computed) == (40, 1)
     assert (tmp_path / "here.zarr").is_dir()
     assert len(list(tmp_path.glob("here.zarr.units/extract/fc/*.done"))) == 3
 

@@ -18,6 +18,7 @@ import xarray as xr
 
 from dneuro import events
 from dneuro.engine import ThreadExecutor, get_executor, reduce
+from dneuro.errors import UsageError
 from dneuro.kernels import CrossProducts, ImageMoments, Moments, TopK
 
 RNG = np.random.default_rng(0)
@@ -194,6 +195,12 @@ def test_reduce__never_more_tasks_at_a_time_than_threads(monkeypatch: pytest.Mon
     x = xr.DataArray(da.zeros((400, 5), chunks=(5, 5), dtype="f4"), dims=("image", "channel"))
     reduce([x], {"moments": Moments()}, ThreadExecutor(2), prepare=watch)
     assert most[0] <= 2
+
+
+def test_get_executor__something_that_is_no_client() -> None:
+    with pytest.raises(UsageError, match=r"client is a str, not a distributed\.Client") as caught:
+        get_executor("tcp://127.0.0.1:8786")
+    assert caught.value.hint == "client=distributed.Client(address)"
 
 
 def test_get_executor__threads_unless_there_is_a_client() -> None:

@@ -121,8 +121,8 @@ CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "predictions": ({"predictions": False}, "predictions: True → False"),
     "thumbnails": ({"thumbnails": False}, "thumbnails: True → False"),
     "network": (
-        {"network": {"name": "torchvision:alexnet", "weights": "none"}, "layers": ["features.0"], "batch": 1},
-        "network: dneuro:convnet → torchvision:alexnet",
+        {"network": {"name": "torchvision:squeezenet1_1", "weights": "none"}, "layers": ["features.0"], "batch": 1},
+        "network: dneuro:convnet → torchvision:squeezenet1_1",
     ),
 }  # fmt: skip
 

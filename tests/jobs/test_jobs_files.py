@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dneuro.engine import ThreadExecutor
+from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.quantities import GiB
+from dneuro.spec import read_job
+
+JOBS = Path(__file__).parents[2] / "jobs"
+
+
+def paint(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((300, 260, 3), 90, np.uint8)).save(path, format="JPEG")
+
+
+def plan(name: str, *overrides: str) -> JobPlan:
+    return plan_job(read_job(JOBS / name, ["network.weights=none", *overrides]), ThreadExecutor(1, memory=8 * GiB))
+
+
+def test_files__every_job_is_planned_here() -> None:
+    assert {path.name for path in JOBS.glob("*.yaml")} == {"demo.yaml", "photos.yaml", "imagenet.yaml"}
+
+
+def test_demo__is_planned(tmp_path: Path) -> None:
+    found = plan("demo.yaml", f"store={tmp_path / 'demo.zarr'}")
+    assert found.extract.images == 1797
+    assert {question.step.id for question, _ in found.steps} == {
+        "moments", "top_images", "cooccurrence", "svd", "similarity", "similarity-of-counts"
+    }  # fmt: skip
+
+
+def test_photos__is_planned_for_folders_named_by_wnid(tmp_path: Path) -> None:
+    for wnid in ("n01440764", "n03888257"):
+        for number in range(8):
+            paint(tmp_path / "photos" / wnid / f"{number}.JPEG")
+    found = plan("photos.yaml", f"images.root={tmp_path / 'photos'}", f"store={tmp_path / 'photos.zarr'}")
+    assert found.study.source.manifest.labels.tolist() == [0] * 8 + [701] * 8
+    assert "correct" in {array.name for array in found.extract.root}
+    kept = {layer.name: (layer.keep, layer.shape) for layer in found.extract.layers}
+    assert kept["features.12.expand3x3_activation"] == ("full", (256, 13, 13))
+
+
+def test_imagenet__is_planned_for_its_flat_folder(tmp_path: Path) -> None:
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 51)]
+    for name in names:
+        paint(tmp_path / "val" / name)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("filename,wnid\n" + "".join(f"{name},n03888257\n" for name in names))
+    found = plan(
+        "imagenet.yaml", f"images.root={tmp_path / 'val'}", f"images.labels={labels}", f"store={tmp_path / 'a.zarr'}"
+    )
+    widths = {layer.name: int(np.prod(layer.shape)) for layer in found.extract.layers}
+    assert widths["features.12"] == 9216
+    assert widths["classifier.5"] == 4096
+    assert found.study.class_names[701] == "parachute"
+
+
+def test_submit__runs_a_job_and_opens_its_store(tmp_path: Path) -> None:
+    small = ["images.sample=40", "steps.train.epochs=1", "steps.svd.rank=2", "store=d.zarr", "steps.extract.batch=20"]
+    done = subprocess.run(
+        [sys.executable, JOBS / "submit.py", JOBS / "demo.yaml", *small],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "<dneuro store d.zarr: 40 images>" in done.stdout
+    assert (tmp_path / "d.zarr.report" / "index.html").is_file()
