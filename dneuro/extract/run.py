@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -85,25 +86,26 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
     tries = dict.fromkeys(missing, 0)
     for number, parts in missing.items():
         window.add(number, extract_unit, shared, number, parts)
-    for number, future in window:
-        error = future.exception()
-        if error is None:
-            report: UnitReport = future.result()
-            outcome.masked += report.masked
-            outcome.images += report.images
-            done += report.images
-            seconds = time.perf_counter() - began
-            data = {"unit": number, "unit_seconds": report.seconds, "rate": outcome.images / max(seconds, 1e-9)}
-            events.emit("progress", "extract", done=done, total=plan.images, what="images", data=data)
-            continue
-        _raise_if_final(error, work)
-        tries[number] += 1
-        if isinstance(error, QuarantinedError) or tries[number] >= MAX_ATTEMPTS:
-            outcome.quarantined[number] = f"{type(error).__name__}: {error}"
-            events.emit("warning", "extract", f"unit {number} failed {MAX_ATTEMPTS} times and is left out: {error}")
-        else:
-            events.emit("warning", "extract", f"unit {number} failed and is tried again: {error}")
-            window.add(number, extract_unit, shared, number, missing[number])
+    with contextlib.closing(iter(window)) as ended:  # an error that ends the run cancels what is in flight
+        for number, future in ended:
+            error = future.exception()
+            if error is None:
+                report: UnitReport = future.result()
+                outcome.masked += report.masked
+                outcome.images += report.images
+                done += report.images
+                seconds = time.perf_counter() - began
+                data = {"unit": number, "unit_seconds": report.seconds, "rate": outcome.images / max(seconds, 1e-9)}
+                events.emit("progress", "extract", done=done, total=plan.images, what="images", data=data)
+                continue
+            _raise_if_final(error, work)
+            tries[number] += 1
+            if isinstance(error, QuarantinedError) or tries[number] >= MAX_ATTEMPTS:
+                outcome.quarantined[number] = f"{type(error).__name__}: {error}"
+                events.emit("warning", "extract", f"unit {number} failed {MAX_ATTEMPTS} times and is left out: {error}")
+            else:
+                events.emit("warning", "extract", f"unit {number} failed and is tried again: {error}")
+                window.add(number, extract_unit, shared, number, missing[number])
     for name, why in outcome.masked:
         events.emit("warning", "extract", f"masked {name}: {why}")
     outcome.seconds = time.perf_counter() - began
