@@ -114,7 +114,7 @@ def open_local(profile: ProfileSpec) -> Iterator[Any]:
             raise DneuroError(
                 f"no worker came up within {profile.start_timeout:g} s ({sizes.workers} workers of "
                 f"{format_bytes(sizes.memory)} asked for): {error}",
-                hint="fewer workers in the profile's pools, or a longer start_timeout; in a script of your own, put the "
-                "call below `if __name__ == \"__main__\":`, for workers import the script too",
+                hint="fewer workers in the profile's pools, or a longer start_timeout; in a script of your own, put "
+                "the call below `if __name__ == \"__main__\":`, for workers import the script too",
             ) from error
         yield client
