@@ -81,7 +81,7 @@ class ExtractPlan:
                 f"extract needs {format_bytes(self.worker_bytes)} per worker (batch of {self.batch}), the limit is "
                 f"{format_bytes(limit)}; nothing was started",
                 hint=f"extract: {{batch: {max(1, self.batch // 4)}}}, fewer layers at once, keep: max instead of full, "
-                "or fewer workers with more memory each",
+                f"or fewer workers with {format_bytes(1.05 * self.worker_bytes)} each (pools: in a profile)",
             )
 
 

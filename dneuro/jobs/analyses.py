@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -154,7 +153,6 @@ def answer(study: Study, question: Question, executor: Executor) -> bool:
     wanted = fingerprint(inputs)
     if results.unit(study.store, step.id, layer).marker(wanted) is not None:
         return False
-    began = time.perf_counter()
     store = open_store(study.store)
     try:
         result = _compute(study, store, question, executor)
@@ -162,7 +160,7 @@ def answer(study: Study, question: Question, executor: Executor) -> bool:
         error.message = f"step {step.id}, layer {layer}: {error.message}"
         raise
     order = 1000 * [s.id for s in study.job.steps].index(step.id) + list(study.layers).index(layer)
-    attrs = {"step": step.id, "order": order, "seconds": round(time.perf_counter() - began, 3)}
+    attrs = {"step": step.id, "order": order}
     results.write(study.store, step.id, layer, _all_images(result, store), wanted, attrs)
     return True
 

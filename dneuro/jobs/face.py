@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,10 @@ def extract(
         "store": os.fspath(out),
         "steps": [{"extract": {"layers": _layers(layers), **settings}}],
     }
-    run_job(parse_job(json.dumps(job, ensure_ascii=False), "extract()"), client)
+    result = run_job(parse_job(json.dumps(job, ensure_ascii=False), "extract()"), client)
+    if result.outcome.masked:
+        listed = "; ".join(f"{name}: {why}" for name, why in result.outcome.masked[:10])
+        warnings.warn(f"{len(result.outcome.masked)} images could not be read and are masked: {listed}", stacklevel=2)
     return open_store(os.fspath(out))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import platform
 import shutil
 from importlib.metadata import version
@@ -99,7 +98,6 @@ def _provenance(study: Study) -> dict[str, Any]:
     job, manifest = study.job, study.source.manifest
     return {
         "job": job.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "network": job.network.name,
         "weights": job.network.weights if job.train is None else "trained by the job",
         "notes": study.notes,

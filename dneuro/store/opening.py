@@ -113,7 +113,9 @@ class Store(Mapping[str, xr.DataArray]):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        lines = [f"<dneuro store {self.path}: {self.images.sizes['image']} images>"]
+        masked = int((self.images["status"] != 0).sum())
+        without = f", {masked} masked" if masked else ""
+        lines = [f"<dneuro store {self.path}: {self.images.sizes['image']} images{without}>"]
         for layer in self.layers:
             attrs = self._layer(layer).attrs
             lines.append(f"  {layer:24} {'×'.join(map(str, attrs.get('shape', ())))}, {attrs.get('keep', '')}")
