@@ -25,12 +25,32 @@ BATCH = 5
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
+class Place(nn.Module):
+    """Stands where the original of an exported network had a module: holds its tensors, and passes on its outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kind: str | None = None
+        """Class name of the original where its calls are layers."""
+
+    def forward(self, output: Tensor) -> Tensor:
+        """Return what the original yielded."""
+        return output
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the class name of a module, or of what it stands for."""
+    return (module._kind if isinstance(module, Place) else None) or type(module).__name__
+
+
 def is_leaf(module: nn.Module) -> bool:
     """Tell whether calls of `module` are layers: it has no parts, or it is one of torch.nn's own.
 
     The second half matters for modules such as ``MultiheadAttention``, which use their parts without
     calling them.
     """
+    if isinstance(module, Place):
+        return module._kind is not None
     if isinstance(module, _CONTAINERS):
         return False
     return not any(True for _ in module.children()) or type(module).__module__.startswith("torch.nn")
@@ -103,6 +123,11 @@ def empty_images(input_shape: tuple[int, int, int]) -> Tensor:
     return torch.empty((BATCH, *input_shape), device="meta")
 
 
+def zero_images(input_shape: tuple[int, int, int]) -> Tensor:
+    """Return a batch of black images (5, channel, y, x), float32, on the CPU."""
+    return torch.zeros((BATCH, *input_shape))
+
+
 def dry_run(
     module: nn.Module,
     images: Tensor,
@@ -110,16 +135,16 @@ def dry_run(
     on_enter: Callable[[str], object] | None = None,
     network: str = "the network",
 ) -> object:
-    """Run a network over shapes alone and report its calls in the order of execution.
+    """Run a network over shapes alone, or black images, and report its calls in the order of execution.
 
     Parameters
     ----------
     module : torch.nn.Module
         The network, in eval mode, with or without weights. Not to be used by another thread meanwhile.
     images : Tensor
-        From `empty_images`.
+        From `empty_images`, or from `zero_images` for a network with weights on the CPU.
     on_call : callable
-        Called with each layer's name, its module and its output (on the meta device).
+        Called with each layer's name, its module and its output.
     on_enter : callable, optional
         Called with the name of each module, leaf or not, when its forward pass begins.
     network : str
@@ -128,7 +153,7 @@ def dry_run(
     Returns
     -------
     object
-        The network's output, usually a Tensor on the meta device.
+        The network's output, usually a Tensor.
 
     Raises
     ------
@@ -137,7 +162,7 @@ def dry_run(
 
     Notes
     -----
-    Cost: no arithmetic; about a millisecond per ten layers, and no memory for weights or activations.
+    Cost over shapes: no arithmetic; about a millisecond per ten layers, and no memory for weights or activations.
     """
     names = LayerNames(module)
     calls: Counter[str] = Counter()
@@ -155,14 +180,13 @@ def dry_run(
         if name in names.leaves:
             yield part.register_forward_hook(lambda part, _args, output: leave(name, part, output))
 
-    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    shapes = {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}
+    shapes = _shapes(module) if images.is_meta else None
     with ExitStack() as stack, torch.inference_mode():
         for name, part in module.named_modules():
             for handle in watch(name, part):
                 stack.callback(handle.remove)
         try:
-            return functional_call(module, shapes, (images,))
+            return module(images) if shapes is None else functional_call(module, shapes, (images,))
         except Exception as error:  # whatever a foreign forward pass raises over a shape it cannot take
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             shape = "×".join(map(str, images.shape[1:]))
@@ -170,3 +194,8 @@ def dry_run(
                 f"{network} cannot take an input of {shape} (channels × height × width): {reason}",
                 hint="let `preprocessing:` make images of the size the network was built for",
             ) from error
+
+
+def _shapes(module: nn.Module) -> dict[str, Tensor]:
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: torch.empty_like(tensor, device="meta") for name, tensor in tensors.items()}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
-from dneuro.errors import NetworkError
 from dneuro.nets import catalogue
-from dneuro.nets.calls import BATCH, check_layers, dry_run, empty_images
-from dneuro.nets.receptive import FieldTracker, ReceptiveField
+from dneuro.nets.calls import BATCH, check_layers, dry_run, empty_images, kind_of, zero_images
+from dneuro.nets.follow import Follower
+from dneuro.nets.output import main_output
+from dneuro.nets.receptive import ReceptiveField
 from dneuro.spec.network import NetworkSpec
 
-__all__ = ["Layer", "Trace", "check_layers", "classifies", "layers", "trace"]
+__all__ = ["Layer", "Trace", "check_layers", "classifies", "layers", "table", "trace"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,15 @@ class Layer:
     kind : str
         Class name of the module: ``Conv2d``.
     shape : tuple of int
-        Shape of the output per image: (channel, y, x) or (channel,).
+        Shape of the output per image, its axes in the order of `dims`.
     field : ReceptiveField or None
         What each position sees of the input; None if everything, or unknown.
     parameters : tuple of str
         Names of the module's own parameters, ``features.0.weight``.
+    dims : tuple of str, or None
+        What the axes of the output are, per image: ``("channel",)``, ``("channel", "y", "x")``,
+        ``("y", "x", "channel")`` or ``("token", "channel")``; None if they are something else (windows of an
+        attention), or not known.
     """
 
     name: str
@@ -39,6 +46,21 @@ class Layer:
     shape: tuple[int, ...]
     field: ReceptiveField | None
     parameters: tuple[str, ...]
+    dims: tuple[str, ...] | None
+
+    @property
+    def stored(self) -> tuple[int, ...] | None:
+        """Shape per image with the channels first, (channel,) or (channel, y, x), as a Tap with `dims` yields it.
+
+        Tokens lie along y: (channel, token, 1). None where `dims` is.
+        """
+        if self.dims == ("y", "x", "channel"):
+            height, width, channels = self.shape
+            return channels, height, width
+        if self.dims == ("token", "channel"):
+            tokens, channels = self.shape
+            return channels, tokens, 1
+        return self.shape if self.dims else None
 
 
 @dataclass(frozen=True)
@@ -84,18 +106,19 @@ def layers(spec: NetworkSpec, input_shape: tuple[int, int, int] | None = None) -
     Parameters
     ----------
     spec : NetworkSpec
-        The network; its weights are not read.
+        The network; its weights are not read, unless they come with it.
     input_shape : (int, int, int), optional
         Channels, height and width of the input; the default is what its preprocessing makes.
 
     Raises
     ------
     NetworkError
-        If the network is unknown or cannot take images of that shape.
+        If the network is unknown or cannot take images of that shape, or the shape is not known.
 
     Notes
     -----
-    Cost: one pass over shapes alone, 0.02 s for AlexNet, half a second for the largest.
+    Cost: one pass over shapes alone, 0.02 s for AlexNet, half a second for the largest. For a network made by the
+    user's Python one pass of five images of zeros.
     """
     return _trace_spec(spec, input_shape).layers
 
@@ -105,13 +128,51 @@ def classifies(spec: NetworkSpec) -> int | None:
     return _trace_spec(spec).classes
 
 
+def table(found: Mapping[str, Layer], images: int | None = None) -> list[dict[str, Any]]:
+    """Return what a list of layers shows, one row each, JSON-able.
+
+    Parameters
+    ----------
+    found : mapping of str to Layer
+        From `layers`.
+    images : int, optional
+        Number of images, for `bytes`.
+
+    Returns
+    -------
+    list of dict
+        ``name``, ``kind``, ``shape`` and ``dims`` per image; ``receptive_field`` with ``size``, ``stride`` and
+        ``start`` in input pixels as [y, x], None if everything or unknown; ``bytes_per_image`` as float32; ``bytes``
+        of all images, None without their number; ``parameters``, names of the layer's own.
+    """
+    return [_row(layer, images) for layer in found.values()]
+
+
+def _row(layer: Layer, images: int | None) -> dict[str, Any]:
+    field = layer.field
+    size = 4 * math.prod(layer.shape)
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "shape": list(layer.shape),
+        "dims": None if layer.dims is None else list(layer.dims),
+        "receptive_field": field and {key: list(getattr(field, key)) for key in ("size", "stride", "start")},
+        "bytes_per_image": size,
+        "bytes": None if images is None else size * images,
+        "parameters": list(layer.parameters),
+    }
+
+
 def _trace_spec(spec: NetworkSpec, input_shape: tuple[int, int, int] | None = None) -> Trace:
     architecture = catalogue.find(spec)
-    return trace(architecture.build_shapes(), input_shape or architecture.input_shape, spec.name)
+    module = architecture.build_shapes()
+    return trace(module, input_shape or architecture.needed_shape, spec.name, shapes=architecture.shapes)
 
 
-def trace(module: nn.Module, input_shape: tuple[int, int, int], network: str = "the network") -> Trace:
-    """Follow one forward pass, over shapes alone.
+def trace(
+    module: nn.Module, input_shape: tuple[int, int, int], network: str = "the network", *, shapes: bool = True
+) -> Trace:
+    """Follow one forward pass.
 
     Parameters
     ----------
@@ -121,6 +182,8 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], network: str = "
         Channels, height and width of its input.
     network : str
         Its name, for messages.
+    shapes : bool
+        Over shapes alone; otherwise with numbers, on the CPU, which any forward pass can take.
 
     Raises
     ------
@@ -131,21 +194,17 @@ def trace(module: nn.Module, input_shape: tuple[int, int, int], network: str = "
     order: dict[str, int] = {}
     entered: dict[str, int] = {}
     leaf_names = {part: name for name, part in module.named_modules()}
-    images = empty_images(input_shape)
+    images = empty_images(input_shape) if shapes else zero_images(input_shape)
 
     def note(name: str, part: nn.Module, output: object) -> None:
         order[name] = len(order)
-        if isinstance(output, Tensor) and output.ndim > 1 and len(output) == BATCH:
+        if isinstance(output, Tensor) and follower.per_image(output):
             own = tuple(f"{leaf_names[part]}.{key}" for key, _ in part.named_parameters())
-            shape = tuple(output.shape[1:])
-            found[name] = Layer(name, type(part).__name__, shape, tracker.field(output), own)
+            shape, field, dims = tuple(output.shape[1:]), follower.field(output), follower.dims(output)
+            found[name] = Layer(name, kind_of(part), shape, field, own, dims)
 
-    with FieldTracker(images) as tracker:
+    with Follower(images) as follower:
         output = dry_run(module, images, note, lambda name: entered.setdefault(name, len(order)), network)
-    if not isinstance(output, Tensor):
-        raise NetworkError(
-            f"{network} yields a {type(output).__name__}, not one tensor",
-            hint="dneuro looks into networks that yield one tensor, such as classifiers",
-        )
-    classes = output.shape[1] if output.ndim == 2 and len(output) == BATCH else None
+    main = main_output(output)
+    classes = main.shape[1] if main is not None and main.ndim == 2 and len(main) == BATCH else None
     return Trace(found, order, entered, classes)

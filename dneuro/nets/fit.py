@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dneuro.errors import NetworkError
-from dneuro.nets.catalogue import rename_key
+from dneuro.nets.vision import rename_key
 from dneuro.nets.weights import State
 
 _SHOWN = 3  # keys listed in a message
@@ -58,6 +58,10 @@ def attach(module: nn.Module, state: State, device: torch.device) -> None:
         if not value.is_meta:
             state[key] = value.to(device)
     module.load_state_dict(state, assign=True)
+    for part in module.modules():  # buffers that belong to no state
+        for name, buffer in part.named_buffers(recurse=False):
+            if not buffer.is_meta and buffer.device != device:
+                setattr(part, name, buffer.to(device))
 
 
 def _rename(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:

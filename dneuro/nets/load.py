@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+from torch import Tensor, nn
 
 from dneuro.errors import NetworkError
-from dneuro.nets.catalogue import CONVNET, Architecture, find, kind_of_weights
-from dneuro.nets.describe import check_layers, trace
+from dneuro.nets.architecture import Architecture, Shape
+from dneuro.nets.catalogue import CONVNET, find, kind_of_weights
+from dneuro.nets.describe import Trace, check_layers, trace
 from dneuro.nets.device import parse_device, seeded
 from dneuro.nets.fit import attach, fit
+from dneuro.nets.layout import Format, arrange
 from dneuro.nets.weights import State, fetch, read_state, state_sha256
-from dneuro.spec.network import NetworkSpec, Preprocessing
+from dneuro.spec.network import EXPORT, NetworkSpec, Preprocessing
 
 
 @dataclass
@@ -39,6 +41,13 @@ class Network:
         What the outputs stand for, where torchvision says so.
     notes : list of str
         What the user should know about the weights.
+    identity : str
+        What the network is, whatever its weights: its name, or a hash of the user's code or file. With
+        `weights_sha256` and `preprocessing` it tells what activations depend on.
+    dims : dict
+        What the axes of each layer's output are, as in `dneuro.nets.describe.Layer`.
+    memory_format : str
+        ``channels_last`` or ``contiguous``: how its convolutions hold their numbers.
     """
 
     module: nn.Module
@@ -49,10 +58,17 @@ class Network:
     classes: int | None
     class_names: list[str] | None
     notes: list[str] = field(default_factory=list)
+    identity: str = ""
+    dims: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+    memory_format: Format = "contiguous"
 
 
 def load(
-    spec: NetworkSpec, *, weights: str | None = None, partial_for: Sequence[str] | None = None
+    spec: NetworkSpec,
+    *,
+    weights: str | None = None,
+    partial_for: Sequence[str] | None = None,
+    input_shape: Shape | None = None,
 ) -> Network:
     """Build a network and give it its weights.
 
@@ -65,6 +81,9 @@ def load(
     partial_for : sequence of str, optional
         Layers: weights that are used only after the last of them may be missing. What is missing takes no
         memory, and the network then has no `classes`.
+    input_shape : (int, int, int), optional
+        Channels, height and width of the images, where the preprocessing leaves them to the pictures and the
+        network was made for none in particular.
 
     Returns
     -------
@@ -74,46 +93,96 @@ def load(
     Raises
     ------
     NetworkError
-        If the network, a layer of `partial_for` or the device is unknown, the preprocessing does not fit the
-        network, or the weights cannot be had or do not fit.
+        If the network, a layer of `partial_for` or the device is unknown, the preprocessing is not known or does
+        not fit the network, or the weights cannot be had or do not fit.
 
     Notes
     -----
-    Cost: one copy of the weights in memory, and one pass of SHA-256 over them.
+    Cost: one copy of the weights in memory, and one pass of SHA-256 over them. A network made by the user's
+    Python runs over six images of zeros.
     """
     device = parse_device(spec.device)
     weights = spec.weights if weights is None else weights
-    kind = kind_of_weights(weights)
     architecture = find(spec, weights)
+    preprocessing, shape = architecture.needed_preprocessing, input_shape or architecture.needed_shape
     module = architecture.build_shapes()
-    steps = trace(module, architecture.input_shape, spec.name)
+    steps = trace(module, shape, spec.name, shapes=architecture.shapes)
     if partial_for is not None:
         check_layers(steps.layers, partial_for, spec.name)
-    skipped: list[str] = []
-    if kind == "none":
-        with seeded(spec.seed):
-            module = architecture.build().eval()
-        state = module.state_dict()
-        notes = [f"the weights are random (seed {spec.seed})"]
-    else:
-        path = weights if kind == "file" else _fetch_default(spec, architecture)
-        given = read_state(path)
-        needed = steps.needs(partial_for) if partial_for else None
-        state, skipped = fit(module, given, f"{path} does not fit {spec.name}", needed)
-        notes = _notes(given, state, skipped)
+    _check_classes(spec, steps)
+    module, state, skipped, notes = _with_weights(spec, weights, architecture, module, steps, partial_for)
     digest = state_sha256(state)
-    attach(module, state, device)
+    if architecture.module is not None and kind_of_weights(weights) != "file":
+        module.to(device)
+    else:
+        attach(module, state, device)
+    module.requires_grad_(False)
+    known = architecture.module is None
     classes = None if skipped else steps.classes
     return Network(
-        module=module.requires_grad_(False),
+        module=module,
         name=spec.name,
         weights_sha256=digest,
-        preprocessing=architecture.preprocessing,
-        input_shape=architecture.input_shape,
+        preprocessing=preprocessing,
+        input_shape=shape,
         classes=classes,
-        class_names=None if kind == "none" else _class_names(architecture, classes),
-        notes=notes,
+        class_names=None if kind_of_weights(weights) == "none" else _class_names(architecture, classes),
+        notes=[*architecture.notes, *notes],
+        identity=architecture.identity,
+        dims={name: layer.dims for name, layer in steps.layers.items()},
+        memory_format=arrange(module, spec.memory_format, shape, known=known, network=spec.name),
     )
+
+
+def _with_weights(
+    spec: NetworkSpec,
+    weights: str,
+    architecture: Architecture,
+    module: nn.Module,
+    steps: Trace,
+    partial_for: Sequence[str] | None,
+) -> tuple[nn.Module, State, list[str], list[str]]:
+    """Return the network, the state to attach to it, the keys that are missing and not needed, and notes."""
+    kind = kind_of_weights(weights)
+    if kind == "none":
+        if architecture.module is None:
+            with seeded(spec.seed):
+                module = architecture.build().eval()
+        elif spec.name.startswith(EXPORT):
+            architecture.build()  # says why it cannot be
+        return module, _state(spec, module), [], [f"the weights are random (seed {spec.seed})"]
+    if kind == "DEFAULT" and architecture.module is not None:
+        made = not spec.name.startswith(EXPORT)
+        notes = [f"the weights are those that {spec.name} returns (seed {spec.seed})"] if made else []
+        return module, _state(spec, module), [], notes
+    path = weights if kind == "file" else _fetch_default(spec, architecture)
+    given = read_state(path)
+    _state(spec, module)
+    needed = steps.needs(partial_for) if partial_for else None
+    state, skipped = fit(module, given, f"{path} does not fit {spec.name}", needed)
+    for key in skipped:  # what a factory put there is not what the file is about
+        state[key] = state[key].to("meta")
+    return module, state, skipped, _notes(given, state, skipped)
+
+
+def _state(spec: NetworkSpec, module: nn.Module) -> State:
+    """Return a network's own state; refuse one that holds something else than tensors."""
+    state: dict[str, object] = module.state_dict()
+    odd = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if odd:
+        raise NetworkError(
+            f"the state of {spec.name} holds {odd[0]}, which is no tensor",
+            hint="a network whose state_dict() has tensors only, such as one that is not quantized",
+        )
+    return state  # type: ignore[return-value]
+
+
+def _check_classes(spec: NetworkSpec, steps: Trace) -> None:
+    if spec.classes is not None and steps.classes is not None and steps.classes != spec.classes:
+        raise NetworkError(
+            f"{spec.name} has {steps.classes} outputs, the job says classes: {spec.classes}",
+            hint=f"network: {{classes: {steps.classes}}}, or leave it out",
+        )
 
 
 def _fetch_default(spec: NetworkSpec, architecture: Architecture) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dneuro.errors import NetworkError
 from dneuro.nets.calls import LayerNames
+from dneuro.nets.output import main_output
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: every wanted layer has been seen
@@ -33,8 +34,16 @@ class Tap:
     Several threads may call one Tap at the same time, and a network may have several Taps.
     """
 
-    def __init__(self, module: nn.Module, names: Iterable[str], *, to_end: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        names: Iterable[str],
+        *,
+        to_end: bool = False,
+        dims: Mapping[str, tuple[str, ...] | None] | None = None,
+    ) -> None:
         layer_names = LayerNames(module)
+        self._dims = dict(dims or {})
         self._module = module
         self._names = tuple(dict.fromkeys(names))
         self._to_end = to_end
@@ -56,7 +65,8 @@ class Tap:
         Returns
         -------
         outputs : dict
-            Layer name to a copy of its output (batch, …), in the order in which the layers were named.
+            Layer name to a copy of its output (batch, …), in the order in which the layers were named; contiguous,
+            and with the channels first where `dims` say where they are.
         last : Tensor or None
             The network's own output where it ran `to_end`.
 
@@ -84,9 +94,8 @@ class Tap:
                     f"layer {name!r} was not called in a forward pass of the network",
                     hint="`dneuro layers <network>` lists those that are",
                 )
-        if self._to_end:
-            _check_output("the network", last, len(batch))
-        return {name: outputs[name] for name in self._names}, last if self._to_end else None
+        end = _check_output("the network", _main(last), len(batch)) if self._to_end else None
+        return {name: outputs[name] for name in self._names}, end
 
     def close(self) -> None:
         """Take the hooks off the network."""
@@ -112,14 +121,21 @@ class Tap:
             if name is None:
                 return
             # A copy: the next layer may work in place, as AlexNet's ReLU does on what features.0 yields.
-            seen.outputs[name] = _check_output(f"layer {name!r}", output, seen.batch).clone()
+            kept = _channels_first(_check_output(f"layer {name!r}", output, seen.batch), self._dims.get(name))
+            seen.outputs[name] = kept.clone(memory_format=torch.contiguous_format)
             if len(seen.outputs) == len(self._wanted) and not self._to_end:
                 raise _Stop
 
         return part.register_forward_hook(hook)
 
 
-def tap(module: nn.Module, names: Iterable[str], *, to_end: bool = False) -> Tap:
+def tap(
+    module: nn.Module,
+    names: Iterable[str],
+    *,
+    to_end: bool = False,
+    dims: Mapping[str, tuple[str, ...] | None] | None = None,
+) -> Tap:
     """Return a callable that runs the network and yields the outputs of some of its layers.
 
     Parameters
@@ -129,7 +145,12 @@ def tap(module: nn.Module, names: Iterable[str], *, to_end: bool = False) -> Tap
     names : iterable of str
         Layers, as `dneuro.nets.describe.layers` names them.
     to_end : bool
-        Run to the end and yield the network's output too; otherwise stop after the last of the layers.
+        Run to the end and yield the network's output too (``out`` of several); otherwise stop after the last of
+        the layers.
+    dims : mapping of str to tuple of str, optional
+        What the axes of the layers' outputs are, from `dneuro.nets.describe.Layer` or `Network.dims`: then a layer
+        (y, x, channel) comes out as (batch, channel, y, x) and one of (token, channel) as (batch, channel, token, 1),
+        the shape that `Layer.stored` says. Without it outputs come as the network has them.
 
     Raises
     ------
@@ -144,7 +165,20 @@ def tap(module: nn.Module, names: Iterable[str], *, to_end: bool = False) -> Tap
     >>> {name: tuple(output.shape) for name, output in outputs.items()}, last
     ({'relu2': (4, 20, 4, 4), 'conv1': (4, 10, 24, 24)}, None)
     """
-    return Tap(module, names, to_end=to_end)
+    return Tap(module, names, to_end=to_end, dims=dims)
+
+
+def _channels_first(output: Tensor, dims: tuple[str, ...] | None) -> Tensor:
+    if dims == ("y", "x", "channel"):
+        return output.permute(0, 3, 1, 2)
+    if dims == ("token", "channel"):
+        return output.transpose(1, 2).unsqueeze(-1)
+    return output
+
+
+def _main(output: object) -> object:
+    found = main_output(output)
+    return output if found is None else found
 
 
 def _check_output(what: str, output: object, batch: int) -> Tensor:

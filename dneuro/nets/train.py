@@ -16,7 +16,7 @@ from dneuro.nets.describe import trace
 from dneuro.nets.device import parse_device, seeded
 from dneuro.nets.fit import attach, fit
 from dneuro.nets.weights import State, read_state, save_state
-from dneuro.spec.network import NetworkSpec
+from dneuro.spec.network import EXPORT, NetworkSpec
 
 __all__ = ["save_state", "train"]
 
@@ -77,11 +77,13 @@ def train(
     if images.ndim != 4 or not len(images) or images.dtype != np.float32:
         found = f"{images.shape} {images.dtype}"
         raise NetworkError(f"cannot train {spec.name} on images {found}: it takes (n, channel, y, x) float32")
-    steps = trace(architecture.build_shapes(), images.shape[1:], spec.name)
+    if spec.name.startswith(EXPORT):
+        architecture.build()  # says why it cannot be trained
+    steps = trace(architecture.build_shapes(), images.shape[1:], spec.name, shapes=architecture.shapes)
     _check_labels(spec, images, labels, steps.classes)
     history = []
     with seeded(seed, device), torch.backends.cudnn.flags(enabled=True, deterministic=True):
-        module = architecture.build()
+        module = architecture.build().train()
         state = module.state_dict()
         if kind_of_weights(spec.weights) == "file":
             given = read_state(spec.weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Tag, model_validator
 
 from dneuro.spec.base import (
     ONE,
@@ -16,9 +16,10 @@ from dneuro.spec.base import (
     PositiveNumber,
     Seed,
     Spec,
+    _expand,
     by_count,
 )
-from dneuro.spec.problems import Problem, ProblemsError
+from dneuro.spec.problems import Problem, ProblemsError, refusal, shown
 
 Size = Annotated[
     Annotated[Positive, Tag(ONE)] | Annotated[tuple[Positive, Positive], Tag(SEVERAL)],
@@ -67,19 +68,53 @@ class Preprocessing(Spec):
         return 3 if self.color == "rgb" else 1
 
 
+PYTHON = "python:"
+"""A factory in Python, ``python:package.module:factory`` or ``python:path/to/file.py:factory``."""
+EXPORT = "export:"
+"""A file of torch.export, ``export:path/to/network.pt2``."""
+
+
+def split_factory(name: str) -> tuple[str, str]:
+    """Return module (or file) and factory of ``python:<module or file>:<factory>``; either may be empty."""
+    module, _, factory = name.removeprefix(PYTHON).rpartition(":")
+    return module, factory
+
+
+def _check_network(name: str) -> str:
+    if name.startswith(EXPORT):
+        path = name.removeprefix(EXPORT)
+        if not path.strip():
+            raise refusal(f"{shown(name)} names no file", "export:path/to/network.pt2")
+        return EXPORT + _expand(path)
+    if name.startswith(PYTHON):
+        module, factory = split_factory(name)
+        if not module.strip() or not factory.isidentifier():
+            raise refusal(f"{shown(name)} names no factory in a module or file",
+                          "python:package.module:factory or python:path/to/file.py:factory")  # fmt: skip
+        return f"{PYTHON}{_expand(module)}:{factory}"
+    return name
+
+
+NetworkName = Annotated[str, AfterValidator(_check_network)]
+
+
 class NetworkSpec(Spec):
     """A network and its weights."""
 
-    name: str
-    """``torchvision:<model>``, for example ``torchvision:alexnet``, or ``dneuro:convnet``."""
+    name: NetworkName
+    """``torchvision:<model>``, for example ``torchvision:alexnet``; ``dneuro:convnet``; your own code as
+    ``python:<module>:<factory>`` or ``python:<file.py>:<factory>``; or ``export:<file.pt2>`` of torch.export."""
     weights: PathText = "DEFAULT"
-    """``DEFAULT`` (those that torchvision names so), ``none`` (random, seeded), or the path of a
-    ``.safetensors`` or ``.pth`` file with the network's state."""
+    """``DEFAULT`` (torchvision's; those of a ``.pt2`` file; what a factory returns), ``none`` (random, seeded), or
+    the path of a ``.safetensors`` or ``.pth`` file with the network's state."""
     seed: Seed = 0
-    """Seed of random weights, where `weights` is ``none``."""
+    """Seed of random weights, where `weights` is ``none`` or a factory draws them."""
     classes: Positive | None = None
     """Number of outputs; the default is the network's own (``dneuro:convnet``: 10)."""
     preprocessing: Preprocessing | None = None
     """How a picture becomes the input; the default is the one that belongs to the network."""
     device: str = "cpu"
     """``cpu`` or a torch device such as ``cuda``; never switched silently."""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """How convolutions hold their numbers in memory: a matter of speed and of the last digit. ``auto`` is
+    ``channels_last`` wherever the network can take it."""

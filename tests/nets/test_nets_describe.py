@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from dneuro.errors import NetworkError
 from dneuro.nets import catalogue
-from dneuro.nets.describe import classifies, layers, trace
+from dneuro.nets.describe import classifies, layers, table, trace
 from dneuro.spec.network import NetworkSpec, Preprocessing
 
 
@@ -68,13 +70,31 @@ def test_layers__leave_out_calls_without_one_row_per_image() -> None:
     assert found.classes is None
 
 
-def test_trace__refuses_a_network_with_several_outputs() -> None:
-    class Two(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
+class Several(nn.Module):
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self.part = nn.Linear(4, 6)
+        self.form = form
 
-    with pytest.raises(NetworkError, match="net yields a tuple, not one tensor"):
-        trace(Two(), (1, 4, 4), "net")
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.part(x.mean((1, 2))))
+
+
+@pytest.mark.parametrize(
+    ("form", "classes"),
+    [
+        (lambda x: x, 6),
+        (lambda x: {"out": x, "aux": x[:, :2]}, 6),
+        (lambda x: {"out": x.unsqueeze(2)}, None),
+        (lambda x: (x, x), None),
+        (lambda x: {"logits": x}, None),
+        (lambda x: None, None),
+    ],
+)
+def test_trace__a_network_with_several_outputs_has_layers_and_perhaps_classes(form: Any, classes: int) -> None:
+    found = trace(Several(form).eval(), (1, 4, 4), "net")
+    assert found.layers["part"].shape == (6,)
+    assert found.classes == classes
 
 
 def test_layers__work_where_a_builder_computes_with_tensors() -> None:
@@ -114,10 +134,55 @@ def test_find__suggests_the_nearest_network(name: str, meant: str) -> None:
     assert meant in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fcn_resnet50", "r3d_18", "raft_small"])
-def test_find__refuses_networks_that_do_not_yield_one_tensor(name: str) -> None:
-    with pytest.raises(NetworkError, match="does not take images and yield one tensor"):
+@pytest.mark.parametrize(
+    ("name", "reason", "way_out"),
+    [
+        ("fasterrcnn_resnet50_fpn", "yields boxes", "classify or segment"),
+        ("r3d_18", "takes films", "classify or segment"),
+        ("raft_small", "takes pairs of pictures", "classify or segment"),
+        ("quantized_resnet18", "8-bit integers", "torchvision:resnet18"),
+    ],
+)
+def test_find__says_why_a_network_of_torchvision_cannot_be_used(name: str, reason: str, way_out: str) -> None:
+    with pytest.raises(NetworkError, match=f"torchvision:{name} .*{reason}") as caught:
         layers(NetworkSpec(name=f"torchvision:{name}"))
+    assert way_out in str(caught.value.hint)
+
+
+def test_names__all_of_torchvision_is_taken_or_refused_with_a_reason() -> None:
+    usable = {f"torchvision:{name}" for name in models.list_models()} & set(catalogue.names())
+    assert len(usable) > 80
+    for name in models.list_models():
+        if f"torchvision:{name}" not in usable:
+            with pytest.raises(NetworkError, match=f"^torchvision:{name} ") as caught:
+                catalogue.find(NetworkSpec(name=f"torchvision:{name}"))
+            assert caught.value.hint
+
+
+def test_layers__of_segmentation_are_the_backbones_and_the_heads() -> None:
+    spec = NetworkSpec(name="torchvision:lraspp_mobilenet_v3_large")
+    found = layers(spec)
+    assert found["backbone.0.0"].shape == (16, 260, 260)
+    assert found["classifier.high_classifier"].shape == (21, 65, 65)
+    assert found["classifier.high_classifier"].dims == ("channel", "y", "x")
+    assert classifies(spec) is None  # a class per pixel
+    assert layers(spec.model_copy(update={"classes": 5}))["classifier.high_classifier"].shape == (5, 65, 65)
+
+
+def test_table__has_the_numbers_of_every_layer() -> None:
+    found = layers(NetworkSpec(name="torchvision:alexnet"))
+    rows = {row["name"]: row for row in table(found, images=50_000)}
+    assert list(rows) == list(found)
+    first = rows["features.0"]
+    assert (first["kind"], first["shape"], first["dims"]) == ("Conv2d", [64, 55, 55], ["channel", "y", "x"])
+    assert first["receptive_field"] == {"size": [11, 11], "stride": [4, 4], "start": [-2, -2]}
+    assert first["bytes_per_image"] == 64 * 55 * 55 * 4
+    assert first["bytes"] == 64 * 55 * 55 * 4 * 50_000
+    assert first["parameters"] == ["features.0.weight", "features.0.bias"]
+    assert rows["classifier.6"]["receptive_field"] is None
+    assert rows["classifier.6"]["bytes_per_image"] == 4000
+    assert {row["bytes"] for row in table(found)} == {None}
+    assert json.loads(json.dumps(list(rows.values()))) == list(rows.values())
 
 
 def test_names__every_network_can_be_described() -> None:

@@ -16,7 +16,7 @@ from dneuro.nets.weights import save_state, state_sha256
 from dneuro.spec.network import NetworkSpec, Preprocessing
 
 CONVNET = NetworkSpec(name="dneuro:convnet", weights="none")
-SQUEEZENET = NetworkSpec(name="torchvision:squeezenet1_1", weights="none")
+SQUEEZENET = NetworkSpec(name="torchvision:squeezenet1_1", weights="none", memory_format="contiguous")
 FEATURES = "features.12"
 
 
@@ -145,7 +145,7 @@ def test_load__default_weights_are_used_as_torchvision_does(
         assert "features.denseblock1.denselayer1.norm.1.weight" in state
     path = put_into_cache(tmp_path, name, state)
     reference = models.get_model(name, weights="DEFAULT").eval()  # from the same cache
-    network = load(spec_of(name))
+    network = load(spec_of(name, memory_format="contiguous"))  # as the reference, to the last bit
     images = torch.rand(2, 3, 224, 224)
     with torch.inference_mode():
         torch.testing.assert_close(network.module(images), reference(images), rtol=0, atol=0)
@@ -162,7 +162,7 @@ def test_load__default_weights_are_used_as_torchvision_does(
 
 
 def test_rename_key__vision_transformers_of_old() -> None:
-    from dneuro.nets.catalogue import rename_key
+    from dneuro.nets.vision import rename_key
 
     layer = "encoder.layers.encoder_layer_3.mlp"
     assert rename_key(f"{layer}.linear_1.weight") == f"{layer}.0.weight"

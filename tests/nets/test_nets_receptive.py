@@ -10,7 +10,8 @@ from torchvision import models
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from dneuro.nets.convnet import ConvNet
-from dneuro.nets.receptive import ReceptiveField, receptive_fields
+from dneuro.nets.follow import receptive_fields
+from dneuro.nets.receptive import ReceptiveField
 
 Shape = tuple[int, int, int]
 
@@ -196,7 +197,7 @@ def test_receptive_fields__unchanged_by_what_works_position_by_position(what: An
 
 
 def test_receptive_fields__say_why_they_end(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG, logger="dneuro.nets.receptive")
+    caplog.set_level(logging.DEBUG, logger="dneuro.nets.follow")
     receptive_fields(Ends(nn.ConvTranspose2d(6, 6, 3)).eval(), (1, 19, 19))
     assert "no receptive field after convolution: transposed" in caplog.text
 
