@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dneuro.errors import CancelledError, DneuroError
+from dneuro.errors import CancelledError, DneuroError, UsageError
 
 if TYPE_CHECKING:
-    from dneuro.spec import JobSpec, ProfileSpec
+    from dneuro.spec import JobSpec, NetworkSpec, ProfileSpec
 
 app = typer.Typer(
     help="The activations of neural networks, out of core.",
@@ -95,7 +95,8 @@ def plan(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson =
     """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing."""
     from dneuro.cluster import worker_sizes
     from dneuro.jobs.planning import plan_job
-    from dneuro.progress import show_plan, showing
+    from dneuro.progress import showing
+    from dneuro.tables import show_plan
 
     spec, profile = _read(job, cluster, settings)
     sizes = worker_sizes(profile)
@@ -109,25 +110,38 @@ def plan(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson =
 
 @app.command()
 def layers(
-    network: Annotated[str, typer.Argument(help="Such as torchvision:alexnet or dneuro:convnet.")],
+    network: Annotated[str, typer.Argument(help="torchvision:alexnet, python:file.py:factory, …, or a job file.")],
+    images: Annotated[int, typer.Option(min=1, help="Number of images that sizes are given for.")] = 50_000,
+    size: Annotated[int | None, typer.Option(min=1, help="Side of the input in pixels, if not the usual.")] = None,
+    settings: Set = None,
     json: AsJson = False,
 ) -> None:
-    """List what can be tapped of a network: name, kind, shape, receptive field."""
+    """List what can be tapped of a network: name, kind, shape, receptive field, bytes as float32."""
+    from dneuro.nets.catalogue import find
     from dneuro.nets.describe import layers as describe
-    from dneuro.spec import NetworkSpec
+    from dneuro.nets.describe import table
+    from dneuro.tables import show_layers
 
-    found = describe(NetworkSpec(name=network, weights="none"))
+    spec = _network(network, settings)
+    usual = find(spec).input_shape
+    if size is None and usual is None:
+        hint = "--size 224, or in place of the network a job file that has its preprocessing"
+        raise UsageError(f"the size of the input of {network} is not known", hint=hint)
+    square = None if size is None else ((usual or (3,))[0], size, size)
+    rows = table(describe(spec, square), images)
     if json:
-        _print_json([
-            {"name": layer.name, "kind": layer.kind, "shape": list(layer.shape),
-             "receptive_field": None if layer.field is None else list(layer.field.size)}
-            for layer in found.values()
-        ])  # fmt: skip
-        return
-    for layer in found.values():
-        shape = "×".join(map(str, layer.shape))
-        sees = "everything" if layer.field is None else f"{layer.field.size[0]}×{layer.field.size[1]} pixels"
-        typer.echo(f"{layer.name:32} {layer.kind:20} {shape:16} sees {sees}")
+        _print_json(rows)
+    else:
+        show_layers(rows, images)
+
+
+def _network(network: str, settings: list[str] | None) -> NetworkSpec:
+    """Return the network of that name, or that of a job file."""
+    from dneuro.spec import NetworkSpec, read_job
+
+    if network.endswith((".yaml", ".yml")):
+        return read_job(_find_job(network), settings or ()).network
+    return NetworkSpec(name=network, weights="none")
 
 
 @app.command()

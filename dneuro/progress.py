@@ -6,18 +6,12 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from dneuro import events
-from dneuro.quantities import format_bytes, format_duration
-
-if TYPE_CHECKING:
-    from dneuro.cluster.local import WorkerSizes
-    from dneuro.jobs.planning import JobPlan
+from dneuro.quantities import format_duration
 
 PERIOD = 2.0
 """Seconds between two lines of one step where there is no terminal."""
@@ -139,45 +133,3 @@ class _Bars(_Quiet):
         self._progress.update(
             self._tasks[event.step], completed=event.done, total=event.total, what=event.what, note=note
         )
-
-
-def show_plan(plan: JobPlan, sizes: WorkerSizes) -> None:
-    """Print the plan of a job on stdout."""
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 160  # a file or a pipe has no width to fit
-    extract, job = plan.extract, plan.study.job
-    console.print(f"[bold]{job.name}[/bold]: {extract.images} images, {job.network.name}, store {job.store}")
-    console.print(
-        f"workers: {sizes.workers} × {format_bytes(sizes.memory)}, "
-        f"{sizes.threads} task{'s' if sizes.threads > 1 else ''} each, {sizes.cpus} threads per task"
-    )
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("step", "layer"):
-        table.add_column(heading)
-    for heading in ("units / passes", "read", "written", "per worker", "driver"):
-        table.add_column(heading, justify="right")
-    table.add_column("how")
-    done = f", {plan.done} done" if plan.done else ""
-    if job.train is not None:
-        table.add_row("train", "", f"{job.train.epochs} epochs", *[""] * 5)
-    table.add_row(
-        "extract", "", f"{extract.units} units{done}", "", format_bytes(extract.store_bytes),
-        format_bytes(extract.worker_bytes), "", f"{extract.unit} images per unit, batches of {extract.batch}",
-    )  # fmt: skip
-    for layer in extract.layers:
-        kept = sum(array.nbytes for array in layer.arrays(extract.images, extract.unit))
-        shape = "×".join(map(str, layer.shape))
-        table.add_row("", layer.name, "", "", format_bytes(kept), "", "", f"{shape}, keep {layer.keep}, {layer.dtype}")
-    for question, one in plan.steps:
-        table.add_row(
-            question.step.id, question.layer, str(one.passes), format_bytes(one.read_bytes),
-            format_bytes(one.result_bytes), format_bytes(one.worker_bytes) if one.worker_bytes else "",
-            format_bytes(one.driver_bytes), one.method,
-        )  # fmt: skip
-    console.print(table)
-    console.print(
-        f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {format_bytes(plan.worker_bytes)} of "
-        f"{format_bytes(plan.memory)} per worker"
-    )
-

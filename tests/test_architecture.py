@@ -29,8 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": BASE | {"spec"},
     "cluster": BASE | {"spec"},
     "jobs": BASE | {"spec", "engine", "extract", "analysis", "report", "cluster"} | ISLANDS,
-    "progress": BASE | {"jobs", "cluster"},
-    "cli": BASE | {"spec", "engine", "jobs", "cluster", "nets", "progress"},
+    "progress": BASE,
+    "tables": BASE | {"jobs", "cluster"},
+    "cli": BASE | {"spec", "engine", "jobs", "cluster", "nets", "progress", "tables"},
     "__init__": BASE | {"analysis", "jobs", "store"},
     "__main__": {"cli"},
 }

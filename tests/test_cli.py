@@ -138,9 +138,28 @@ def test_layers__lists_what_can_be_tapped(call: Call) -> None:
     shapes = {layer["name"]: layer["shape"] for layer in found}
     assert shapes["relu1"] == [10, 12, 12]
     assert list(shapes) == ["conv1", "pool1", "relu1", "conv2", "pool2", "relu2", "flatten", "fc"]
-    assert next(layer for layer in found if layer["name"] == "conv1")["receptive_field"] == [5, 5]
-    text = call("layers", "dneuro:convnet").out.splitlines()
-    assert [line.split()[0] for line in text] == list(shapes)
+    conv1 = found[0]
+    assert conv1["receptive_field"] == {"size": [5, 5], "stride": [1, 1], "start": [0, 0]}
+    assert (conv1["bytes_per_image"], conv1["bytes"]) == (4 * 10 * 24 * 24, 50_000 * 4 * 10 * 24 * 24)
+    heading, *lines = call("layers", "dneuro:convnet", "--images", "1000").out.splitlines()
+    assert heading.split("  ")[-1].strip() == "1,000 images"
+    assert [line.split()[0] for line in lines] == list(shapes)
+    assert lines[0].endswith("22 MiB")
+
+
+def test_layers__of_the_network_of_a_job_and_of_one_without_a_usual_size(
+    call: Call, write_job: WriteJob, tmp_path: Path
+) -> None:
+    assert json.loads(call("layers", write_job(), "--json").out)[0]["name"] == "conv1"
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU())\n"
+    )
+    name = f"python:{tmp_path / 'mine.py'}:make"
+    assert [layer["shape"] for layer in json.loads(call("layers", name, "--size", "32", "--json").out)] == [
+        [8, 30, 30], [8, 30, 30]]  # fmt: skip
+    refused = call("layers", name)
+    assert refused.code == 2
+    assert "--size" in refused.err
 
 
 def test_report__writes_the_pages_again(call: Call, write_job: WriteJob) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.errors import ImageSourceError, NonFiniteError, UnreadableImageError
+from dneuro.errors import ImageSourceError, NetworkError, NonFiniteError, UnreadableImageError
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
 from dneuro.images.preprocess import to_input, view
@@ -77,7 +78,16 @@ def network_of(work: ExtractWork) -> Network:
         if key not in _networks:
             _networks.clear()
             partial = None if work.predictions else list(work.plan.widths)
-            _networks[key] = load(work.network, weights=work.weights, partial_for=partial)
+            network = load(
+                work.network, weights=work.weights, partial_for=partial, input_shape=work.plan.input_shape
+            )
+            if (network.identity, network.weights_sha256) != work.loaded:
+                raise NetworkError(
+                    f"{work.network.name} is another network on {platform.node()} than where the job was planned: "
+                    "its code, its file or its weights differ",
+                    hint="give every machine the same files and the same versions, and run the job again",
+                )
+            _networks[key] = network
         return _networks[key]
 
 
@@ -113,7 +123,7 @@ def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> 
         batch, inputs = _read(work, source, np.arange(first, min(first + work.plan.batch, stop)))
         if network is not None and inputs:
             stacked = torch.from_numpy(np.stack(inputs)).to(work.network.device)
-            with tap(network.module, layers, to_end=work.predictions) as tapped:
+            with tap(network.module, layers, to_end=work.predictions, dims=network.dims) as tapped:
                 captured, output = tapped(stacked)
             batch.outputs = {name: captured[name].cpu().numpy() for name in layers}
             if work.predictions:

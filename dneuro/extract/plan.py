@@ -35,8 +35,8 @@ class ExtractPlan:
         Images per forward pass.
     worker_bytes : int
         Peak memory of one worker process.
-    input_shape : tuple of int
-        (colours, height, width) of the network's input.
+    input_shape : (int, int, int)
+        Colours, height and width of the network's input.
     widths : dict
         Neurons of each layer.
     """
@@ -47,7 +47,7 @@ class ExtractPlan:
     root: tuple[ArrayPlan, ...]
     batch: int
     worker_bytes: int
-    input_shape: tuple[int, ...]
+    input_shape: tuple[int, int, int]
     widths: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -90,7 +90,7 @@ def plan_extraction(
     images: int,
     kept: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
-    input_shape: Sequence[int],
+    input_shape: tuple[int, int, int],
     weight_bytes: int,
     dtype: str,
     batch: int,
@@ -111,8 +111,8 @@ def plan_extraction(
         Layers, and what is kept of each.
     shapes : mapping of str to tuple
         Shape per image of the output of every layer of the network.
-    input_shape : sequence of int
-        (colours, height, width) of the network's input.
+    input_shape : (int, int, int)
+        Colours, height and width of the network's input.
     weight_bytes : int
         Size of the network's weights.
     dtype : str
@@ -145,7 +145,7 @@ def plan_extraction(
         root=root,
         batch=batch,
         worker_bytes=TORCH_BYTES + 2 * weight_bytes + slots_per_process * per_slot,
-        input_shape=tuple(input_shape),
+        input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
     )
 

@@ -48,6 +48,8 @@ class ExtractWork:
         What to read, what to run, and how a picture becomes an input.
     weights : str or None
         Path of weights that take the place of the network's own.
+    loaded : (str, str)
+        Identity of the network and fingerprint of its weights: what every worker must find.
     plan : ExtractPlan
         Sizes.
     fingerprints : dict
@@ -68,6 +70,7 @@ class ExtractWork:
     network: NetworkSpec
     preprocessing: Preprocessing
     weights: str | None
+    loaded: tuple[str, str]
     plan: ExtractPlan
     fingerprints: dict[str, str]
     kernels: dict[str, Kernel]

@@ -147,6 +147,7 @@ def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
         network=study.job.network,
         preprocessing=study.preprocessing,
         weights=study.weights,
+        loaded=(study.network_identity, str(study.weights_sha256)),
         plan=study.plan,
         fingerprints=study.fingerprints,
         kernels=study.kernels,

@@ -84,6 +84,7 @@ def _layer_coords(study: Study, plan: LayerPlan) -> xr.Dataset:
         layer=plan.name,
         order=list(study.layers).index(plan.name),
         kind=layer.kind,
+        network_dims=list(layer.dims or ()),
         keep=plan.keep,
         dtype=plan.dtype,
         shape=list(plan.shape),

@@ -40,6 +40,8 @@ class Study:
         How a picture becomes an input.
     input_shape : (int, int, int)
         Colours, height and width of the input.
+    network_identity : str
+        What the network is, whatever its weights: its name, or a hash of the user's code or file.
     layers : dict of Layer
         Every layer of the network.
     weights : str or None
@@ -62,6 +64,7 @@ class Study:
     source: ImageSource
     preprocessing: Preprocessing
     input_shape: tuple[int, int, int]
+    network_identity: str
     layers: dict[str, Layer]
     weights: str | None
     weights_sha256: str | None
@@ -82,7 +85,7 @@ class Study:
         return {
             "format": FORMAT,
             "images": self.source.manifest.fingerprint(),
-            "network": self.job.network.name,
+            "network": self.network_identity,
             "weights": self.weights_sha256,
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "images_per_unit": self.plan.unit,
@@ -126,6 +129,7 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     -----
     **Cost**: lists the images, reads one of them and the weights.
     """
+    from dneuro.nets.catalogue import find
     from dneuro.nets.describe import check_layers, layers
     from dneuro.nets.load import load
 
@@ -138,17 +142,12 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     if job.train is not None and job.network.weights == "DEFAULT":
         on_cpu = on_cpu.model_copy(update={"weights": "none"})
     wanted = list(step.layers)
-    check_layers(layers(on_cpu), wanted, job.network.name)
-    network = load(on_cpu, partial_for=wanted)
-    input_shape = _input_shape(source, network.preprocessing, network.input_shape)
+    architecture = find(on_cpu)
+    input_shape = _input_shape(source, architecture.needed_preprocessing) or architecture.needed_shape
     found = layers(on_cpu, input_shape)
-    for name in wanted:
-        if len(found[name].shape) not in (1, 3):
-            raise NetworkError(
-                f"layer {name} ({found[name].kind}) gives {found[name].shape} per image; a layer that can be stored is "
-                "(channel,) or (channel, y, x)",
-                hint="another layer of the same block; `dneuro layers " + job.network.name + "` lists their shapes",
-            )
+    check_layers(found, wanted, job.network.name)
+    shapes = {name: _stored_shape(found[name], job.network.name) for name in wanted}
+    network = load(on_cpu, partial_for=wanted, input_shape=input_shape)
     labels = manifest.labels
     names = list(manifest.class_names) or [str(i) for i in range(int(labels.max(initial=-1)) + 1)]
     if job.train is not None:
@@ -156,12 +155,12 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     predictions = step.predictions and network.classes is not None
     comparable = bool((labels >= 0).any()) and network.classes == len(names)
     kernels = statistics_of(job)
-    widest = max(found[name].shape[0] for name in wanted)
+    widest = max(shape[0] for shape in shapes.values())
     states = sum(kernel.memory(len(manifest), step.batch, widest)[0] for kernel in kernels.values())
     plan = plan_extraction(
         images=len(manifest),
         kept={name: layer.keep for name, layer in step.layers.items()},
-        shapes={name: layer.shape for name, layer in found.items()},
+        shapes={name: layer.shape for name, layer in found.items()} | shapes,
         input_shape=input_shape,
         weight_bytes=sum(p.nbytes for p in network.module.state_dict().values() if p.device.type != "meta"),
         dtype=step.dtype,
@@ -186,6 +185,7 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         source=source,
         preprocessing=network.preprocessing,
         input_shape=input_shape,
+        network_identity=network.identity,
         layers=found,
         weights=None,
         weights_sha256=None if job.train is not None else network.weights_sha256,
@@ -213,17 +213,26 @@ def statistics_of(job: JobSpec) -> dict[str, Kernel]:
     return kernels
 
 
-def _input_shape(
-    source: ImageSource, preprocessing: Preprocessing, default: tuple[int, int, int]
-) -> tuple[int, int, int]:
-    """Return (colors, height, width) as the first readable image gives it."""
+def _stored_shape(layer: Layer, network: str) -> tuple[int, ...]:
+    """Return the shape per image in which a layer is stored; refuse one whose axes are not known."""
+    if layer.stored is None:
+        raise NetworkError(
+            f"layer {layer.name} ({layer.kind}) gives {layer.shape} per image, and which of these are channels and "
+            "which are positions is not known",
+            hint=f"another layer of the same block; `dneuro layers {network}` lists the dims of each",
+        )
+    return layer.stored
+
+
+def _input_shape(source: ImageSource, preprocessing: Preprocessing) -> tuple[int, int, int] | None:
+    """Return (colors, height, width) as the first readable image gives it; None if none can be read."""
     for number in range(min(len(source.manifest), 100)):
         try:
             seen = view(source.read(number)[0], preprocessing)
         except UnreadableImageError:
             continue
         return preprocessing.channels, seen.shape[0], seen.shape[1]
-    return default
+    return None
 
 
 def _check_training(classes: int | None, names: int, labels: Any, network: NetworkSpec) -> None:

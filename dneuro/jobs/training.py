@@ -36,6 +36,7 @@ def train(study: Study, executor: Executor) -> Study:
         {
             "images": study.source.manifest.fingerprint(),
             "preprocessing": study.preprocessing.model_dump(mode="json"),
+            "identity": study.network_identity,
             "network": study.job.network.model_dump(mode="json", exclude={"device", "preprocessing"}),
             "train": step.model_dump(mode="json", exclude={"name"}),
         }

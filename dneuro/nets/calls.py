@@ -1,7 +1,8 @@
 """The calls of a forward pass: what they are named, and running a network without computing anything.
 
-A *layer* is one call of a leaf module. Its name is the module's, as ``named_modules`` gives it; the second
-and third call of the same module get ``_1`` and ``_2``, as in torchvision's feature extraction:
+A *layer* is one call of a module that does something of its own: a leaf, such as a convolution, or a block, such as
+SqueezeNet's Fire, whose output no single part of it yields. Its name is the module's, as ``named_modules`` gives it;
+the second and third call of the same module get ``_1`` and ``_2``, as in torchvision's feature extraction:
 ``layer1.0.relu`` and ``layer1.0.relu_1`` of a ResNet.
 """
 
@@ -22,7 +23,8 @@ from dneuro.errors import NetworkError, suggest
 BATCH = 5
 """Images in a dry run: few other dimensions have this size, so what lacks one row per image stands out."""
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_PASS_ON = (nn.Sequential.forward, nn.Module.forward)
+"""What containers have for a forward pass: the output of the last part is also theirs, or there is none."""
 
 
 class Place(nn.Module):
@@ -43,17 +45,11 @@ def kind_of(module: nn.Module) -> str:
     return (module._kind if isinstance(module, Place) else None) or type(module).__name__
 
 
-def is_leaf(module: nn.Module) -> bool:
-    """Tell whether calls of `module` are layers: it has no parts, or it is one of torch.nn's own.
-
-    The second half matters for modules such as ``MultiheadAttention``, which use their parts without
-    calling them.
-    """
+def is_layer(module: nn.Module) -> bool:
+    """Tell whether calls of `module` are layers: it does not merely pass on what its last part yields."""
     if isinstance(module, Place):
         return module._kind is not None
-    if isinstance(module, _CONTAINERS):
-        return False
-    return not any(True for _ in module.children()) or type(module).__module__.startswith("torch.nn")
+    return type(module).forward not in _PASS_ON
 
 
 class LayerNames:
@@ -67,31 +63,31 @@ class LayerNames:
 
     def __init__(self, module: nn.Module) -> None:
         self._taken = {name for name, _ in module.named_modules()}
-        self.leaves = {name: part for name, part in module.named_modules() if name and is_leaf(part)}
+        self.modules = {name: part for name, part in module.named_modules() if name and is_layer(part)}
 
-    def name(self, leaf: str, repeat: int) -> str:
-        """Return the name of call number `repeat` (0 is the first) of the module called `leaf`."""
+    def name(self, module: str, repeat: int) -> str:
+        """Return the name of call number `repeat` (0 is the first) of a module."""
         number = 0
         while repeat:  # a module that is itself called relu_1 keeps its name
             number += 1
-            repeat -= f"{leaf}_{number}" not in self._taken
-        return f"{leaf}_{number}" if number else leaf
+            repeat -= f"{module}_{number}" not in self._taken
+        return f"{module}_{number}" if number else module
 
     def find(self, layer: str) -> tuple[str, int]:
-        """Return the leaf module and the number of its call that the name `layer` stands for.
+        """Return the module and the number of its call that the name `layer` stands for.
 
         Raises
         ------
         NetworkError
-            If no leaf module can have a call of that name.
+            If no module can have a call of that name.
         """
-        if layer in self.leaves:
+        if layer in self.modules:
             return layer, 0
         parts = re.fullmatch(r"(.+)_([1-9]\d{0,5})", layer)
-        if parts and parts[1] in self.leaves and layer not in self._taken:
-            leaf, number = parts[1], int(parts[2])
-            return leaf, sum(f"{leaf}_{n}" not in self._taken for n in range(1, number + 1))
-        raise NetworkError(f"the network has no layer {layer!r}", hint=suggest(layer, self.leaves))
+        if parts and parts[1] in self.modules and layer not in self._taken:
+            module, number = parts[1], int(parts[2])
+            return module, sum(f"{module}_{n}" not in self._taken for n in range(1, number + 1))
+        raise NetworkError(f"the network has no layer {layer!r}", hint=suggest(layer, self.modules))
 
 
 def check_layers(known: Iterable[str], wanted: Iterable[str], network: str) -> None:
@@ -146,7 +142,7 @@ def dry_run(
     on_call : callable
         Called with each layer's name, its module and its output.
     on_enter : callable, optional
-        Called with the name of each module, leaf or not, when its forward pass begins.
+        Called with the name of each module, layer or not, when its forward pass begins.
     network : str
         Name of the network, for messages.
 
@@ -167,9 +163,9 @@ def dry_run(
     names = LayerNames(module)
     calls: Counter[str] = Counter()
 
-    def leave(leaf: str, part: nn.Module, output: object) -> None:
-        on_call(names.name(leaf, calls[leaf]), part, output)
-        calls[leaf] += 1
+    def leave(name: str, part: nn.Module, output: object) -> None:
+        on_call(names.name(name, calls[name]), part, output)
+        calls[name] += 1
 
     def enter(name: str) -> None:
         if on_enter is not None:
@@ -177,7 +173,7 @@ def dry_run(
 
     def watch(name: str, part: nn.Module) -> Iterable[RemovableHandle]:
         yield part.register_forward_pre_hook(lambda _part, _args: enter(name))
-        if name in names.leaves:
+        if name in names.modules:
             yield part.register_forward_hook(lambda part, _args, output: leave(name, part, output))
 
     shapes = _shapes(module) if images.is_meta else None

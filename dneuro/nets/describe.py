@@ -21,7 +21,7 @@ __all__ = ["Layer", "Trace", "check_layers", "classifies", "layers", "table", "t
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer: one call of a leaf module.
+    """One layer: one call of a module, see `dneuro.nets.calls`.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class Trace:
     layers : dict
         Name to `Layer`, in the order of execution; calls that do not yield one row per image are left out.
     order : dict
-        Name to place among all calls of leaf modules.
+        Name to place among all calls, a block after its parts.
     entered : dict
         Name of each module that runs to the place in `order` of the first call after it began.
     classes : int or None
@@ -193,13 +193,15 @@ def trace(
     found: dict[str, Layer] = {}
     order: dict[str, int] = {}
     entered: dict[str, int] = {}
-    leaf_names = {part: name for name, part in module.named_modules()}
+    module_names = {part: name for name, part in module.named_modules()}
     images = empty_images(input_shape) if shapes else zero_images(input_shape)
 
     def note(name: str, part: nn.Module, output: object) -> None:
         order[name] = len(order)
         if isinstance(output, Tensor) and follower.per_image(output):
-            own = tuple(f"{leaf_names[part]}.{key}" for key, _ in part.named_parameters())
+            # torch's own modules may use parts that they do not call; those of a block are layers themselves.
+            inner = type(part).__module__.startswith("torch.nn")
+            own = tuple(f"{module_names[part]}.{key}" for key, _ in part.named_parameters(recurse=inner))
             shape, field, dims = tuple(output.shape[1:]), follower.field(output), follower.dims(output)
             found[name] = Layer(name, kind_of(part), shape, field, own, dims)
 

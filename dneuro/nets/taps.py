@@ -51,8 +51,8 @@ class Tap:
         self._wanted = {layer_names.find(name): name for name in self._names}
         if to_end:
             _refuse_partial(module)
-        leaves = {leaf for leaf, _ in self._wanted}
-        self._handles = [self._watch(leaf, layer_names.leaves[leaf]) for leaf in sorted(leaves)]
+        watched = {module for module, _ in self._wanted}
+        self._handles = [self._watch(name, layer_names.modules[name]) for name in sorted(watched)]
 
     def __call__(self, batch: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Run the network on `batch`.
@@ -111,13 +111,13 @@ class Tap:
     ) -> None:
         self.close()
 
-    def _watch(self, leaf: str, part: nn.Module) -> torch.utils.hooks.RemovableHandle:
+    def _watch(self, module: str, part: nn.Module) -> torch.utils.hooks.RemovableHandle:
         def hook(_part: nn.Module, _args: object, output: object) -> None:
             seen = self._pass
             if seen.batch is None:  # somebody else's forward pass
                 return
-            name = self._wanted.get((leaf, seen.calls[leaf]))
-            seen.calls[leaf] += 1
+            name = self._wanted.get((module, seen.calls[module]))
+            seen.calls[module] += 1
             if name is None:
                 return
             # A copy: the next layer may work in place, as AlexNet's ReLU does on what features.0 yields.

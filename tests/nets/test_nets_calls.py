@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision import models
-from torchvision.models.feature_extraction import get_graph_node_names
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from dneuro.errors import NetworkError
 from dneuro.nets.calls import LayerNames, check_layers, dry_run, empty_images
+from dneuro.nets.taps import tap
 
 
 def called_layers(module: nn.Module, input_shape: tuple[int, int, int] = (3, 224, 224)) -> list[str]:
@@ -23,7 +24,24 @@ def test_layer_names__are_those_of_torchvisions_feature_extraction(name: str) ->
     leaves = {leaf for leaf, part in module.named_modules() if not list(part.children())}
     _, nodes = get_graph_node_names(module)
     of_modules = [node for node in nodes if node in leaves or node.rpartition("_")[0] in leaves]
-    assert called_layers(module) == of_modules
+    blocks = {block for block, part in module.named_modules() if list(part.children())}
+    assert [layer for layer in called_layers(module) if layer not in blocks] == of_modules
+
+
+def test_blocks__are_layers_after_their_parts_where_they_yield_something_of_their_own() -> None:
+    with torch.device("meta"):
+        squeezenet = models.squeezenet1_1(weights=None)
+    names = called_layers(squeezenet)
+    assert names.index("features.3") == names.index("features.3.expand3x3_activation") + 1
+    assert not {"features", "classifier"} & set(names), "a Sequential only passes on"
+
+
+def test_tap__of_a_block_is_what_torchvisions_feature_extraction_yields() -> None:
+    torch.manual_seed(0)
+    squeezenet, images = models.squeezenet1_1(weights=None).eval(), torch.rand(2, 3, 64, 64)
+    theirs = create_feature_extractor(squeezenet, ["features.3"])
+    with tap(squeezenet, ["features.3"]) as ours, torch.inference_mode():
+        torch.testing.assert_close(ours(images)[0]["features.3"], theirs(images)["features.3"], rtol=0, atol=0)
 
 
 class Repeats(nn.Module):

@@ -1,0 +1,81 @@
+"""The tables that commands print on stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dneuro.quantities import format_bytes
+
+if TYPE_CHECKING:
+    from dneuro.cluster.local import WorkerSizes
+    from dneuro.jobs.planning import JobPlan
+
+
+def show_layers(rows: Sequence[dict[str, Any]], images: int) -> None:
+    """Print the layers of a network, as `dneuro.nets.describe.table` has them, with the bytes of so many images."""
+    table = _table("layer", "kind", "shape", "dims", "sees>", "per image>", f"{images:,} images>")
+    for row in rows:
+        field = row["receptive_field"]
+        table.add_row(
+            row["name"], row["kind"], _times(row["shape"]), ", ".join(row["dims"]) if row["dims"] else "unknown",
+            "everything" if field is None else f"{_times(field['size'])} pixels",
+            format_bytes(row["bytes_per_image"]), format_bytes(row["bytes"]),
+        )  # fmt: skip
+    _console().print(table)
+
+
+def show_plan(plan: JobPlan, sizes: WorkerSizes) -> None:
+    """Print the plan of a job on stdout."""
+    console = _console()
+    extract, job = plan.extract, plan.study.job
+    console.print(f"{job.name}: {extract.images} images, {job.network.name}, store {job.store}")
+    console.print(
+        f"workers: {sizes.workers} × {format_bytes(sizes.memory)}, "
+        f"{sizes.threads} task{'s' if sizes.threads > 1 else ''} each, {sizes.cpus} threads per task"
+    )
+    table = _table("step", "layer", "units / passes>", "read>", "written>", "per worker>", "driver>", "how")
+    done = f", {plan.done} done" if plan.done else ""
+    if job.train is not None:
+        table.add_row("train", "", f"{job.train.epochs} epochs", *[""] * 5)
+    table.add_row(
+        "extract", "", f"{extract.units} units{done}", "", format_bytes(extract.store_bytes),
+        format_bytes(extract.worker_bytes), "", f"{extract.unit} images per unit, batches of {extract.batch}",
+    )  # fmt: skip
+    for layer in extract.layers:
+        kept = sum(array.nbytes for array in layer.arrays(extract.images, extract.unit))
+        shape = _times(layer.shape)
+        table.add_row("", layer.name, "", "", format_bytes(kept), "", "", f"{shape}, keep {layer.keep}, {layer.dtype}")
+    for question, one in plan.steps:
+        table.add_row(
+            question.step.id, question.layer, str(one.passes), format_bytes(one.read_bytes),
+            format_bytes(one.result_bytes), format_bytes(one.worker_bytes) if one.worker_bytes else "",
+            format_bytes(one.driver_bytes), one.method,
+        )  # fmt: skip
+    console.print(table)
+    console.print(
+        f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {format_bytes(plan.worker_bytes)} of "
+        f"{format_bytes(plan.memory)} per worker"
+    )
+
+
+def _console() -> Console:
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe has no width to fit
+    return console
+
+
+def _table(*headings: str) -> Table:
+    """Return an empty table; columns whose heading ends in > are numbers."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in headings:
+        table.add_column(heading.removesuffix(">"), justify="right" if heading.endswith(">") else "left")
+    return table
+
+
+def _times(lengths: Sequence[int]) -> str:
+    return "×".join(map(str, lengths))
