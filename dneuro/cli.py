@@ -13,7 +13,7 @@ import typer
 from dneuro.errors import CancelledError, DneuroError, UsageError
 
 if TYPE_CHECKING:
-    from dneuro.spec import JobSpec, NetworkSpec, ProfileSpec
+    from dneuro.spec import NetworkSpec
 
 app = typer.Typer(
     help="The activations of neural networks, out of core.",
@@ -60,17 +60,13 @@ def main() -> None:
 @app.command()
 def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = False, json: AsJson = False) -> None:
     """Run a job here and now; run it again to resume it."""
-    from dneuro.cluster import open_local, worker_sizes
-    from dneuro.jobs.driver import run_job
-    from dneuro.jobs.planning import plan_job
+    from dneuro.jobs import face
     from dneuro.progress import showing
+    from dneuro.spec import read_job
 
-    spec, profile = _read(job, cluster, settings)
-    sizes = worker_sizes(profile)
+    spec = read_job(_find_job(job), settings or ())
     with showing(quiet=quiet), _ended_by_signals():
-        planned = plan_job(spec, sizes)
-        with open_local(profile) as client:
-            result = run_job(planned, client, threads=sizes.cpus, state=profile.state)
+        result = face.run(spec, cluster=cluster or "local")
     found = {
         "store": str(result.store),
         "report": str(result.report) if result.report else None,
@@ -93,12 +89,14 @@ def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = 
 @app.command()
 def plan(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson = False) -> None:
     """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing."""
-    from dneuro.cluster import worker_sizes
+    from dneuro.cluster import profile_folders, worker_sizes
     from dneuro.jobs.planning import plan_job
     from dneuro.progress import showing
+    from dneuro.spec import find_profile, read_job, read_profile
     from dneuro.tables import show_plan
 
-    spec, profile = _read(job, cluster, settings)
+    profile = read_profile(find_profile(cluster or "local", profile_folders()))
+    spec = read_job(_find_job(job), settings or ())
     sizes = worker_sizes(profile)
     with showing(quiet=True):
         found = plan_job(spec, sizes)
@@ -163,14 +161,6 @@ def version() -> None:
     from importlib.metadata import version as of
 
     typer.echo(of("dneuro"))
-
-
-def _read(job: str, cluster: str | None, settings: list[str] | None) -> tuple[JobSpec, ProfileSpec]:
-    from dneuro.cluster import profile_folders
-    from dneuro.spec import find_profile, read_job, read_profile
-
-    profile = read_profile(find_profile(cluster or "local", profile_folders()))
-    return read_job(_find_job(job), settings or ()), profile
 
 
 def _find_job(job: str) -> Path:

@@ -19,10 +19,10 @@ import torch
 import zarr
 from PIL import Image
 
-import dneuro.cluster
 from dneuro import cli
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.extract import task
+from dneuro.jobs import face
 from dneuro.nets.convnet import ConvNet
 
 WriteJob = Callable[..., Path]
@@ -52,7 +52,7 @@ def call(
     def open_threads(profile: Any) -> Iterator[ThreadExecutor]:
         yield threads
 
-    monkeypatch.setattr(dneuro.cluster, "open_local", open_threads)
+    monkeypatch.setattr(face, "open_local", open_threads)
     monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Ended:
@@ -403,6 +403,7 @@ def test_interrupt__before_anything_runs_is_no_traceback(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("dneuro.jobs.planning.plan_job", stop)
+    monkeypatch.setattr(face, "plan_job", stop)
     for command in ("run", "plan"):
         done = call(command, write_job())
         assert done.code == 5

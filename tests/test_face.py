@@ -15,8 +15,10 @@ import pytest
 
 import dneuro as dn
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import FingerprintError, NetworkError, SpecError, UsageError
+from dneuro.errors import BusyError, FingerprintError, NetworkError, SpecError, UsageError
+from dneuro.jobs import face
 from dneuro.jobs.face import extract
+from dneuro.jobs.lease import Lease
 from dneuro.spec import JobSpec
 from dneuro.store.units import units_folder
 
@@ -163,8 +165,6 @@ def test_run__on_a_profile_starts_workers_and_keeps_a_log(
     """The workers are threads here; test_cluster_local.py has real ones."""
     import contextlib
 
-    from dneuro.jobs import face
-
     @contextlib.contextmanager
     def open_threads(profile: Any) -> Any:
         yield threads
@@ -189,3 +189,16 @@ def test_listening__hears_what_runs(make_job: Callable[..., JobSpec], threads: T
     before = len(seen)
     dn.run(make_job(), client=threads)
     assert len(seen) == before
+
+
+def test_run__refuses_a_store_at_which_another_run_is_at_work_before_it_starts_workers(
+    make_job: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    lease = Lease.acquire(units_folder(job.store) / "attempts")
+    monkeypatch.setattr(face, "open_local", lambda profile: pytest.fail("workers were started"))
+    try:
+        with pytest.raises(BusyError, match="is at work on this store"):
+            dn.run(job, cluster="local")
+    finally:
+        lease.release()

@@ -13,9 +13,11 @@ from typing import Any
 from dneuro.cluster import open_local, profile_folders, worker_sizes
 from dneuro.errors import UsageError
 from dneuro.jobs.driver import JobResult, run_job
+from dneuro.jobs.lease import refuse_if_busy
 from dneuro.jobs.planning import plan_job
 from dneuro.spec import JobSpec, find_profile, parse_job, read_job, read_profile
 from dneuro.store.opening import Store, open_store
+from dneuro.store.units import units_folder
 
 
 def run(
@@ -56,6 +58,7 @@ def run(
         raise UsageError("run() takes a cluster or a client, not both", hint="leave one of them out")
     profile = read_profile(find_profile(os.fspath(cluster), profile_folders()))
     sizes = worker_sizes(profile)
+    refuse_if_busy(units_folder(spec.store) / "attempts")  # before workers are started for nothing
     planned = plan_job(spec, sizes)
     with open_local(profile) as started:
         return run_job(planned, started, threads=sizes.cpus, state=profile.state)

@@ -64,9 +64,7 @@ class Lease:
         folder = folder.absolute()  # workers may have started in another folder
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            newest = max((int(path.name) for path in folder.iterdir() if path.name.isdigit()), default=0)
-            if newest:
-                _refuse_if_alive(folder / f"{newest:03d}")
+            newest = refuse_if_busy(folder)
             try:
                 (folder / f"{newest + 1:03d}").mkdir()
             except FileExistsError:
@@ -84,6 +82,21 @@ class Lease:
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT):
             self._file.touch()
+
+
+def refuse_if_busy(folder: Path) -> int:
+    """Return the number of the last run, 0 if there was none.
+
+    Raises
+    ------
+    BusyError
+        If it is at work.
+    """
+    runs = folder.iterdir() if folder.is_dir() else ()
+    newest = max((int(path.name) for path in runs if path.name.isdigit()), default=0)
+    if newest:
+        _refuse_if_alive(folder / f"{newest:03d}")
+    return newest
 
 
 def _refuse_if_alive(folder: Path) -> None:

@@ -44,7 +44,7 @@ def test_photos__is_planned_for_folders_named_by_wnid(tmp_path: Path) -> None:
     assert found.study.source.manifest.labels.tolist() == [0] * 8 + [701] * 8
     assert "correct" in {array.name for array in found.extract.root}
     kept = {layer.name: (layer.keep, layer.shape) for layer in found.extract.layers}
-    assert kept["features.12.expand3x3_activation"] == ("full", (256, 13, 13))
+    assert kept["features.12"] == ("full", (512, 13, 13))
 
 
 def test_imagenet__is_planned_for_its_flat_folder(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_job__that_finds_other_code_on_a_worker_ends_with_the_reason(
 
     planned = plan_job(make_job(**settings(file, "head")), threads)
     file.write_text(CODE.replace("tokens.mean(1)", "tokens.amax(1)"))
-    with pytest.raises(NetworkError, match="is another network on .* than where the job was planned"):
+    with pytest.raises(NetworkError, match=r"is another network on .* than where the job was planned"):
         run_job(planned, threads)
 
 
@@ -114,5 +114,5 @@ def test_job__refuses_a_layer_whose_axes_are_not_known(make_job: MakeJob, thread
     file.write_text(CODE.replace("last.flatten(1, 2)", "last.reshape(-1, 13, 78).reshape(-1, 169, 6)").replace(
         "self.norm(self", "self.fold(self.norm(self").replace("(0, 2, 3, 1))", "(0, 2, 3, 1)))").replace(
         "self.norm = ", "self.fold = nn.Flatten(2, 3); self.norm = "))  # fmt: skip
-    with pytest.raises(NetworkError, match="layer fold .Flatten. gives .*which of these are channels"):
+    with pytest.raises(NetworkError, match=r"layer fold .Flatten. gives .*which of these are channels"):
         run_job(make_job(**settings(file, "fold")), threads)
