@@ -6,6 +6,7 @@ pass over the store.
 """
 
 from dneuro.kernels.base import Kernel, Origin, State
+from dneuro.kernels.class_sums import ClassSums
 from dneuro.kernels.factorise import Energy, Scores
 from dneuro.kernels.moments import ImageMoments, Moments
 from dneuro.kernels.products import CrossProducts
@@ -13,6 +14,7 @@ from dneuro.kernels.standardise import Standardise
 from dneuro.kernels.top import TopK
 
 __all__ = [
+    "ClassSums",
     "CrossProducts",
     "Energy",
     "ImageMoments",

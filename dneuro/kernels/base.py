@@ -6,7 +6,7 @@ their positions). All arithmetic goes through the array's own namespace.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import array_api_compat
@@ -71,6 +71,34 @@ class Kernel(Protocol):
             Shape of one block.
         """
         ...
+
+
+def key_of(kernel: Kernel) -> str:
+    """Return the name under which a kernel's partial states are kept; empty if it cannot be fed on the way.
+
+    Only kernels with a ``key`` can be: all that they need to know is known before the first activation is there, and
+    the key says it all.
+    """
+    return str(getattr(kernel, "key", ""))
+
+
+def serving(kernel: Kernel, keys: Iterable[str], images: int) -> str | None:
+    """Return the key, among `keys`, of states that `kernel` can merge; None if there is none.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        What is wanted.
+    keys : iterable of str
+        Kernels whose states there are.
+    images : int
+        Images that a state is about: a list that is shorter than asked for is long enough if it holds all of them.
+    """
+    own = key_of(kernel)
+    choose: Callable[[Iterable[str], int], str | None] | None = getattr(kernel, "serving", None)
+    if choose is not None:
+        return choose(keys, images)
+    return own if own and own in set(keys) else None
 
 
 def to_numpy(array: Array) -> NDArray[Any]:

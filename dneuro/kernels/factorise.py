@@ -30,6 +30,13 @@ class Energy:
     vectors: NDArray[np.float64] | None = None
     whole_rows: ClassVar[bool] = True
 
+    @property
+    def key(self) -> str:
+        """Name of its states; empty where Z or the vectors follow from an earlier pass."""
+        if self.vectors is not None or self.standardise.mode not in (None, "image"):
+            return ""
+        return f"energy-{self.standardise.mode or 'none'}"
+
     def start(self) -> State:  # noqa: D102
         return {}
 

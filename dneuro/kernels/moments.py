@@ -61,6 +61,7 @@ class Moments:
     """Moments of each feature over the images; population variance (divided by the count)."""
 
     whole_rows: ClassVar[bool] = False
+    key: ClassVar[str] = "moments"
 
     def start(self) -> State:  # noqa: D102
         return {}
@@ -108,6 +109,7 @@ class ImageMoments:
     """Moments of each image over its features; one row per image, laid end to end."""
 
     whole_rows: ClassVar[bool] = True
+    key: ClassVar[str] = "image_moments"
 
     def start(self) -> State:  # noqa: D102
         return {}

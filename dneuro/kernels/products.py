@@ -26,6 +26,7 @@ class CrossProducts:
     """
 
     whole_rows: ClassVar[bool] = True
+    key: ClassVar[str] = "products"
 
     def start(self) -> State:  # noqa: D102
         return {}

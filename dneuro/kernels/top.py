@@ -7,7 +7,7 @@ result is the same bit for bit however the images are cut into blocks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -69,6 +69,21 @@ class TopK:
     k: int
     largest: bool = True
     whole_rows: ClassVar[bool] = False
+
+    @property
+    def key(self) -> str:
+        """Name of its states."""
+        return f"{self._end}{self.k}"
+
+    @property
+    def _end(self) -> str:
+        return "top-" if self.largest else "bottom-"
+
+    def serving(self, keys: Iterable[str], images: int) -> str | None:
+        """Return the shortest list among `keys` that holds this one: as long, or all of `images`."""
+        lengths = [int(key.removeprefix(self._end)) for key in keys if key.startswith(self._end)]
+        enough = [length for length in lengths if length >= min(self.k, images)]
+        return f"{self._end}{min(enough)}" if enough else None
 
     def start(self) -> State:  # noqa: D102
         return {}
@@ -141,7 +156,7 @@ class TopK:
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return ``value`` (float32), ``image`` and, if given, ``position``: (rank, *features), best first."""
         keys = to_numpy(state["key"])
-        order = np.argsort(-keys, axis=0, kind="stable")
+        order = np.argsort(-keys, axis=0, kind="stable")[: self.k]  # a longer list serves a shorter one
         values, images = _unpack(np.take_along_axis(keys, order, axis=0), self.largest)
         results: dict[str, NDArray[Any]] = {"value": values, "image": images}
         if "position" in state:

@@ -8,10 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dneuro.kernels import CrossProducts, Energy, ImageMoments, Kernel, Moments, Scores, Standardise, TopK
+from dneuro.kernels import (
+    ClassSums,
+    CrossProducts,
+    Energy,
+    ImageMoments,
+    Kernel,
+    Moments,
+    Scores,
+    Standardise,
+    TopK,
+)
 from dneuro.kernels.base import State
 from dneuro.kernels.products import PairDistances
 
+LABELS = np.random.default_rng(2).integers(-1, 10, 900_000)
 PAIRS = np.random.default_rng(0).integers(0, 300, (40_000, 2), dtype=np.int32)
 
 
@@ -30,6 +41,8 @@ CASES: list[tuple[str, Kernel, int, int, str]] = [
     ("products", CrossProducts(), 3000, 700, "f4"),
     ("products, narrow", CrossProducts(), 200_000, 8, "f2"),
     ("pairs", PairDistances(PAIRS), 3000, 300, "f4"),
+    ("class sums, tall", ClassSums(LABELS, 10), 300_000, 8, "f4"),
+    ("class sums, wide", ClassSums(LABELS, 200), 500, 5000, "f2"),
     ("gram, rows", Energy(Standardise("image")), 3000, 600, "f4"),
     ("gram, wide", Energy(Standardise("image")), 100, 2000, "f4"),
     ("krylov", Energy(Standardise("neuron", np.zeros(5000), np.ones(5000)), vectors(5000, 60)), 1000, 5000, "f4"),

@@ -12,12 +12,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dneuro.kernels import CrossProducts, Energy, ImageMoments, Kernel, Moments, Scores, Standardise, TopK
+from dneuro.kernels import (
+    ClassSums,
+    CrossProducts,
+    Energy,
+    ImageMoments,
+    Kernel,
+    Moments,
+    Scores,
+    Standardise,
+    TopK,
+)
 from dneuro.kernels.base import State, state_to_numpy
 from dneuro.kernels.products import PairDistances
 
 Array = Any
 PAIRS = np.array([[0, 1], [1, 3], [2, 2]], dtype=np.int32)
+LABELS = np.random.default_rng(6).choice([-1, 0, 1, 3], 10_000)
 VECTORS = np.random.default_rng(5).standard_normal((4, 2))
 
 KERNELS: dict[str, Kernel] = {
@@ -27,6 +38,7 @@ KERNELS: dict[str, Kernel] = {
     "bottom": TopK(5, largest=False),
     "products": CrossProducts(),
     "pairs": PairDistances(PAIRS),
+    "class_sums": ClassSums(LABELS, 4),
     "gram": Energy(Standardise("image")),
     "energy": Energy(Standardise(None), VECTORS),
     "scores": Scores(Standardise("center", mean=np.arange(4.0)), VECTORS),
@@ -56,8 +68,14 @@ def whole(name: str, table: Array) -> dict[str, Array]:
         centred = x - x.mean(1, keepdims=True)
         return centred / np.where(np.ptp(x, axis=1) > 0, x.std(1), np.inf)[:, None]
 
+    def by_class() -> dict[str, Array]:
+        member = LABELS[: len(x)] == np.arange(4)[:, None]
+        counts = np.broadcast_to(member.sum(1)[:, None], (4, 4))
+        return {"count": counts, "sum": member @ x, "squares": member @ x**2}
+
     images = np.arange(len(x))
     return {
+        "class_sums": by_class,
         "moments": lambda: of(0),
         "image_moments": lambda: {"image": images, **of(1)},
         "top": lambda: top(3, -1),
