@@ -11,11 +11,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dneuro.analysis.taken import TAKEN, Taken
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan, plan_pass
 from dneuro.errors import ArrayError, suggest
 from dneuro.kernels.base import Array, Kernel, Origin, check_finite, pool
+from dneuro.kernels.feeds import Feed, Look
 
 Per = Literal["channel", "neuron"]
 Pool = Literal["max", "mean"]
@@ -91,12 +93,18 @@ class View:
         Images that take part: those that could be read.
     prepare : Prepare
         What happens to each block first.
+    look : {"max", "mean", "neuron"}
+        What of the layer the kernels see.
+    taken : Taken or None
+        What is known of the layer without a pass over it.
     """
 
     xs: tuple[xr.DataArray, ...]
     labels: Labels
     rows: NDArray[np.bool_] | None
     prepare: Prepare
+    look: Look = "neuron"
+    taken: Taken | None = None
 
     @property
     def layer(self) -> str:
@@ -118,15 +126,39 @@ class View:
         """Numbers of the images that take part."""
         return self.images if self.rows is None else self.images[self.rows]
 
+    @property
+    def readable(self) -> bool:
+        """False if the activations themselves were not kept."""
+        return self.taken is None or not self.taken.only
+
     def reduce(self, kernels: dict[str, Kernel], executor: Executor, step: str) -> dict[str, dict[str, NDArray[Any]]]:
-        """Run one pass; see `dneuro.engine.passes.reduce`."""
-        return reduce(
-            self.xs, kernels, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step
+        """Run one pass, unless the answers were taken along; see `dneuro.engine.passes.reduce`."""
+        found: dict[str, dict[str, NDArray[Any]]] = {}
+        if self.taken is not None and self.taken.answer is not None:
+            along = {name: Feed(self.look, kernel) for name, kernel in kernels.items()}
+            found = {name: self.taken.answer(feed) for name, feed in along.items() if self.taken.serves(feed)}
+        rest = {name: kernel for name, kernel in kernels.items() if name not in found}
+        if not rest:
+            return found
+        return found | reduce(
+            self.xs, rest, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step
         )
 
-    def plan(self, operation: str, kernels: dict[str, Kernel], executor: Sizes, **known: Any) -> Plan:
-        """Return the plan of such a pass; see `dneuro.engine.plan.plan_pass`."""
-        return plan_pass(operation, self.xs, kernels, executor, pooled=self.pooled, **known)
+    def plan(
+        self, operation: str, kernels: dict[str, Kernel], executor: Sizes, *, passes: int = 1, **known: Any
+    ) -> Plan:
+        """Return the plan of such a pass, the first of `passes`; see `dneuro.engine.plan.plan_pass`.
+
+        A pass whose kernels were all taken along is none.
+        """
+        along = [self.taken is not None and self.taken.serves(Feed(self.look, kernel)) for kernel in kernels.values()]
+        if all(along):
+            passes -= 1
+            if not passes:
+                size = known.get("result_bytes", 0)
+                driver = known.get("driver_bytes")
+                return Plan(operation, 0, 0, 0, 0, 2 * size if driver is None else driver, size, "with extract")
+        return plan_pass(operation, self.xs, kernels, executor, pooled=self.pooled, passes=passes, **known)
 
 
 def view(x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False) -> View:
@@ -175,7 +207,15 @@ def view(x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False)
         coords={dim: x.coords[dim].values for dim in dims if dim in x.coords},
         positions=positions,
     )
-    return View(xs, labels, _readable(x), Prepare(layer, how, _image_numbers(x)))
+    return View(xs, labels, _readable(x), Prepare(layer, how, _image_numbers(x)), _look(x, how), x.attrs.get(TAKEN))
+
+
+def _look(x: xr.DataArray, how: Pool | None) -> Look:
+    """Return what of the layer the kernels see: pooled here, or before it was stored."""
+    keep = x.attrs.get("keep")
+    if how is None and keep in ("max", "mean") and len(x.attrs.get("shape", ())) > 1:
+        how = keep
+    return how or "neuron"
 
 
 def check_labelled(x: object) -> None:

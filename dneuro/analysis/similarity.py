@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dneuro import events
 from dneuro.analysis.arrays import Per, Pool, View, check_labelled, choose, view
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
@@ -102,7 +103,7 @@ def plan_similarity(
         "similarity",
         {"products": CrossProducts()},
         get_executor(client),
-        passes=1 + ("euclidean" in wanted),
+        passes=1 + ("euclidean" in wanted and seen.readable),
         result_bytes=len(wanted) * size,
         driver_bytes=(len(wanted) + 3) * size,
     )
@@ -150,7 +151,10 @@ def _euclidean(found: dict[str, NDArray[Any]], seen: View, executor: Executor) -
         close = i + 1 + np.flatnonzero(squared[i, i + 1 :] < CANCELS * large[i + 1 :])
         pairs.append(np.stack([np.full_like(close, i), close], axis=1).astype(np.int32))
     some = np.concatenate(pairs)
-    if len(some):
+    if len(some) and not seen.readable:
+        events.emit("note", "similarity", f"{len(some)} pairs of {seen.layer} are almost alike: half of the digits of "
+                    "their distance are lost, for the activations were not kept")  # fmt: skip
+    elif len(some):
         exact = seen.reduce({"pairs": PairDistances(some)}, executor, "similarity")["pairs"]["squared"]
         squared[some[:, 0], some[:, 1]] = squared[some[:, 1], some[:, 0]] = exact
     squared[np.diag_indices_from(squared)] = 0.0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dneuro.errors import MemoryLimitError
+from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB, format_bytes
 from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arrays
 
@@ -33,12 +34,16 @@ class ExtractPlan:
         Arrays with one entry per image.
     batch : int
         Images per forward pass.
-    worker_bytes : int
-        Peak memory of one worker process.
+    bare_bytes : int
+        Peak memory of one worker process that feeds nothing on the way.
     input_shape : (int, int, int)
         Colours, height and width of the network's input.
     widths : dict
         Neurons of each layer.
+    feeding_bytes : int
+        What a worker process holds besides for the reductions that are fed on the way.
+    partial_bytes : int
+        Bytes of the partial statistics of one unit.
     """
 
     images: int
@@ -46,9 +51,16 @@ class ExtractPlan:
     layers: tuple[LayerPlan, ...]
     root: tuple[ArrayPlan, ...]
     batch: int
-    worker_bytes: int
+    bare_bytes: int
     input_shape: tuple[int, int, int]
     widths: dict[str, int] = field(default_factory=dict)
+    feeding_bytes: int = 0
+    partial_bytes: int = 0
+
+    @property
+    def worker_bytes(self) -> int:
+        """Peak memory of one worker process."""
+        return self.bare_bytes + self.feeding_bytes
 
     @property
     def units(self) -> int:
@@ -67,6 +79,26 @@ class ExtractPlan:
     def store_bytes(self) -> int:
         """Bytes of all arrays, uncompressed."""
         return sum(array.nbytes for array in self.arrays())
+
+    def feeding(self, feeds: Mapping[str, Collection[Feed]], slots_per_process: int = 1) -> ExtractPlan:
+        """Return the plan of the same extraction that feeds reductions on the way, by layer.
+
+        Notes
+        -----
+        All states of a unit live at the same time, and are read back once they are written; one kernel after the
+        other works. In the end one task merges the states of all units: that so far, that of a unit, the new one.
+        """
+        shapes = {layer.name: layer.shape for layer in self.layers}
+        states, works, merging = [0], [0], [0]
+        for layer, those in feeds.items():
+            for feed in those:
+                state, work = feed.memory(self.unit, self.batch, shapes[layer])
+                states.append(state)
+                works.append(work)
+                whole, work = feed.memory(self.images, self.batch, shapes[layer])
+                merging.append(2 * whole + state + work)
+        per_slot = max(2 * sum(states) + max(works), max(merging))
+        return replace(self, feeding_bytes=slots_per_process * per_slot, partial_bytes=sum(states))
 
     def check(self, limit: int) -> None:
         """Refuse a plan that does not fit into a worker of `limit` bytes.
@@ -98,7 +130,6 @@ def plan_extraction(
     predictions: bool,
     labels: bool,
     thumbnails: bool,
-    state_bytes: int = 0,
     slots_per_process: int = 1,
 ) -> ExtractPlan:
     """Return the plan of an extraction; reads nothing.
@@ -123,8 +154,6 @@ def plan_extraction(
         Images per unit.
     predictions, labels, thumbnails : bool
         What is stored per image.
-    state_bytes : int
-        Bytes of the statistics' states.
     slots_per_process : int
         Units that one process works on at a time.
     """
@@ -137,14 +166,14 @@ def plan_extraction(
     forward = 3 * sum(sizes[-2:]) + 6 * 4 * math.prod(input_shape)
     captured = sum(3 * 4 * math.prod(shapes[name]) for name in kept)  # the clone, the stored dtype, the maximum
     buffers = sum(2 * a.row_bytes for a in (*root, *(a for plan in layers for a in plan.arrays(images, unit))))
-    per_slot = batch * (forward + captured) + buffers + 3 * state_bytes
+    per_slot = batch * (forward + captured) + buffers
     return ExtractPlan(
         images=images,
         unit=unit,
         layers=layers,
         root=root,
         batch=batch,
-        worker_bytes=TORCH_BYTES + 2 * weight_bytes + slots_per_process * per_slot,
+        bare_bytes=TORCH_BYTES + 2 * weight_bytes + slots_per_process * per_slot,
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
     )
@@ -164,6 +193,7 @@ def to_dict(plan: ExtractPlan) -> dict[str, Any]:
         "units": plan.units,
         "images_per_unit": plan.unit,
         "store_bytes": plan.store_bytes,
+        "partial_bytes": plan.units * plan.partial_bytes,
         "worker_bytes": plan.worker_bytes,
         "layers": {layer.name: {"keep": layer.keep, "shape": list(layer.shape)} for layer in plan.layers},
     }

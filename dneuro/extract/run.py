@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.engine.executors import Executor
@@ -14,12 +16,10 @@ from dneuro.engine.window import Window, each
 from dneuro.errors import DneuroError, StoreError
 from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
-from dneuro.kernels.base import State, state_to_numpy
+from dneuro.kernels.base import State
+from dneuro.kernels.feeds import Feed
 from dneuro.store.files import disk_error
 from dneuro.store.units import MAX_ATTEMPTS
-
-MERGE = 16
-"""Units whose partial statistics one task merges."""
 
 
 @dataclass
@@ -123,42 +123,35 @@ def _raise_if_final(error: BaseException, work: ExtractWork) -> None:
         raise error
 
 
-def merge_statistics(work: ExtractWork, executor: Executor) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return, per layer and kernel, the finalised statistics of all units.
-
-    A kernel of which some unit has no partial state (it was asked for later) is left out. The order of
-    merging is that of the units, whoever extracted them.
-    """
-    shared = executor.share(work)
-    groups = [tuple(range(i, min(i + MERGE, work.plan.units))) for i in range(0, work.plan.units, MERGE)]
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    for layer in (plan.name for plan in work.plan.layers):
-        known = _kernels_of_all(work, layer)
-        calls = [(group, _merge_units, (shared, layer, group, known)) for group in groups]
-        merged = {group: future.result() for group, future in each(executor, calls)}
-        total: dict[str, State] = {}
-        for group in groups:
-            total = _merge(work, total, merged[group])
-        results[layer] = {key: work.kernels[key].finalise(total[key]) for key in known if total.get(key)}
-    return results
-
-
-def _kernels_of_all(work: ExtractWork, layer: str) -> tuple[str, ...]:
-    known = set(work.kernels)
+def keys_of_units(work: ExtractWork, layer: str) -> list[tuple[tuple[str, ...], int]]:
+    """Return, for each unit of a layer, the names of its partial states and its number of images."""
+    found = []
     for number in range(work.plan.units):
         marker = work.unit(layer, number).marker(work.fingerprints[layer]) or {}
-        known &= set(marker.get("kernels", ()))
-    return tuple(sorted(known))
+        start, stop = work.plan.span(number)
+        found.append((tuple(marker.get("kernels", ())), stop - start))
+    return found
 
 
-def _merge_units(work: ExtractWork, layer: str, numbers: tuple[int, ...], known: tuple[str, ...]) -> dict[str, State]:
-    total: dict[str, State] = {}
-    for number in numbers:
-        states = work.unit(layer, number).load_partials() if known else {}
-        total = _merge(work, total, {key: states[key] for key in known if key in states})
-    return {key: state_to_numpy(state) for key, state in total.items()}
+def merge_feeds(
+    work: ExtractWork, wanted: Iterable[tuple[str, Feed]], executor: Executor
+) -> dict[tuple[str, str], dict[str, NDArray[Any]]]:
+    """Return what kernels find in all units, by layer and key, made of the units' partial states on the workers.
+
+    Where some unit has no such state, or no image could be read, there is no result. The order of merging is that of
+    the units, whoever extracted them.
+    """
+    shared = executor.share(work)
+    calls = [((layer, feed.key), _merge_units, (shared, layer, feed)) for layer, feed in wanted]
+    found = {key: future.result() for key, future in each(executor, calls)}
+    return {key: results for key, results in found.items() if results is not None}
 
 
-def _merge(work: ExtractWork, a: Mapping[str, State], b: Mapping[str, State]) -> dict[str, State]:
-    keys = {*a, *b}
-    return {key: work.kernels[key].merge(a.get(key, {}), b.get(key, {})) for key in sorted(keys)}
+def _merge_units(work: ExtractWork, layer: str, feed: Feed) -> dict[str, NDArray[Any]] | None:
+    total: State = {}
+    for number, (keys, images) in enumerate(keys_of_units(work, layer)):
+        key = feed.found_in(keys, images)
+        if key is None:
+            return None
+        total = feed.kernel.merge(total, work.unit(layer, number).load_partials([key]).get(key, {}))
+    return feed.kernel.finalise(total) if total else None

@@ -74,6 +74,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         found = work.unit(parts[0], number).read() or {}
         return UnitReport(number, stop - start, [(name, why) for name, why in found.get("masked", [])])
     parts = [part for part in parts if part in missing]
+    earlier = {part: _earlier_states(work, part, number) for part in parts}
     tries = max(work.unit(part, number).begin(work.attempt.number) for part in parts)
     if tries > MAX_ATTEMPTS:
         raise QuarantinedError(f"unit {number} was begun {MAX_ATTEMPTS} times and never finished")
@@ -95,12 +96,19 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
             "masked": masked,
             "checksums": {name: writer.finish() for name, writer in maker.writers.items()},
         }
-        states = maker.states()
+        states = earlier[part] | maker.states()
         if states:
             marker |= unit.save_partials(states)
         _refuse_if_overtaken(work, number)
         unit.publish(marker)
     return UnitReport(number, stop - start, masked, time.perf_counter() - began)
+
+
+def _earlier_states(work: ExtractWork, part: str, number: int) -> dict[str, dict[str, Any]]:
+    """Return the partial statistics of a part that is done, and is redone for others that it lacks."""
+    unit = work.unit(part, number)
+    marker = unit.marker(work.fingerprints[part]) or {}
+    return unit.load_partials() if marker.get("kernels") else {}
 
 
 def _refuse_if_overtaken(work: ExtractWork, number: int) -> None:
@@ -150,8 +158,8 @@ class _Layer:
         self._plan: LayerPlan = next(plan for plan in work.plan.layers if plan.name == name)
         self._arrays = self._plan.arrays(work.plan.images, work.plan.unit)
         self.writers = {plan.name: RowWriter(work.store, plan, start, stop) for plan in self._arrays}
-        self._kernels = work.kernels
-        self._states: dict[str, State] = {key: kernel.start() for key, kernel in work.kernels.items()}
+        self._feeds = work.feeds.get(name, ())
+        self._states: dict[str, State] = {feed.key: feed.kernel.start() for feed in self._feeds}
 
     def add(self, batch: Batch) -> None:
         found = self._take(batch) if batch.readable.any() else {}
@@ -164,14 +172,27 @@ class _Layer:
         numbers = batch.numbers[batch.readable]
         values = cast(batch.outputs[self._plan.name], self._plan.dtype, self._plan.name, numbers)
         check_finite(values, {"image": numbers}, self._plan.name)
-        largest, places = pool(values, "max")
-        for key, kernel in self._kernels.items():
-            self._states[key] = kernel.update(self._states[key], (largest, places), {"image": numbers})
-        if self._plan.keep == "full":
-            return {"activation": values}
+        looks: dict[str, tuple[Array, Array | None]] = {"neuron": (values, None)}
+        if self._plan.keep == "max" or any(feed.look == "max" for feed in self._feeds):
+            looks["max"] = pool(values, "max")
         if self._plan.keep == "mean":
             means = pool(batch.outputs[self._plan.name], "mean")[0]  # of what the layer yields, rounded once
-            return {"activation_mean": means.astype(self._plan.dtype)}
+            looks["mean"] = means.astype(self._plan.dtype), None
+        elif any(feed.look == "mean" for feed in self._feeds):
+            looks["mean"] = pool(values, "mean")
+        for feed in self._feeds:
+            self._states[feed.key] = feed.kernel.update(self._states[feed.key], looks[feed.look], {"image": numbers})
+        return self._rows(looks)
+
+    def _rows(self, looks: dict[str, tuple[Array, Array | None]]) -> dict[str, Array]:
+        """Return what is kept of a batch, by array."""
+        if self._plan.keep == "full":
+            return {"activation": looks["neuron"][0]}
+        if self._plan.keep == "mean":
+            return {"activation_mean": looks["mean"][0]}
+        if self._plan.keep == "stats":
+            return {}
+        largest, places = looks["max"]
         rows = {"activation_max": largest}
         if places is not None:
             where = np.unravel_index(places, self._plan.shape[1:])

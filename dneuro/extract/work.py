@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dneuro.extract.plan import ExtractPlan
-from dneuro.kernels.base import Kernel
+from dneuro.kernels.feeds import Feed
 from dneuro.spec.images import ImagesSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
 from dneuro.store.units import Unit, units_folder
@@ -54,8 +56,10 @@ class ExtractWork:
         Sizes.
     fingerprints : dict
         Of every part: the layers, and `IMAGES`.
-    kernels : dict
-        Reductions that are fed on the way, by id; they see one maximum per channel.
+    feeds : dict
+        Reductions that are fed on the way, by layer.
+    required : dict
+        Those of them that no later pass over the store can make up for, by layer: a unit without them is not done.
     predictions : bool
         Run the network to its end and store the class it names.
     attempt : Attempt
@@ -73,7 +77,8 @@ class ExtractWork:
     loaded: tuple[str, str]
     plan: ExtractPlan
     fingerprints: dict[str, str]
-    kernels: dict[str, Kernel]
+    feeds: dict[str, tuple[Feed, ...]]
+    required: dict[str, tuple[Feed, ...]]
     predictions: bool
     attempt: Attempt
     threads: int
@@ -83,6 +88,18 @@ class ExtractWork:
         return Unit(units_folder(self.store) / "extract" / part, f"{number:05d}")
 
     def missing(self, number: int) -> tuple[str, ...]:
-        """Return the parts of a unit that have no valid marker."""
-        wanted = self.fingerprints.items()
-        return tuple(part for part, mark in wanted if self.unit(part, number).marker(mark) is None)
+        """Return the parts of a unit that have no valid marker, or lack partial statistics that are required."""
+        start, stop = self.plan.span(number)
+        return tuple(
+            part
+            for part, mark in self.fingerprints.items()
+            if lacks(self.unit(part, number).marker(mark), self.required.get(part, ()), stop - start)
+        )
+
+
+def lacks(marker: Mapping[str, Any] | None, required: Iterable[Feed], images: int) -> bool:
+    """Return whether a unit of `images` images with this marker is not done, or not with all that is required."""
+    if marker is None:
+        return True
+    keys = marker.get("kernels", ())
+    return any(feed.found_in(keys, images) is None for feed in required)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
-from dneuro import events
 from dneuro.analysis import ANALYSES, PLANS
-from dneuro.analysis.cooccurrence import count_classes
+from dneuro.analysis.taken import TAKEN, Found, Taken
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, StoreError, UsageError
+from dneuro.extract.run import merge_feeds
+from dneuro.extract.work import ExtractWork
 from dneuro.jobs.study import Study
-from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, MomentsStep, SimilarityStep, SvdStep, TopImagesStep
+from dneuro.kernels.feeds import Feed
+from dneuro.spec.steps import AnalysisStep, SimilarityStep, SvdStep
 from dneuro.store import results
 from dneuro.store.layout import LayerPlan
 from dneuro.store.opening import Store, open_store
@@ -38,12 +41,18 @@ class Question:
     layer : str
         Of which layer.
     recorded : bool
-        The extraction takes the answer along; nothing is read again.
+        The answer is there without a pass over the layer: the extraction takes it along, or another result holds it.
+    feeds : tuple of Feed
+        What the extraction takes along of it; where that is not all, a later pass is spared.
+    why : str
+        Why the store is read though the answer could have been taken along.
     """
 
     step: AnalysisStep
     layer: str
     recorded: bool
+    feeds: tuple[Feed, ...] = ()
+    why: str = ""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -51,41 +60,12 @@ class Question:
         return self.step.model_dump(exclude={"name", "layer", "of"})
 
 
-def questions(study: Study) -> Iterator[Question]:
-    """Yield what the job asks, in its order.
-
-    Raises
-    ------
-    UsageError
-        If a layer does not keep what a step needs.
-    """
-    for step in study.job.steps:
-        if not isinstance(step, AnalysisStep):
-            continue
-        named = [step.layer] if isinstance(step.layer, str) else step.layer
-        for plan in study.plan.layers:
-            if named is not None and plan.name not in named:
-                continue
-            question = Question(step, plan.name, _is_recorded(step))
-            lacking = _lacking(question, plan)
-            if lacking and named is not None:
-                raise UsageError(
-                    f"step {step.id}: layer {plan.name} has keep: {plan.keep}, {lacking}",
-                    hint=f"extract: {{layers: {{{plan.name}: {{keep: full}}}}}}",
-                )
-            if lacking:
-                events.emit("note", step.id, f"leaves out layer {plan.name}, of which keep: {plan.keep} is stored")
-            else:
-                yield question
-
-
-def _is_recorded(step: AnalysisStep) -> bool:
-    if isinstance(step, MomentsStep | TopImagesStep | CooccurrenceStep):
-        return step.per == "channel" and step.pool == "max"
+def of_result(step: AnalysisStep) -> bool:
+    """Return whether a step is asked of another step's results."""
     return isinstance(step, SimilarityStep) and step.of != "activation"
 
 
-def _lacking(question: Question, plan: LayerPlan) -> str:
+def lacking(question: Question, plan: LayerPlan) -> str:
     """Return what a layer does not keep for this question; empty if nothing."""
     step = question.step
     if question.recorded or plan.keep == "full":
@@ -98,17 +78,36 @@ def _lacking(question: Question, plan: LayerPlan) -> str:
     return f"and the step needs the {pool} over positions" if pool != plan.keep and len(plan.shape) > 1 else ""
 
 
-def stand_in(study: Study, plan: LayerPlan) -> xr.DataArray:
-    """Return an array shaped, chunked and labelled as the layer will be, without data."""
-    array = next(iter(replace(plan, keep="full" if plan.keep == "stats" else plan.keep).arrays(
-        study.plan.images, study.plan.unit)))  # fmt: skip
+def stand_in(study: Study, plan: LayerPlan, taken: Taken | None = None) -> xr.DataArray:
+    """Return an array shaped, chunked and labelled as the layer will be, without data.
+
+    Shaped as the network gives it where the layer is not kept, or nothing but what was `taken` along of it counts.
+    """
+    kept = "full" if plan.keep == "stats" or (taken is not None and taken.only) else plan.keep
+    array = replace(plan, keep=kept).arrays(study.plan.images, study.plan.unit)[0]
     empty = da.zeros(array.shape, chunks=array.chunks, dtype=array.dtype)
-    return xr.DataArray(
-        empty,
-        dims=array.dims,
-        coords={"label": ("image", np.asarray(study.source.manifest.labels))},
-        attrs={"layer": plan.name, "shape": list(plan.shape), "class_names": study.class_names},
-    )
+    attrs = {"layer": plan.name, "keep": kept, "shape": list(plan.shape), "class_names": study.class_names}
+    coords = {"label": ("image", np.asarray(study.source.manifest.labels))}
+    return xr.DataArray(empty, dims=array.dims, coords=coords, attrs=attrs | ({TAKEN: taken} if taken else {}))
+
+
+def _unread(store: Store, study: Study, plan: LayerPlan) -> xr.DataArray:
+    """Return a layer as the network gave it, labelled, whose activations cannot be read."""
+    shape = (study.plan.images, *plan.shape)
+    chunks = da.core.normalize_chunks((study.plan.unit, *plan.shape), shape)
+    empty = np.empty((0,) * len(shape), plan.dtype)
+    data = da.map_blocks(_refuse, plan.name, chunks=chunks, dtype=plan.dtype, meta=empty)
+    root = store.images
+    names = ("image", "filename", "label", "prediction", "correct", *(("status",) if root["status"].any() else ()))
+    attrs: dict[str, Any] = {"layer": plan.name, "shape": list(plan.shape)}
+    if "class" in root:
+        attrs["class_names"] = [str(name) for name in root["class"].values]
+    coords = {name: ("image", root[name].values) for name in names if name in root.variables}
+    return xr.DataArray(data, dims=("image", "channel", "y", "x")[: len(shape)], coords=coords, attrs=attrs)
+
+
+def _refuse(layer: str) -> NDArray[Any]:
+    raise StoreError(f"the activations of layer {layer} were not kept", hint="extract again with keep: full")
 
 
 def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
@@ -121,16 +120,13 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     """
     layer = next(plan for plan in study.plan.layers if plan.name == question.layer)
     name = f"{question.step.id} of {question.layer}"
-    if isinstance(question.step, SimilarityStep) and question.step.of != "activation":
+    if isinstance(question.step, SimilarityStep) and of_result(question.step):
         size = 8 * layer.shape[0] ** 2
         return Plan(name, 0, 0, 1, 0, 4 * size, size * len(question.step.metric), "in the driver")
-    try:
-        plan = PLANS[question.step.kind](stand_in(study, layer), client=executor, **question.parameters)
-    except UsageError as error:
-        raise type(error)(f"{name}: {error.message}", hint=error.hint) from None
+    plan = plan_step(question, stand_in(study, layer, _taken(question, study.plan.unit)), executor)
+    plan = replace(plan, operation=name, method=plan.method or question.why)
     if question.recorded:
-        return Plan(name, 0, 0, 0, 0, plan.driver_bytes, plan.result_bytes, "with extract")
-    plan = replace(plan, operation=name)
+        return plan
     plan.check(
         executor.memory,
         hint="a lower rank, method: krylov, per: channel, or a profile with more memory per worker (--cluster)",
@@ -138,7 +134,24 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     return plan
 
 
-def answer(study: Study, question: Question, executor: Executor) -> bool:
+def plan_step(question: Question, x: xr.DataArray, executor: Sizes) -> Plan:
+    """Return the plan of a question asked of an array; an error names step and layer."""
+    try:
+        return PLANS[question.step.kind](x, client=executor, **question.parameters)
+    except UsageError as error:
+        name = f"{question.step.id} of {question.layer}"
+        raise type(error)(f"{name}: {error.message}", hint=error.hint) from None
+
+
+def _taken(question: Question, images: int, answer: Callable[[Feed], Found] | None = None) -> Taken | None:
+    """Return what was taken along for a question; of units of `images` images."""
+    if not question.feeds:
+        return None
+    keys = [feed.key for feed in question.feeds]
+    return Taken(lambda feed: feed.found_in(keys, images) is not None, answer, only=question.recorded)
+
+
+def answer(study: Study, question: Question, executor: Executor, work: ExtractWork) -> bool:
     """Compute one result and write it into the store, unless it is there already; return whether it was computed."""
     step, layer = question.step, question.layer
     inputs = {
@@ -155,7 +168,7 @@ def answer(study: Study, question: Question, executor: Executor) -> bool:
         return False
     store = open_store(study.store)
     try:
-        result = _compute(study, store, question, executor)
+        result = _compute(study, store, question, executor, work)
     except DneuroError as error:
         error.message = f"step {step.id}, layer {layer}: {error.message}"
         raise
@@ -165,44 +178,22 @@ def answer(study: Study, question: Question, executor: Executor) -> bool:
     return True
 
 
-def _compute(study: Study, store: Store, question: Question, executor: Executor) -> xr.Dataset:
+def _compute(study: Study, store: Store, question: Question, executor: Executor, work: ExtractWork) -> xr.Dataset:
     step, layer = question.step, question.layer
-    if isinstance(step, SimilarityStep) and step.of != "activation":
+    if isinstance(step, SimilarityStep) and of_result(step):
         counts = store.results[step.of][layer]["count"].load().assign_attrs(layer=layer)
         return ANALYSES["similarity"](counts, metric=step.metric, client=executor)
-    if question.recorded:
-        recorded = _recorded(store, question)
-        if recorded is not None:
-            return recorded
-        plan = next(plan for plan in study.plan.layers if plan.name == layer)
-        lacking = _lacking(replace(question, recorded=False), plan)
-        if lacking:  # of means, say, no maximum can be had any more
-            raise StoreError(
-                f"the extraction was not asked for these statistics, the layer has keep: {plan.keep}, {lacking}",
-                hint="give the job another store:, to extract again with this step in it",
-            )
-    return ANALYSES[step.kind](store[layer], client=executor, **question.parameters)
 
+    def found(feed: Feed) -> Found:
+        merged = merge_feeds(work, [(layer, feed)], executor)
+        if not merged:
+            raise StoreError(f"some unit has no partial statistics of {feed.key}", hint="the same command again")
+        return merged[layer, feed.key]
 
-def _recorded(store: Store, question: Question) -> xr.Dataset | None:
-    """Return the answer that the extraction has taken along, if it is there and long enough."""
-    step, layer = question.step, question.layer
-    known = store.statistics(layer).load()
-    attrs = {"analysis": step.kind, "layer": layer, "parameters": question.parameters}
-    if isinstance(step, MomentsStep):
-        names = [name for name in known.data_vars if not str(name).startswith(("top_", "bottom_"))]
-        return known[names].assign_attrs(attrs) if "mean" in names else None
-    assert isinstance(step, TopImagesStep | CooccurrenceStep)
-    images = store.images
-    if "top_image" not in known or known.sizes["rank"] < min(step.k, int((images["status"] == 0).sum())):
-        return None
-    ends = known[[name for name in known.data_vars if str(name).startswith(("top_", "bottom_"))]]
-    ends = ends.isel(rank=slice(step.k))
-    if isinstance(step, TopImagesStep):
-        return ends.assign_attrs({**attrs, "images": int((images["status"] == 0).sum())})
-    labels = images["label"].values
-    classes = [str(name) for name in images["class"].values] if "class" in images else []
-    return count_classes(ends, labels, classes, k=step.k).assign_attrs(attrs)
+    plan = next(plan for plan in study.plan.layers if plan.name == layer)
+    x = _unread(store, study, plan) if question.recorded else store[layer]
+    x = x.assign_attrs({TAKEN: _taken(question, study.plan.unit, found)})
+    return ANALYSES[step.kind](x, client=executor, **question.parameters)
 
 
 def _all_images(result: xr.Dataset, store: Store) -> xr.Dataset:

@@ -16,6 +16,7 @@ from dneuro.engine.executors import Executor, get_executor
 from dneuro.errors import CancelledError, PartialError
 from dneuro.extract.run import Outcome, extract
 from dneuro.extract.work import ExtractWork
+from dneuro.jobs.along import settle
 from dneuro.jobs.analyses import answer
 from dneuro.jobs.growth import check_store, open_or_create
 from dneuro.jobs.lease import Lease
@@ -103,9 +104,10 @@ def run_job(
 
 def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: float) -> JobResult:
     study = plan.study
+    questions = [question for question, _ in plan.steps]
     if study.job.train is not None:
         study = train(study, executor)
-        check_store(study)
+        study, questions = settle(study, executor, store=check_store(study))
     open_or_create(study)
     work = _work(study, lease, threads)
     outcome = extract(work, executor)
@@ -119,14 +121,13 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
             hint="mend the cause and run the same command again: only these units are redone",
         )
     record(study, work, executor)
-    asked = {id(question.step): [q for q, _ in plan.steps if q.step is question.step] for question, _ in plan.steps}
     for step in study.job.steps:
-        mine = asked.get(id(step), [])
+        mine = [question for question in questions if question.step is step]
         if mine:
             events.emit("started", step.id, total=len(mine), what="layers")
         for number, question in enumerate(mine, 1):
             with events.inside(step.id):
-                new = answer(study, question, executor)
+                new = answer(study, question, executor, work)
             computed, kept = computed + new, kept + (not new)
             note = question.layer if new else f"{question.layer} (computed before)"
             events.emit("progress", step.id, note, done=number, total=len(mine), what="layers")
@@ -150,7 +151,8 @@ def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
         loaded=(study.network_identity, str(study.weights_sha256)),
         plan=study.plan,
         fingerprints=study.fingerprints,
-        kernels=study.kernels,
+        feeds=study.feeds,
+        required=study.required,
         predictions=study.predictions,
         attempt=lease.attempt,
         threads=threads,

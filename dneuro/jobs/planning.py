@@ -8,7 +8,9 @@ from typing import Any
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.plan import ExtractPlan, to_dict
-from dneuro.jobs.analyses import Question, plan_question, questions
+from dneuro.extract.work import lacks
+from dneuro.jobs.along import settle
+from dneuro.jobs.analyses import Question, plan_question
 from dneuro.jobs.growth import check_store
 from dneuro.jobs.study import Study, study
 from dneuro.spec.job import JobSpec
@@ -43,8 +45,9 @@ class JobPlan:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes on disk, uncompressed: activations, pictures, results."""
-        return self.extract.store_bytes + sum(plan.result_bytes for _, plan in self.steps)
+        """Bytes on disk, uncompressed: activations, pictures, partial statistics, results."""
+        partials = self.extract.units * self.extract.partial_bytes
+        return self.extract.store_bytes + partials + sum(plan.result_bytes for _, plan in self.steps)
 
     @property
     def worker_bytes(self) -> int:
@@ -75,16 +78,22 @@ def plan_job(job: JobSpec, executor: Sizes) -> JobPlan:
         If its store was made from something else.
     """
     checked = study(job, executor)
-    checked.plan.check(executor.memory)
-    steps = [(question, plan_question(checked, question, executor)) for question in questions(checked)]
     known = check_store(checked)
+    checked, questions = settle(checked, executor, store=known)
+    checked.plan.check(executor.memory)
+    steps = [(question, plan_question(checked, question, executor)) for question in questions]
     done = _done(checked) if known and checked.weights_sha256 is not None else 0
     return JobPlan(checked, steps, done, executor.memory)
 
 
 def _done(study: Study) -> int:
+    """Return how many units are done, with all that is required of them."""
     folder = units_folder(study.store) / "extract"
-    return sum(
-        all(Unit(folder / part, f"{number:05d}").marker(mark) for part, mark in study.fingerprints.items())
-        for number in range(study.plan.units)
-    )
+    done = 0
+    for number in range(study.plan.units):
+        start, stop = study.plan.span(number)
+        done += not any(
+            lacks(Unit(folder / part, f"{number:05d}").marker(mark), study.required.get(part, ()), stop - start)
+            for part, mark in study.fingerprints.items()
+        )
+    return done

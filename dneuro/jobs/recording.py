@@ -2,43 +2,79 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from dneuro.analysis.arrays import Labels
 from dneuro.analysis.moments import label_moments
 from dneuro.analysis.top_images import label_top_images
 from dneuro.engine.executors import Executor
-from dneuro.extract.run import merge_statistics
+from dneuro.extract.run import keys_of_units, merge_feeds
 from dneuro.extract.work import ExtractWork
 from dneuro.jobs.study import Study
+from dneuro.kernels import Moments, TopK
+from dneuro.kernels.feeds import Feed, channel_look
 from dneuro.store.creating import add_variables
+from dneuro.store.layout import LayerPlan
 from dneuro.store.units import Unit, fingerprint, units_folder
 
 
 def record(study: Study, work: ExtractWork, executor: Executor) -> None:
-    """Merge the partial statistics of all units and write them, unless that was done before."""
-    wanted = fingerprint({"parts": work.fingerprints, "kernels": sorted(work.kernels)})
+    """Merge the partial statistics per channel of all units and write them, unless that was done before."""
+    wanted = {plan.name: _feeds(work, plan) for plan in study.plan.layers}
+    mark = fingerprint({"parts": work.fingerprints, "kernels": {k: [f.key for f in v] for k, v in wanted.items()}})
     unit = Unit(units_folder(study.store) / "extract", "statistics")
-    if not work.kernels or unit.marker(wanted) is not None:
+    if not any(wanted.values()) or unit.marker(mark) is not None:
         return
     unit.begin(work.attempt.number)
     numbers = np.arange(study.plan.images)
     classes = study.source.manifest.labels
-    merged = merge_statistics(work, executor)
+    merged = merge_feeds(work, [(layer, feed) for layer, feeds in wanted.items() for feed in feeds], executor)
     for plan in study.plan.layers:
         labels = Labels(
             dims=("channel",),
             sizes=plan.shape[:1],
             positions=dict(zip(("y", "x"), plan.shape[1:], strict=False)),
         )
-        found = merged[plan.name]
         parts: list[xr.Dataset] = []
-        if "moments" in found:
-            parts.append(label_moments(found["moments"], labels))
-        ends = {key.partition("-")[0]: found[key] for key in found if key != "moments"}
+        ends: dict[str, dict[str, NDArray[Any]]] = {}
+        for feed in wanted[plan.name]:
+            found = merged.get((plan.name, feed.key))
+            if found is None:
+                continue
+            if isinstance(feed.kernel, TopK):
+                ends["top" if feed.kernel.largest else "bottom"] = found
+            else:
+                parts.append(label_moments(found, labels))
         if ends:
             parts.append(label_top_images(ends, labels, numbers, classes))
         if parts:
             add_variables(study.store, plan.group, xr.merge(parts))
-    unit.publish({"fingerprint": wanted})
+    unit.publish({"fingerprint": mark})
+
+
+def _feeds(work: ExtractWork, plan: LayerPlan) -> list[Feed]:
+    """Return the statistics per channel that were fed; a list as long as all units have it, where runs differed."""
+    feeds: list[Feed | None] = []
+    units: list[tuple[tuple[str, ...], int]] | None = None
+    for feed in work.feeds.get(plan.name, ()):
+        if feed.look != channel_look(plan.shape):
+            continue
+        if isinstance(feed.kernel, TopK):
+            units = keys_of_units(work, plan.name) if units is None else units
+            feeds.append(_longest(feed, feed.kernel, units))
+        elif isinstance(feed.kernel, Moments):
+            feeds.append(feed)
+    return [feed for feed in feeds if feed is not None]
+
+
+def _longest(feed: Feed, kernel: TopK, units: list[tuple[tuple[str, ...], int]]) -> Feed | None:
+    own = [key.removeprefix(f"{feed.look}/") for keys, _ in units for key in keys if key.startswith(f"{feed.look}/")]
+    for k in sorted({kernel.k, *(length for length in kernel.lengths(own) if length < kernel.k)}, reverse=True):
+        shorter = Feed(feed.look, TopK(k, largest=kernel.largest))
+        if all(shorter.found_in(keys, images) for keys, images in units):
+            return shorter
+    return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,9 @@ from dneuro.extract.plan import ExtractPlan, plan_extraction
 from dneuro.extract.work import IMAGES
 from dneuro.images.preprocess import view
 from dneuro.images.sources import ImageSource, open_source
-from dneuro.kernels import Kernel, Moments, TopK
+from dneuro.kernels.feeds import Feed
 from dneuro.spec.job import JobSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
-from dneuro.spec.steps import CooccurrenceStep, MomentsStep, TopImagesStep
 from dneuro.store.layout import FORMAT
 from dneuro.store.units import fingerprint
 
@@ -52,12 +51,14 @@ class Study:
         Names of the classes of the images.
     predictions : bool
         Whether the network names a class for each image.
-    kernels : dict
-        Statistics taken on the way.
     plan : ExtractPlan
         Sizes of the extraction.
     notes : list of str
         What the user should know.
+    feeds : dict
+        Reductions that the extraction feeds on the way, by layer; see `dneuro.jobs.along`.
+    required : dict
+        Those of them that no later pass over the store can make up for.
     """
 
     job: JobSpec
@@ -70,9 +71,10 @@ class Study:
     weights_sha256: str | None
     class_names: list[str]
     predictions: bool
-    kernels: dict[str, Kernel]
     plan: ExtractPlan
     notes: list[str]
+    feeds: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
+    required: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
 
     @property
     def store(self) -> Path:
@@ -154,9 +156,6 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         _check_training(network.classes, len(names), labels, job.network)
     predictions = step.predictions and network.classes is not None
     comparable = bool((labels >= 0).any()) and network.classes == len(names)
-    kernels = statistics_of(job)
-    widest = max(shape[0] for shape in shapes.values())
-    states = sum(kernel.memory(len(manifest), step.batch, widest)[0] for kernel in kernels.values())
     plan = plan_extraction(
         images=len(manifest),
         kept={name: layer.keep for name, layer in step.layers.items()},
@@ -169,7 +168,6 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         predictions=predictions,
         labels=comparable,
         thumbnails=step.thumbnails,
-        state_bytes=states * len(wanted),
         slots_per_process=executor.slots_per_process,
     )
     notes = [] if job.train is not None else list(network.notes)
@@ -191,26 +189,9 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         weights_sha256=None if job.train is not None else network.weights_sha256,
         class_names=names,
         predictions=predictions,
-        kernels=kernels,
         plan=plan,
         notes=notes,
     )
-
-
-def statistics_of(job: JobSpec) -> dict[str, Kernel]:
-    """Return the reductions that extraction feeds: those asked for, and those that later steps can use."""
-    step = job.extract
-    kernels: dict[str, Kernel] = {}
-    later = [s for s in job.steps if getattr(s, "per", "") == "channel" and getattr(s, "pool", "") == "max"]
-    if "moments" in step.statistics or any(isinstance(s, MomentsStep) for s in later):
-        kernels["moments"] = Moments()
-    lengths = [s.k for s in later if isinstance(s, TopImagesStep | CooccurrenceStep)]
-    if "top_images" in step.statistics:
-        lengths.append(step.top_k)
-    if lengths:
-        kernels[f"top-{max(lengths)}"] = TopK(max(lengths))
-        kernels[f"bottom-{max(lengths)}"] = TopK(max(lengths), largest=False)
-    return kernels
 
 
 def _stored_shape(layer: Layer, network: str) -> tuple[int, ...]:

@@ -81,9 +81,12 @@ class TopK:
 
     def serving(self, keys: Iterable[str], images: int) -> str | None:
         """Return the shortest list among `keys` that holds this one: as long, or all of `images`."""
-        lengths = [int(key.removeprefix(self._end)) for key in keys if key.startswith(self._end)]
-        enough = [length for length in lengths if length >= min(self.k, images)]
+        enough = [length for length in self.lengths(keys) if length >= min(self.k, images)]
         return f"{self._end}{min(enough)}" if enough else None
+
+    def lengths(self, keys: Iterable[str]) -> list[int]:
+        """Return how long the lists of this end among `keys` are."""
+        return [int(key.removeprefix(self._end)) for key in keys if key.startswith(self._end)]
 
     def start(self) -> State:  # noqa: D102
         return {}

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,13 +93,14 @@ class Unit:
         data = path.read_bytes()
         return {"partial_bytes": len(data), "partial_crc32": zlib.crc32(data), "kernels": sorted(states)}
 
-    def load_partials(self) -> dict[str, dict[str, NDArray[Any]]]:
-        """Return the states that `save_partials` wrote, by kernel."""
+    def load_partials(self, kernels: Collection[str] | None = None) -> dict[str, dict[str, NDArray[Any]]]:
+        """Return the states that `save_partials` wrote, by kernel; of some kernels alone, if they are named."""
         states: dict[str, dict[str, NDArray[Any]]] = {}
         with np.load(self._file("npz"), allow_pickle=False) as file:
             for key in file.files:
                 kernel, name = key.rsplit("/", 1)
-                states.setdefault(kernel, {})[name] = file[key]
+                if kernels is None or kernel in kernels:
+                    states.setdefault(kernel, {})[name] = file[key]
         return states
 
     def publish(self, marker: Mapping[str, Any]) -> None:

@@ -17,6 +17,8 @@ from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import MemoryLimitError
 from dneuro.extract.plan import TORCH_BYTES, ExtractPlan, plan_extraction
 from dneuro.extract.work import ExtractWork
+from dneuro.kernels import Moments
+from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB
 from dneuro.spec import JobSpec
 
@@ -50,12 +52,14 @@ def test_worker__stays_within_the_plan(
         "torchvision:squeezenet1_1": {  # the larger one last: a peak never goes down
             "images": {"source": "array", "root": str(tmp_path / "pictures.npz")},
             "layers": {"features.0": {"keep": "full"}, "features.12.squeeze": {"keep": "max"}},
+            "steps": [{"moments": {"per": "neuron"}}, {"similarity": {"pool": "mean", "metric": "pearson"}}],
         },
     }
     works = []
     for name, settings in jobs.items():
         network = {"name": name, "weights": "none"}
-        job = make_job(network=network, images_per_unit=64, store=f"{len(works)}.zarr", **settings)
+        steps = settings.pop("steps", [])
+        job = make_job(*steps, network=network, images_per_unit=64, store=f"{len(works)}.zarr", **settings)
         works.append(begin(job, ThreadExecutor(1)))
         (tmp_path / f"{len(works)}.pickle").write_bytes(cloudpickle.dumps(works[-1]))
     command = [sys.executable, "-c", textwrap.dedent(WORKER), *map(str, sorted(tmp_path.glob("*.pickle")))]
@@ -82,7 +86,10 @@ def test_plan__grows_with_what_a_worker_holds() -> None:
     assert plan(batch=64).worker_bytes > base
     assert plan(kept={"conv": "full", "pool": "full"}).worker_bytes > base
     assert plan(weight_bytes=200 * MiB).worker_bytes >= base + 100 * MiB
-    assert plan(state_bytes=50 * MiB).worker_bytes >= base + 50 * MiB
+    feeds = {"conv": (Feed("neuron", Moments()),)}
+    assert plan().feeding(feeds).worker_bytes >= base + 2 * 48 * 64 * 112 * 112
+    assert plan().feeding(feeds).partial_bytes == 48 * 64 * 112 * 112
+    assert plan().feeding(feeds, 2).worker_bytes > plan().feeding(feeds).worker_bytes
     two = plan(slots_per_process=2).worker_bytes
     assert base < two < 2 * base, "two units in one process share torch and the weights"
     assert plan(images=10**7).worker_bytes == plan(images=10**6).worker_bytes, "flat in the number of images"

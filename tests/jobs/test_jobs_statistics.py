@@ -12,7 +12,7 @@ import xarray as xr
 import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import StoreError, UsageError
+from dneuro.errors import UsageError
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
 from dneuro.spec import JobSpec
@@ -117,24 +117,31 @@ def test_statistics__asked_for_later_take_a_pass_over_the_store(make_job: MakeJo
 
 
 @pytest.mark.parametrize("keep", ["mean", "stats"])
-def test_statistics__of_maxima_are_not_made_of_what_is_no_maximum(
+def test_statistics__that_the_store_cannot_give_any_more_are_extracted_again(
     make_job: MakeJob, threads: ThreadExecutor, keep: str
 ) -> None:
-    """Means are kept, maxima are asked for too late: refused, never the maximum of means under a wrong name."""
-    known: dict[str, Any] = {"layers": {"relu1": {"keep": keep}}, "statistics": ["top_images"]}
+    """Means are kept, maxima are asked for too late: never the maximum of means under a wrong name."""
+    known: dict[str, Any] = {"layers": {"relu1": {"keep": keep}, "fc": {}}, "statistics": ["top_images"]}
     run_job(make_job(**known), threads)
-    message = f"step moments, layer relu1: .*has keep: {keep}, and the step needs"
-    with pytest.raises(StoreError, match=message) as caught:
-        run_job(make_job({"moments": None}, **known), threads)
-    assert "another store:" in str(caught.value.hint)
-    assert "moments" not in dn.open(make_job().store).results
+    job = make_job({"moments": {"layer": "relu1"}}, **known)
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        planned = plan_job(job, threads)
+    assert planned.done == 0
+    message = "3 units of relu1 were extracted without max/moments"
+    assert [event.step for event in seen if message in event.message] == ["extract"]
+    results, made = run(job, threads)
+    assert made == []
+    plain = dn.open(run_job(make_job(layers=["relu1"], store="plain.zarr"), threads).store)["relu1"]
+    expected = plain.max(("y", "x")).values.astype(np.float64)
+    np.testing.assert_allclose(results["moments"]["relu1"]["mean"], expected.mean(axis=0), rtol=1e-12)
+    assert plan_job(job, threads).done == 3
 
 
 @pytest.mark.parametrize(
     ("keep", "step"),
-    [("stats", {"svd": {"rank": 2}}), ("max", {"svd": {"rank": 2}}), ("mean", {"similarity": None}),
-     ("max", {"top_images": {"per": "neuron"}}), ("max", {"moments": {"pool": "mean"}})],
-)  # fmt: skip
+    [("stats", {"svd": {"rank": 2}}), ("max", {"svd": {"rank": 2}})],
+)
 def test_step__that_needs_more_than_is_kept_is_refused_before_anything_starts(
     make_job: MakeJob, threads: ThreadExecutor, keep: str, step: dict[str, Any]
 ) -> None:

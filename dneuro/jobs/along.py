@@ -1,0 +1,214 @@
+"""What the extraction takes along, so that the job's later steps need not read a layer again.
+
+The plan of an analysis names the kernels of its passes, and what of the layer they see. Those that can be fed while the
+layer is in memory are; where they are all that an analysis needs, it answers without the layer having been kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from dneuro import events
+from dneuro.analysis.taken import Taken
+from dneuro.engine.executors import Sizes
+from dneuro.errors import MemoryLimitError, UsageError
+from dneuro.extract.work import lacks
+from dneuro.jobs.analyses import Question, lacking, of_result, plan_step, stand_in
+from dneuro.jobs.study import Study
+from dneuro.kernels import Moments, TopK
+from dneuro.kernels.feeds import Feed, channel_look, join
+from dneuro.quantities import MiB, format_bytes
+from dneuro.spec.steps import AnalysisStep
+from dneuro.store.layout import LayerPlan
+from dneuro.store.units import Unit, units_folder
+
+PARTIAL_LIMIT = 256 * MiB
+"""Partial statistics of one unit, all layers together, are at most this large."""
+
+ALWAYS = MiB
+"""So little is taken along whatever it spares."""
+
+SHARE = 4
+"""More is taken along where a layer is kept if it is at most one part in so many of what a pass would read of it."""
+
+
+@dataclass
+class Along:
+    """What is taken along, in the making.
+
+    Parameters
+    ----------
+    study : Study
+        The job.
+    sizes : Sizes
+        Where it will run.
+    states : dict
+        Per layer and done unit, the names of its partial states and its number of images.
+    feeds : dict
+        Reductions to be fed, by layer.
+    required : dict
+        Those that no later pass can make up for.
+    """
+
+    study: Study
+    sizes: Sizes
+    states: dict[str, list[tuple[tuple[str, ...], int]]]
+    feeds: dict[str, tuple[Feed, ...]]
+    required: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
+
+    def units_without(self, layer: str, feeds: Iterable[Feed]) -> int:
+        """Return how many of the units that are done lack the partial states of some of `feeds`."""
+        feeds = list(feeds)
+        return sum(lacks({"kernels": keys}, feeds, images) for keys, images in self.states.get(layer, ()))
+
+    def bytes_with(self, plan: LayerPlan, feeds: Iterable[Feed]) -> tuple[int, int]:
+        """Return (bytes of a unit's partial states that `feeds` of a layer add, bytes of all of them then)."""
+        joined = self.feeds | {plan.name: self._joined(plan, feeds)}
+        before, after = (self.study.plan.feeding(some).partial_bytes for some in (self.feeds, joined))
+        return after - before, after
+
+    def add(self, plan: LayerPlan, feeds: Iterable[Feed], *, required: bool) -> None:
+        """Feed these on the way too."""
+        self.feeds[plan.name] = self._joined(plan, feeds)
+        if required:
+            self.required[plan.name] = (*self.required.get(plan.name, ()), *feeds)
+
+    def _joined(self, plan: LayerPlan, feeds: Iterable[Feed]) -> tuple[Feed, ...]:
+        joined = self.feeds.get(plan.name, ())
+        for feed in feeds:
+            joined = join(joined, feed, self.study.plan.unit)
+        return joined
+
+
+def settle(study: Study, sizes: Sizes, *, store: bool) -> tuple[Study, list[Question]]:
+    """Return the study with what its extraction takes along, and all that the job asks, in its order.
+
+    Parameters
+    ----------
+    study : Study
+        The job, checked.
+    sizes : Executor
+        Where, as far as memory goes.
+    store : bool
+        The job's store exists, and what its units lack counts.
+
+    Raises
+    ------
+    UsageError
+        If a layer does not keep what a step needs, and it cannot be taken along either.
+    MemoryLimitError
+        If that would be too large.
+    """
+    states = dict(_states(study)) if store and study.weights_sha256 is not None else {}
+    along = Along(study, sizes, states, {plan.name: _statistics(study, plan) for plan in study.plan.layers})
+    questions: list[Question] = []
+    for step in study.job.steps:
+        if not isinstance(step, AnalysisStep):
+            continue
+        named = [step.layer] if isinstance(step.layer, str) else step.layer
+        for plan in study.plan.layers:
+            if named is None or plan.name in named:
+                questions += _ask(along, step, plan, named=named is not None)
+    for layer, feeds in along.required.items():
+        if redone := along.units_without(layer, feeds):
+            events.emit(
+                "note",
+                "extract",
+                f"{redone} units of {layer} were extracted without {', '.join(sorted({f.key for f in feeds}))}, which "
+                f"its activations would be needed for; they are extracted again",
+            )
+    settled = replace(
+        study,
+        feeds=along.feeds,
+        required=along.required,
+        plan=study.plan.feeding(along.feeds, sizes.slots_per_process),
+    )
+    return settled, questions
+
+
+def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> Iterator[Question]:
+    """Yield what a step asks of a layer, and let it be taken along; nothing where that cannot be."""
+    question = Question(step, plan.name, recorded=of_result(step))
+    if question.recorded:
+        yield question
+        return
+    missing = lacking(question, plan)
+    wishes, whole = _wishes(along, question, plan, readable=not missing)
+    if missing and not whole:
+        if named:
+            raise UsageError(
+                f"step {step.id}: layer {plan.name} has keep: {plan.keep}, {missing}",
+                hint=f"extract: {{layers: {{{plan.name}: {{keep: full}}}}}}",
+            )
+        events.emit("note", step.id, f"leaves out layer {plan.name}, of which keep: {plan.keep} is stored")
+        return
+    why = _against(along, plan, wishes) if wishes and not missing else ""
+    if missing:
+        _check_size(along, step, plan, wishes)
+    if not wishes or why:
+        yield replace(question, why=why)
+        return
+    along.add(plan, wishes, required=bool(missing))
+    yield replace(question, recorded=whole, feeds=wishes)
+
+
+def _wishes(along: Along, question: Question, plan: LayerPlan, *, readable: bool) -> tuple[tuple[Feed, ...], bool]:
+    """Return what of a question can be fed on the way, and whether that answers it."""
+    wishes: dict[str, Feed] = {}
+
+    def serves(feed: Feed) -> bool:
+        if feed.key:
+            wishes[feed.key] = feed
+        return bool(feed.key)
+
+    as_given = replace(plan, keep="stats")
+    plan_of_step = plan_step(question, stand_in(along.study, as_given, Taken(serves, only=not readable)), along.sizes)
+    return tuple(wishes.values()), plan_of_step.passes == 0
+
+
+def _against(along: Along, plan: LayerPlan, wishes: tuple[Feed, ...]) -> str:
+    """Return why the store is rather read; empty if it is not."""
+    if without := along.units_without(plan.name, wishes):
+        return f"{without} units were extracted without it"
+    more, total = along.bytes_with(plan, wishes)
+    arrays = plan.arrays(along.study.plan.images, along.study.plan.unit)
+    read = along.study.plan.unit * sum(array.nbytes for array in arrays) // max(1, along.study.plan.images)
+    room = along.sizes.memory // (8 * along.sizes.slots_per_process)
+    if more > ALWAYS and (more > read // SHARE or total > min(PARTIAL_LIMIT, room)):
+        return f"a pass costs less than {format_bytes(more)} per unit on the way"
+    return ""
+
+
+def _check_size(along: Along, step: AnalysisStep, plan: LayerPlan, wishes: tuple[Feed, ...]) -> None:
+    more, total = along.bytes_with(plan, wishes)
+    if total > PARTIAL_LIMIT:
+        units = along.study.plan.units
+        raise MemoryLimitError(
+            f"step {step.id}: what it needs of {plan.name} (keep: {plan.keep}) takes {format_bytes(more)} per unit, "
+            f"{format_bytes(total)} with all else that is taken along, {format_bytes(units * total)} for {units} "
+            f"units; the limit is {format_bytes(PARTIAL_LIMIT)} per unit",
+            hint=f"per: channel, a smaller k, fewer layers, or extract: {{layers: {{{plan.name}: {{keep: full}}}}}}",
+        )
+
+
+def _statistics(study: Study, plan: LayerPlan) -> tuple[Feed, ...]:
+    """Return the statistics per channel that the extract step asks for."""
+    step, look = study.job.extract, channel_look(plan.shape)
+    feeds = [Feed(look, Moments())] if "moments" in step.statistics else []
+    if "top_images" in step.statistics:
+        feeds += [Feed(look, TopK(step.top_k)), Feed(look, TopK(step.top_k, largest=False))]
+    return tuple(feeds)
+
+
+def _states(study: Study) -> Iterator[tuple[str, list[tuple[tuple[str, ...], int]]]]:
+    """Yield, for each layer, what the units that are done have: names of partial states, and their images."""
+    folder = units_folder(study.store) / "extract"
+    for plan in study.plan.layers:
+        found = []
+        for number in range(study.plan.units):
+            marker = Unit(folder / plan.name, f"{number:05d}").marker(study.fingerprints[plan.name])
+            if marker is not None:
+                start, stop = study.plan.span(number)
+                found.append((tuple(marker.get("kernels", ())), stop - start))
+        yield plan.name, found
