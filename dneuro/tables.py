@@ -45,6 +45,11 @@ def show_plan(plan: JobPlan, sizes: WorkerSizes) -> None:
         "extract", "", f"{extract.units} units{done}", "", format_bytes(extract.store_bytes),
         format_bytes(extract.worker_bytes), "", f"{extract.unit} images per unit, batches of {extract.batch}",
     )  # fmt: skip
+    if extract.partial_bytes:
+        table.add_row(
+            "", "", "", "", format_bytes(extract.units * extract.partial_bytes), "", "",
+            f"partial statistics, {format_bytes(extract.partial_bytes)} per unit",
+        )  # fmt: skip
     for layer in extract.layers:
         kept = sum(array.nbytes for array in layer.arrays(extract.images, extract.unit))
         shape = _times(layer.shape)

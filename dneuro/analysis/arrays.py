@@ -131,12 +131,16 @@ class View:
         """False if the activations themselves were not kept."""
         return self.taken is None or not self.taken.only
 
+    def knows(self, kernel: Kernel) -> bool:
+        """Return whether what a kernel finds was taken along, so that it needs no pass."""
+        return self.taken is not None and self.taken.serves(Feed(self.look, kernel))
+
     def reduce(self, kernels: dict[str, Kernel], executor: Executor, step: str) -> dict[str, dict[str, NDArray[Any]]]:
         """Run one pass, unless the answers were taken along; see `dneuro.engine.passes.reduce`."""
         found: dict[str, dict[str, NDArray[Any]]] = {}
         if self.taken is not None and self.taken.answer is not None:
-            along = {name: Feed(self.look, kernel) for name, kernel in kernels.items()}
-            found = {name: self.taken.answer(feed) for name, feed in along.items() if self.taken.serves(feed)}
+            along = {name: Feed(self.look, kernel) for name, kernel in kernels.items() if self.knows(kernel)}
+            found = {name: self.taken.answer(feed) for name, feed in along.items()}
         rest = {name: kernel for name, kernel in kernels.items() if name not in found}
         if not rest:
             return found
@@ -151,7 +155,7 @@ class View:
 
         A pass whose kernels were all taken along is none.
         """
-        along = [self.taken is not None and self.taken.serves(Feed(self.look, kernel)) for kernel in kernels.values()]
+        along = [self.knows(kernel) for kernel in kernels.values()]  # a list: each of them is to be asked for
         if all(along):
             passes -= 1
             if not passes:

@@ -56,10 +56,11 @@ def gram(seen: View, standardise: Standardise, rank: int, executor: Executor) ->
     """Diagonalise ZᵀZ (neurons × neurons), made in one pass."""
     from scipy.linalg import eigh  # not at the top: workers load this file too, and SciPy is large
 
-    found = seen.reduce({"energy": Energy(standardise)}, executor, "svd")["energy"]
+    energy = Energy(standardise)
+    found = seen.reduce({"energy": energy}, executor, "svd")["energy"]
     product, p = found["product"], seen.labels.count
     vectors = eigh(product, subset_by_index=(p - rank, p - 1))[1][:, ::-1]
-    return Eigenvectors(vectors, product @ vectors, float(found["total"]), 1, True)
+    return Eigenvectors(vectors, product @ vectors, float(found["total"]), int(not seen.knows(energy)), True)
 
 
 def krylov(seen: View, standardise: Standardise, rank: int, seed: int, executor: Executor) -> Eigenvectors:

@@ -156,6 +156,7 @@ def _plan(seen: View, rank: int, standardize: Mode, method: str, executor: Execu
     n, p = len(seen.taking_part), seen.labels.count
     stand_in = Standardise(standardize)
     columns = min(rank + OVERSAMPLING, n, p)
+    before = seen.plan("svd", {"moments": Moments()}, executor).passes if standardize in ("neuron", "center") else 0
     if method == "gram":
         energy, steps, driver = Energy(stand_in), 1, 3 * p * p
     else:
@@ -165,7 +166,7 @@ def _plan(seen: View, rank: int, standardize: Mode, method: str, executor: Execu
         "svd",
         {"energy": energy},
         executor,
-        passes=steps + 1 + (standardize in ("neuron", "center")),
+        passes=before + steps + 1,
         result_bytes=8 * rank * (n + p + 3),
         driver_bytes=8 * driver + 24 * rank * (n + p),
         method=method,
@@ -191,12 +192,13 @@ def _standardise(seen: View, mode: Mode, executor: Executor) -> tuple[Standardis
     """Return how Z is made, and the number of passes that took."""
     if mode in (None, "image"):
         return Standardise(mode), 0
+    before = int(not seen.knows(Moments()))
     found = seen.reduce({"moments": Moments()}, executor, "svd")["moments"]
     found = {name: values.reshape(-1) for name, values in found.items()}
     # What does not vary is exactly that; the rounding of its mean is not to be taken for a variation.
     varies = found["max"] > found["min"]
     mean = np.where(varies, found["mean"], found["min"])
-    return Standardise(mode, mean=mean, std=np.where(varies, found["std"], 0.0) if mode == "neuron" else None), 1
+    return Standardise(mode, mean=mean, std=np.where(varies, found["std"], 0.0) if mode == "neuron" else None), before
 
 
 def _flip(u: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

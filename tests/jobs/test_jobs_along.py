@@ -97,19 +97,24 @@ def test_stats__answer_every_step_without_activations(
             assert [found.attrs[key] for key in same] == [expected.attrs[key] for key in same]
 
 
-def test_svd__of_a_narrow_layer_saves_the_pass_of_its_gram(make_job: MakeJob, threads: ThreadExecutor) -> None:
-    plain = {"name": "plain", "rank": 3, "layer": "fc", "standardize": None}
-    job = make_job({"svd": {"rank": 3, "layer": "fc"}}, {"svd": plain})
-    assert [plan.passes for _, plan in plan_job(job, threads).steps] == [1, 1]
+@pytest.mark.parametrize(
+    ("standardize", "layer", "made"), [("image", "fc", 1), (None, "fc", 1), ("neuron", "fc", 2), ("center", "relu1", 2)]
+)
+def test_svd__is_spared_the_passes_whose_answers_came_along(
+    make_job: MakeJob, threads: ThreadExecutor, standardize: str | None, layer: str, made: int
+) -> None:
+    """The Gram of a narrow layer under ``image`` and null, the moments of every neuron under the others."""
+    job = make_job({"svd": {"rank": 3, "layer": layer, "standardize": standardize}})
+    assert [plan.passes for _, plan in plan_job(job, threads).steps] == [made]
     result, seen = listen(job, threads)
-    assert passes(seen) == ["svd", "svd"], "the scores alone"
+    assert passes(seen) == ["svd"] * made
     store = dn.open(result.store)
-    for name, standardize in (("svd", "image"), ("plain", None)):
-        expected = dn.svd(store["fc"], rank=3, standardize=standardize, client=threads)
-        found = store.results[name]["fc"].load()
-        for variable in ("singular_value", "score", "vector"):
-            np.testing.assert_allclose(found[variable], expected[variable], rtol=1e-8, atol=1e-9)
-        assert found.attrs["total_variance"] == pytest.approx(expected.attrs["total_variance"], rel=1e-12)
+    expected = dn.svd(store[layer], rank=3, standardize=standardize, client=threads)  # type: ignore[arg-type]
+    found = store.results["svd"][layer].load()
+    for variable in ("singular_value", "score", "vector"):
+        np.testing.assert_allclose(found[variable], expected[variable], rtol=1e-8, atol=1e-9)
+    assert found.attrs["total_variance"] == pytest.approx(expected.attrs["total_variance"], rel=1e-12)
+    assert (found.attrs["passes"], expected.attrs["passes"]) == (made, made + 1)
 
 
 def test_plan__says_what_comes_along_and_what_takes_a_pass(make_job: MakeJob, threads: ThreadExecutor) -> None:
