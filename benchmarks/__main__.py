@@ -3,43 +3,128 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import pkgutil
 import platform
+import re
+import shlex
+import statistics
+import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from benchmarks import analyses, extraction
+import benchmarks
+from benchmarks.measure import Measured, free_cores, measure
+from benchmarks.question import Question, run
+from benchmarks.setting import Setting
+from dneuro.quantities import format_bytes, parse_bytes
 
-HEADINGS = ["operation", "dneuro s", "dneuro MiB", "instead", "s", "MiB", "ratio", "difference"]
+HEADINGS = ("", "where", "seconds", "of it reading", "peak MiB", "largest worker MiB", "error", "dneuro ÷ this")
 
 
 def main() -> None:
-    """Parse the command line and run."""
+    """Parse the command line, measure, print; write RESULTS.md with ``--keep``."""
+    groups = _groups()
+    asked = _parse(list(groups))
+    lines: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="dneuro-benchmark-") as temporary:
+        folder = asked.folder or Path(temporary)
+        for setting in _settings(asked, folder):
+            setting.make()
+            title = f"{setting.images:,} images × {setting.neurons:,} neurons, {format_bytes(setting.nbytes)}"
+            lines += _show(f"\n## {title}; {setting.workers} workers of {format_bytes(setting.memory)}")
+            for question in (q for name in asked.what for q in groups[name]):
+                if setting.images == asked.images or question.large:
+                    lines += _table(question, setting, asked)
+    if asked.keep:
+        memory = format_bytes(psutil.virtual_memory().total)
+        head = [
+            "# Results", "",
+            f"`python -m benchmarks {shlex.join(sys.argv[1:])}`, Python {platform.python_version()}, "
+            f"{free_cores()} cores, {memory}; medians of {asked.rounds}. What the columns mean: README.md.",
+        ]  # fmt: skip
+        Path(__file__).with_name("RESULTS.md").write_text("\n".join([*head, *lines]) + "\n")
+
+
+def _groups() -> dict[str, tuple[Question, ...]]:
+    """Return the questions of every module of this package that has some."""
+    names = [m.name for m in pkgutil.iter_modules(benchmarks.__path__) if not m.name.startswith("_")]
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in names}
+    return {name: module.QUESTIONS for name, module in modules.items() if hasattr(module, "QUESTIONS")}
+
+
+def _parse(groups: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["analyses", "extraction"], help="analyses, extraction")
-    parser.add_argument("--images", type=int, default=20_000)
-    parser.add_argument("--neurons", type=int, default=2_048)
+    parser.add_argument("what", nargs="*", default=groups, help=", ".join(groups))
+    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--neurons", type=int, default=2_304)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--memory", type=parse_bytes, default="512MiB", help="of each worker")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of all candidates of a question")
+    parser.add_argument("--large", action="store_true", help="also an array of 4 times the workers' memory")
+    parser.add_argument("--only", default="", help="candidates whose name matches this pattern")
+    parser.add_argument("--patience", type=float, default=900, help="seconds after which a candidate is ended")
+    parser.add_argument("--folder", type=Path, help="keep the arrays here")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/RESULTS.md")
     asked = parser.parse_args()
-    found: list[list[str]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        if "analyses" in asked.what:
-            found += analyses.rows(Path(folder), asked.images, asked.neurons)
-        if "extraction" in asked.what:
-            found += extraction.rows(Path(folder))
-    lines = [f"| {' | '.join(row)} |" for row in [HEADINGS, ["---"] * len(HEADINGS), *found]]
-    table = "\n".join(lines)
-    print(table)
-    if asked.keep:
-        cores, memory = len(psutil.Process().cpu_affinity() or [0]), psutil.virtual_memory().total / 2**30
-        text = (
-            f"# Results\n\n`python -m benchmarks --images {asked.images} --neurons {asked.neurons} --keep`, Python "
-            f"{platform.python_version()}, {cores} cores, {memory:.0f} GiB.\nAnalyses: {asked.images:,} images × "
-            f"{asked.neurons:,} neurons, float32, sparse, from a Zarr store.\n"
-            "Ratio: dneuro's time over the other's.\n\n"
-        )
-        Path(__file__).with_name("RESULTS.md").write_text(text + table + "\n")
+    if unknown := set(asked.what) - set(groups):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
+    return asked
+
+
+def _settings(asked: argparse.Namespace, folder: Path) -> Iterator[Setting]:
+    counts = [asked.images]
+    if asked.large:
+        counts.append(max(asked.images + 1, -(-4 * asked.workers * asked.memory // (4 * asked.neurons))))
+    for images in counts:
+        path = folder / f"{images}x{asked.neurons}.zarr"
+        yield Setting(path, images, asked.neurons, asked.rank, asked.workers, asked.memory)
+
+
+def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> list[str]:
+    """Measure all candidates of a question, in turns, so that what else the machine does falls on all of them."""
+    chosen = [i for i, c in enumerate(question.candidates) if i == 0 or re.search(asked.only, c.name)]
+    found: dict[int, list[Measured]] = {i: [] for i in chosen}
+    for _ in range(asked.rounds):
+        for i in chosen:
+            if not any(one.failure for one in found[i]):  # once dead is enough
+                found[i].append(measure(run, setting, question, i, patience=asked.patience))
+    truth = question.reference(setting) if question.reference else found[chosen[0]][0].value
+    lines = _show(f"\n### {question.name.format(rank=setting.rank)}\n")
+    lines += _show(_row(HEADINGS), _row(["---"] * len(HEADINGS)))
+    for i, runs in found.items():
+        candidate = question.candidates[i]
+        lines += _show(_row([candidate.name, candidate.where, *_cells(question, runs, found[chosen[0]], truth)]))
+    return lines
+
+
+def _cells(question: Question, runs: list[Measured], ours: list[Measured], truth: object) -> list[str]:
+    dead = next((one for one in runs if one.failure), None)
+    if dead is not None:
+        return [f"**{dead.failure}**", "", f"{dead.peak / 2**20:.0f}", f"{dead.worker / 2**20:.0f}", "", ""]
+    error = question.error(runs[0].value, truth) if question.error and truth is not None else None
+    ratios = [a.seconds / b.seconds for a, b in zip(ours, runs, strict=False)]  # of the same round
+    return [
+        f"{statistics.median(one.seconds for one in runs):.2f}",
+        f"{statistics.median(one.reading for one in runs):.2f}" if runs[0].reading else "",
+        f"{max(one.peak for one in runs) / 2**20:.0f}",
+        f"{max(one.worker for one in runs) / 2**20:.0f}" if runs[0].worker else "",
+        "" if error is None or error != error else f"{error:.0e}",
+        f"{statistics.median(ratios):.2f}" if not any(one.failure for one in ours) else "",
+    ]
+
+
+def _row(cells: list[str] | tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _show(*lines: str) -> list[str]:
+    print(*lines, sep="\n", flush=True)
+    return list(lines)
 
 
 if __name__ == "__main__":

@@ -1,68 +1,154 @@
-"""One candidate, measured in a process of its own."""
+"""One candidate, measured in a process of its own: seconds, memory of the whole family, and how it died if it did."""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-PERIOD = 0.02
+PERIOD = 0.05
 """Seconds between two looks at the memory."""
+LEFT = 1 << 30
+"""A candidate that leaves the machine less free memory than this is ended."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Seconds, peak bytes above the bare process, and what the candidate returned."""
+    """What one run of a candidate took.
 
-    seconds: float
-    peak: int
-    value: Any
+    Parameters
+    ----------
+    seconds : float
+        Of the timed part; imports, workers and preparation do not count.
+    reading : float
+        Of them, getting the array into memory, where the candidate needs it there.
+    peak : int
+        Bytes of the process and all its children together (proportional set size: shared pages count once).
+    worker : int
+        Bytes of the largest child at its own peak (resident); 0 without children.
+    value : object
+        What the candidate found.
+    failure : str
+        How it ended otherwise; empty if it did not.
+    """
+
+    seconds: float = float("nan")
+    reading: float = 0.0
+    peak: int = 0
+    worker: int = 0
+    value: Any = None
+    failure: str = ""
 
 
-def measure(candidate: Callable[..., Any], *args: Any) -> Measured:
-    """Run ``candidate(*args)`` in a fresh process; it returns (seconds, value).
+@dataclass
+class Clock:
+    """What a candidate uses to say which part of its time was reading."""
 
-    The candidate takes its own time, so that imports and preparation do not count. The peak is that of the
-    resident memory of the process and all its children together.
+    reading: float = 0.0
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Count the time inside as reading."""
+        began = time.perf_counter()
+        yield
+        self.reading += time.perf_counter() - began
+
+
+def measure(task: Callable[..., Any], *args: Any, patience: float = 1800) -> Measured:
+    """Run ``task(clock, started, *args)`` in a fresh process and watch it.
+
+    The task prepares, calls ``started()`` with what is to be timed, and returns what is left of its value.
     """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(send, candidate, args))
+    process = context.Process(target=_child, args=(send, task, args))
     process.start()
-    peak = 0
-    stop = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.wait(PERIOD):
-            try:
-                family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-                peak = max(peak, sum(member.memory_info().rss for member in family))
-            except psutil.NoSuchProcess:
-                continue
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
+    send.close()
+    watch = _Watch(process.pid or 0, time.monotonic() + patience)
+    watch.start()
+    found: dict[str, Any] = {}
     try:
-        seconds, value = receive.recv()
-    finally:
-        stop.set()
-        watcher.join()
-        process.join()
-    return Measured(seconds, peak, value)
+        while "end" not in found:
+            kind, content = receive.recv()
+            found[kind] = content
+            watch.on = kind == "start"
+    except EOFError:
+        found.setdefault("failure", watch.why or "killed")
+    watch.stop.set()
+    watch.join()
+    process.join()
+    return Measured(
+        found.get("seconds", float("nan")), found.get("reading", 0.0), watch.peak, watch.worker,
+        found.get("value"), watch.why or found.get("failure", ""),
+    )  # fmt: skip
 
 
-def _child(send: Any, candidate: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    send.send(candidate(*args))
+def _child(send: Connection, task: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    clock = Clock()
+
+    def timed(work: Callable[[], Any]) -> Any:
+        send.send(("start", None))
+        began = time.perf_counter()
+        value = work()
+        send.send(("seconds", time.perf_counter() - began))
+        return value
+
+    try:
+        value = task(clock, timed, *args)
+        send.send(("reading", clock.reading))
+        send.send(("value", value))
+    except BaseException as error:  # a peer that dies is a line in the table
+        send.send(("failure", type(error).__name__))
+    send.send(("end", None))
 
 
-def timed(function: Callable[[], Any]) -> tuple[float, Any]:
-    """Return (seconds, what `function` returned)."""
-    began = time.perf_counter()
-    value = function()
-    return time.perf_counter() - began, value
+class _Watch(threading.Thread):
+    """Looks at the memory of a process and its children, and ends them where they take all or too long."""
+
+    def __init__(self, pid: int, deadline: float) -> None:
+        super().__init__(daemon=True)
+        self.pid, self.deadline = pid, deadline
+        self.on, self.stop = False, threading.Event()
+        self.peak, self.worker, self.why = 0, 0, ""
+
+    def run(self) -> None:
+        while not self.stop.wait(PERIOD):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
+                if self.on:
+                    family = [self.pid, *children]
+                    self.peak = max(self.peak, sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in family))
+                    self.worker = max([self.worker, *(_kilobytes(pid, "status", "VmHWM:") for pid in children)])
+                if psutil.virtual_memory().available < LEFT:
+                    self._end("MemoryError (the machine was full)", children)
+                elif time.monotonic() > self.deadline:
+                    self._end("too long", children)
+
+    def _end(self, why: str, children: list[int]) -> None:
+        self.why = why
+        for pid in [*children, self.pid]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                psutil.Process(pid).kill()
+
+
+def _kilobytes(pid: int, file: str, line: str) -> int:
+    """Return a number of the kernel's files about a process, in bytes."""
+    with contextlib.suppress(OSError):
+        for row in Path(f"/proc/{pid}/{file}").read_text().splitlines():
+            if row.startswith(line):
+                return 1024 * int(row.split()[1])
+    return 0
+
+
+def free_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
