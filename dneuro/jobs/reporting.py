@@ -29,6 +29,7 @@ def report(
     out: str | Path | None = None,
     neurons: int = 12,
     images: int = 9,
+    index: bool = True,
     job: dict[str, Any] | None = None,
 ) -> Path:
     """Write pages and pictures of everything a store holds.
@@ -43,6 +44,8 @@ def report(
         Channels shown per layer.
     images : int
         Images shown per channel and per component, at either end.
+    index : bool
+        Whether every channel of every layer gets a place on a page, and an index that finds and sorts them.
     job : dict, optional
         The job, as its file says it, to be shown.
 
@@ -57,8 +60,9 @@ def report(
     opened.tree.attrs["dneuro"] = {**opened.attrs, "store": str(store)}
     out = Path(out) if out is not None else report_folder(store)
     return write_report(
-        opened.tree, out, pictures=_pictures(opened.path), job=job, neurons=neurons, images=images
-    )
+        opened.tree, out, pictures=_pictures(opened.path), job=job, neurons=neurons, images=images,
+        index=index,
+    )  # fmt: skip
 
 
 def write_step(study: Study, step: ReportStep) -> Path:
@@ -74,7 +78,7 @@ def write_step(study: Study, step: ReportStep) -> Path:
         return index
     unit.begin(0)
     events.emit("started", step.id, total=1, what="reports")
-    index = report(study.store, neurons=step.neurons, images=step.images, job=job)
+    index = report(study.store, neurons=step.neurons, images=step.images, index=step.index, job=job)
     unit.publish({"fingerprint": wanted})
     events.emit("finished", step.id, str(index), done=1, total=1, what="reports")
     return index
@@ -88,7 +92,7 @@ def _pictures(store: Path) -> Any:
         return None
     length = array.chunks[0]
 
-    @lru_cache(maxsize=64)
+    @lru_cache(maxsize=8)  # the pages ask for pictures in the order of the store; a chunk is 4 MiB
     def chunk(number: int) -> NDArray[np.uint8]:
         return np.asarray(array[number * length : (number + 1) * length])
 

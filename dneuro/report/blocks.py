@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from dneuro.report.canvas import save
 from dneuro.report.contents import Contents, Images, Layer, Result, file_names
 from dneuro.report.grids import TILE, Box, Gallery, Picture
-from dneuro.report.words import NOTHING, counted, number, setting
+from dneuro.report.neurons.paging import Paging
+from dneuro.report.words import NOTHING, counted, cut, number, setting
+
+_MOST_LETTERS = 60  # of a class or a file name beside a picture: a page has hundreds of them
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Row:
     note: str
     top: list[Tile]
     bottom: list[Tile]
+    href: str | None = None
+    """The page of its own, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class Studio:
     gallery: Gallery
     neurons: int
     shown: int
+    paging: Mapping[str, Paging] = field(default_factory=dict)
+    """Where the pages of single neurons are, by layer; nothing for a report without them."""
     _names: set[str] = field(default_factory=set)
 
     @property
@@ -104,20 +111,28 @@ class Studio:
 
     def tile(
         self, image: int, value: float | None, *, layer: Layer | None = None, box: Box | None = None,
-        longest: int = TILE,
+        longest: int = TILE, patch: bool = False,
     ) -> Tile:  # fmt: skip
-        """Return an image of a grid; −1 is no image."""
+        """Return an image of a grid, with `box` framed and, with `patch`, shown by itself too; −1 is no image."""
         if not 0 <= image < self.images.count:
             return Tile("no image", "no image", None, None)
         known, filename = self.images.label(image), self.images.filename(image)
         label = self.images.class_name(known) if known >= 0 else (filename or f"image {image}").split("/")[-1]
-        words = [f"image {image}", *([f"class {label}"] if known >= 0 else []), *([filename] if filename else [])]
+        label = cut(label, _MOST_LETTERS)
+        words = [f"image {image}"]
+        words += [f"class {label}"] if known >= 0 else []
+        words += [cut(filename, _MOST_LETTERS, end=True)] if filename else []
         if value is not None:
             words.append(f"value {number(value)}")
         picture = self.gallery.get(
-            image, box, longest=longest, input_size=layer.input_size if layer is not None else None
+            image, box, longest=longest, input_size=layer.input_size if layer is not None else None, patch=patch
         )
         return Tile(", ".join(words), label, None if value is None else number(value, pad=True), picture)
+
+    def neuron_link(self, layer: Layer, number: int) -> str | None:
+        """Return the address of a channel's own page, from the folder of the report; none where it has none."""
+        paging = self.paging.get(layer.name)
+        return paging.link(number) if paging is not None and 0 <= number < paging.count else None
 
 
 def heading(result: Result) -> str:

@@ -1,65 +1,130 @@
-"""Pictures of the report as PNG files: scaled to be seen, the winning patch framed, each written once."""
+"""Pictures of the report: each image is one file that all pages share; frames and patches are laid over it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from dneuro.errors import ArrayError, DneuroError
 
 Box = tuple[float, float, float, float]
-"""(top, left, bottom, right) in pixels of the picture, ends exclusive; may reach outside."""
+"""(top, left, bottom, right) in pixels of the network's input, ends exclusive; may reach outside."""
 
 TILE = 96
 """Longest side, in pixels, that a picture of a grid has at most."""
 SMALL = 56
 """The same for the small pictures beside a grid."""
 
-FRAME = (255, 92, 20)
-_CONTOUR = (16, 16, 16)
-_LINE, _FINE_LINE = 2, 1  # for tiles, and for small pictures
-_LEAST_HOLE = 4  # a framed patch of one pixel would not be seen
+PER_FOLDER = 1000
+"""Files in one folder of pictures; file systems and file managers are slow with tens of thousands."""
+
+_LONGEST = 112  # of a picture's file: TILE on screens of ordinary density, SMALL on those of twice that
+_SQUARES = 64  # a picture no longer than this is shown pixel by pixel, so its file must be exact
+_QUALITY = 88
+_LARGEST_PATCH = 0.5  # of the picture's area; a larger one is seen as well in the picture itself
+_MOST_ENLARGED = 16  # times, for a patch of a few pixels
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a patch lies in its picture: left, top, width and height in per cent of the picture's sides."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    @property
+    def style(self) -> str:
+        """The same, as CSS."""
+        return f"left:{self.left:.4g}%;top:{self.top:.4g}%;width:{self.width:.4g}%;height:{self.height:.4g}%"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A patch shown by itself: a window of `width` × `height` pixels, and how the picture lies behind it."""
+
+    width: int
+    height: int
+    left: float
+    top: float
+    whole: tuple[float, float]
+    """Width and height of the picture behind the window in pixels."""
+
+    @property
+    def window(self) -> str:
+        """CSS of the window."""
+        return f"width:{self.width}px;height:{self.height}px"
+
+    @property
+    def style(self) -> str:
+        """CSS of the picture behind the window."""
+        width, height = self.whole
+        return f"width:{width:.4g}px;height:{height:.4g}px;left:{self.left:.4g}px;top:{self.top:.4g}px"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file beside the pages."""
+    """A picture file beside the pages, and how a page shows it."""
 
     src: str
     width: int
     height: int
     enlarged: bool
     """Whether its pixels are meant to be seen as squares."""
+    frame: Frame | None = None
+    patch: Patch | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    src: str
+    width: int
+    height: int
 
 
 class Gallery:
-    """Writes pictures into a folder; one that is asked for again is not written again.
+    """Writes pictures into a folder, each once, whatever number of pages and neurons show it.
 
     Parameters
     ----------
     folder : Path
-        Folder of the pages; pictures go to ``pictures/`` below it.
+        Folder of the report; image i goes to ``pictures/<i // 1000>/<i>.jpg`` below it, ``.png`` where the
+        pictures are no longer than 64 pixels (as the first that is asked for tells).
     pictures : callable, optional
         ``pictures(i)`` is image i as the network saw it, uint8 (height, width, 1 or 3); none for a report
         without pictures.
+
+    Notes
+    -----
+    **Cost**: some 4 kB on disk per photograph of 112 × 112 pixels; one picture in memory at a time.
     """
 
     def __init__(self, folder: Path, pictures: Callable[[int], NDArray[np.uint8]] | None) -> None:
         self._folder = folder
         self._pictures = pictures
-        self._written: dict[str, Picture] = {}
-        self._read = lru_cache(maxsize=256)(self._load)
+        self._files: dict[int, _File | None] = {}
+        self.suffix: str | None = None
+        """Of the files' names; none before the first is written."""
 
     @property
     def empty(self) -> bool:
         """Whether there are no pictures at all."""
         return self._pictures is None
+
+    def write(self, images: Iterable[int]) -> None:
+        """Write the files of these images; in ascending order every block of the store is read once."""
+        for image in images:
+            self._file(image)
+
+    def holds(self, image: int) -> bool:
+        """Whether the file of an image is there."""
+        return self._files.get(image) is not None
 
     def get(
         self,
@@ -68,8 +133,9 @@ class Gallery:
         *,
         longest: int = TILE,
         input_size: tuple[int, int] | None = None,
+        patch: bool = False,
     ) -> Picture | None:
-        """Return the file of an image, with a frame around `box`; none where it cannot be had.
+        """Return the picture of an image with a frame around `box`; none where it cannot be had.
 
         Parameters
         ----------
@@ -78,35 +144,49 @@ class Gallery:
         box : tuple of float, optional
             What is framed, in pixels of the network's input; it is clipped to the picture.
         longest : int
-            Longest side of the file's picture in pixels.
+            Longest side at which the picture is shown, in pixels.
         input_size : tuple of int, optional
             Height and width that `box` refers to; the default is the picture's own.
+        patch : bool
+            Whether the patch in the box is wanted by itself too.
 
         Raises
         ------
         ArrayError
             If ``pictures(image)`` is not a picture.
         """
-        picture = self._read(image) if self._pictures is not None else None
-        if picture is None:
+        file = self._file(image)
+        if file is None:
             return None
-        height, width = picture.shape[:2]
-        if box is not None:
-            down, right = (height / input_size[0], width / input_size[1]) if input_size else (1.0, 1.0)
-            box = _clip((box[0] * down, box[1] * right, box[2] * down, box[3] * right), height, width)
-        key = f"{image}-{longest}" + ("" if box is None else "-" + "-".join(f"{edge:g}" for edge in box))
-        if key not in self._written:
-            drawn = scale(picture, longest)
-            if box is not None:
-                drawn = draw_frame(drawn, box, (height, width))
-            src = f"pictures/{key}.png"
-            (self._folder / "pictures").mkdir(exist_ok=True)
-            drawn.save(self._folder / src, optimize=True)
-            self._written[key] = Picture(src, drawn.width, drawn.height, drawn.width > width)
-        return self._written[key]
+        width, height, enlarged = shown_size(file.width, file.height, longest)
+        if box is None:
+            return Picture(file.src, width, height, enlarged)
+        rows, columns = input_size or (file.height, file.width)
+        return Picture(
+            file.src, width, height, enlarged, _frame(box, rows, columns),
+            _patch(box, rows, columns, longest) if patch else None,
+        )  # fmt: skip
+
+    def _file(self, image: int) -> _File | None:
+        if image not in self._files:
+            picture = self._load(image)
+            self._files[image] = None if picture is None else self._save(image, picture)
+        return self._files[image]
+
+    def _save(self, image: int, picture: NDArray[np.uint8]) -> _File:
+        drawn = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture))
+        drawn.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+        if self.suffix is None:
+            self.suffix = "png" if max(drawn.size) <= _SQUARES else "jpg"
+        src = f"pictures/{image // PER_FOLDER}/{image}.{self.suffix}"
+        path = self._folder / src
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn.save(path, **({"optimize": True} if self.suffix == "png" else {"quality": _QUALITY}))
+        return _File(src, drawn.width, drawn.height)
 
     def _load(self, image: int) -> NDArray[np.uint8] | None:
-        assert self._pictures is not None
+        if self._pictures is None:
+            return None
         try:
             picture = np.asarray(self._pictures(image))
         except DneuroError:
@@ -119,64 +199,33 @@ class Gallery:
         return picture
 
 
-def scale(picture: NDArray[np.uint8], longest: int) -> Image.Image:
-    """Return a picture at the size it is shown at.
+def shown_size(width: int, height: int, longest: int) -> tuple[int, int, bool]:
+    """Return width and height at which a picture is shown, and whether its pixels become squares.
 
-    Small ones are enlarged by a whole factor, every pixel a square; large ones are reduced until the longest
-    side is `longest`, keeping the aspect.
-
-    Parameters
-    ----------
-    picture : ndarray (height, width, 1 or 3), uint8
-        The picture.
-    longest : int
-        Longest side in pixels.
+    Small ones are enlarged by a whole factor; large ones are reduced until the longest side is `longest`,
+    keeping the aspect.
     """
-    image = Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else np.ascontiguousarray(picture))
-    height, width = picture.shape[:2]
-    side = max(height, width)
-    if side <= longest:
+    side = max(width, height)
+    if side <= longest and side <= _SQUARES:
         factor = longest // side
-        return image.resize((width * factor, height * factor), Image.Resampling.NEAREST)
-    size = (max(1, round(width * longest / side)), max(1, round(height * longest / side)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+        return width * factor, height * factor, factor > 1
+    return max(1, round(width * longest / side)), max(1, round(height * longest / side)), False
 
 
-def draw_frame(image: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """Return the image with a frame around a box, two pixels wide (one in small pictures), within the image.
-
-    The frame lies outside the box, so that the patch itself stays visible, except at the image's edges.
-    A dark contour around the orange line sets it off from bright pictures.
-
-    Parameters
-    ----------
-    image : Image
-        A picture already scaled.
-    box : tuple of float
-        (top, left, bottom, right) in pixels of the picture before scaling, within it.
-    size : tuple of int
-        Height and width of the picture before scaling.
-    """
-    framed = image.convert("RGB")
-    line = _LINE if max(framed.size) > SMALL else _FINE_LINE
-    left, right = _edges(box[1], box[3], framed.width, framed.width / size[1], line)
-    top, bottom = _edges(box[0], box[2], framed.height, framed.height / size[0], line)
-    draw = ImageDraw.Draw(framed)
-    draw.rectangle((left - 1, top - 1, right, bottom), outline=_CONTOUR)
-    draw.rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=line)
-    return framed
+def _frame(box: Box, rows: float, columns: float) -> Frame:
+    """Return the part of a box that lies within the picture; one wholly outside shrinks to the nearest edge."""
+    top, bottom = (100 * min(max(edge, 0), rows) / rows for edge in (box[0], box[2]))
+    left, right = (100 * min(max(edge, 0), columns) / columns for edge in (box[1], box[3]))
+    return Frame(left, top, right - left, bottom - top)
 
 
-def _edges(start: float, stop: float, length: int, factor: float, line: int) -> tuple[int, int]:
-    """Return where the frame begins and ends (exclusive) along one side of the scaled picture."""
-    first, last = round(start * factor), round(stop * factor)
-    missing = max(0, _LEAST_HOLE - (last - first))
-    first, last = first - missing // 2, last + (missing + 1) // 2
-    return max(0, first - line), min(length, last + line)
-
-
-def _clip(box: Box, height: int, width: int) -> Box:
-    """Return the part of a box that lies within the picture; a box wholly outside shrinks to the nearest edge."""
-    top, bottom = (min(max(edge, 0), height) for edge in (box[0], box[2]))
-    left, right = (min(max(edge, 0), width) for edge in (box[1], box[3]))
-    return top, left, bottom, right
+def _patch(box: Box, rows: float, columns: float, longest: int) -> Patch | None:
+    """Return the box by itself, as large as a tile; what of it lies outside the picture stays empty."""
+    height, width = box[2] - box[0], box[3] - box[1]
+    if height * width > _LARGEST_PATCH * rows * columns:
+        return None
+    factor = min(longest / max(height, width), _MOST_ENLARGED * longest / max(rows, columns))
+    return Patch(
+        max(1, round(width * factor)), max(1, round(height * factor)), -box[1] * factor, -box[0] * factor,
+        (columns * factor, rows * factor),
+    )  # fmt: skip

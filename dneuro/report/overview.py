@@ -14,6 +14,7 @@ from dneuro.report.contents import Contents, Layer
 from dneuro.report.words import NOTHING, counted, listed, number, percent, setting, settings, short
 
 _MOST_EXAMPLES = 12
+_MOST_MASKED = 1000
 
 _TERMS = {
     "job": "Job", "name": "Job", "network": "Network", "weights": "Weights", "weights_sha256": "Weights SHA-256",
@@ -154,9 +155,9 @@ def examples(studio: Studio) -> list[Tile]:
 
 
 def masked(contents: Contents) -> list[Fact]:
-    """Return number and name of every image that was left out."""
+    """Return number and name of the images that were left out, of very many the first."""
     images = contents.images
-    return [Fact(str(image), images.filename(image) or "no name") for image in images.masked]
+    return [Fact(str(image), images.filename(image) or "no name") for image in images.masked[:_MOST_MASKED]]
 
 
 def job_text(job: Mapping[str, Any] | None) -> str | None:

@@ -74,6 +74,13 @@ def settings(values: Mapping[str, Any]) -> str:
     )
 
 
+def cut(text: str, length: int, *, end: bool = False) -> str:
+    """Return at most `length` letters of a text, its beginning or (with `end`) its end, and an ellipsis."""
+    if len(text) <= length:
+        return text
+    return f"…{text[1 - length :]}" if end else f"{text[: length - 1]}…"
+
+
 def short(digest: str) -> str:
     """Return the first twelve characters of a digest, without a ``sha256:`` in front of it."""
     return digest.removeprefix("sha256:")[:12]

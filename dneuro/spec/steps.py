@@ -238,6 +238,9 @@ class ReportStep(Step):
     """Channels shown per layer: those with the largest variance."""
     images: Positive = 9
     """Images shown per channel and per component, at either end."""
+    index: bool = True
+    """Pages of every channel of every layer too, some ten kilobytes each, and an index that finds, filters and
+    sorts them."""
 
 
 STEPS: dict[str, type[Step]] = {

@@ -16,7 +16,7 @@ from dneuro.report.write import write_report
 CLASSES = ["zero", "one", "two", "three"]
 COUNT, SIDE = 24, 14
 FIELD = {"size": [5, 5], "stride": [2, 2], "start": [-2, -2]}
-VOID = {"img", "meta", "link", "br", "hr"}
+VOID = {"img", "meta", "link", "br", "hr", "input"}
 
 
 class Page(HTMLParser):
@@ -27,6 +27,7 @@ class Page(HTMLParser):
         self.path = path
         self.source = path.read_text(encoding="utf-8")
         self.links: list[str] = []
+        self.scripts: list[str] = []
         self.images: list[dict[str, str]] = []
         self.headings: list[int] = []
         self.ids: set[str] = set()
@@ -41,6 +42,7 @@ class Page(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         self.tags.add(tag)
         self.links += [values[name] for name in ("href", "src") if name in values]
+        self.scripts += [values.get("src", "")] if tag == "script" else []
         self.ids |= {values["id"]} if "id" in values else set()
         if tag == "img":
             self.images.append(values)
@@ -58,8 +60,13 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="session")
 def read_pages() -> Callable[[Path], dict[str, Page]]:
-    """Read every page of the report that an index.html belongs to, by file name."""
-    return lambda index: {path.name: Page(path) for path in sorted(index.parent.glob("*.html"))}
+    """Read every page of the report that an index.html belongs to, by file name; those of neurons by their path."""
+
+    def read(index: Path) -> dict[str, Page]:
+        paths = sorted(index.parent.rglob("*.html"))
+        return {path.relative_to(index.parent).as_posix(): Page(path) for path in paths}
+
+    return read
 
 
 @pytest.fixture(scope="session")

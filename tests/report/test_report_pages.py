@@ -13,7 +13,6 @@ from PIL import Image
 
 from dneuro.errors import ArrayError, UnreadableImageError, UsageError
 from dneuro.report import words
-from dneuro.report.grids import FRAME
 from dneuro.report.write import write_report
 
 COUNT = 24
@@ -30,37 +29,47 @@ def figures_of(page) -> list[str]:
 
 
 def test_report__every_link_and_picture_is_there(written, written_in):
-    assert set(written) == {"index.html", "layer-conv.9.html", "layer-conv.10.html", "layer-fc.html"}
+    assert set(written) == {
+        "index.html", "layer-conv.9.html", "layer-conv.10.html", "layer-fc.html", "neurons.html",
+        *(f"neurons/{layer}/0.html" for layer in ("conv.9", "conv.10", "fc")),
+    }  # fmt: skip
     for page in written.values():
         for link in page.links:
             file, _, anchor = unquote(link).partition("#")
             if link != "data:,":
-                assert not file or (written_in / file).is_file()
-                assert not anchor or anchor in (written[file] if file else page).ids
+                target = (page.path.parent / file).resolve() if file else page.path
+                assert target.is_file()
+                if anchor and target.name != "neurons.html":  # what is searched for stands there
+                    assert anchor in written[target.relative_to(written_in).as_posix()].ids
 
 
 def test_report__needs_nothing_from_the_network(written, written_in):
     style = (written_in / "style.css").read_text()
     for source in (style, *(page.source for page in written.values())):
         assert not re.search(r"https?:|//[a-z]|@import|url\(", source)
-    assert not any("script" in page.tags for page in written.values())
+    for path in written_in.rglob("*.js"):
+        assert not re.search(r"https?:|fetch|XMLHttp|import |innerHTML|eval", path.read_text())
+
+
+def test_report__only_the_search_needs_scripts(written):
+    assert {name for name, page in written.items() if page.scripts} == {"neurons.html"}
+    assert written["neurons.html"].scripts == ["data/layers.js", "neurons.js"]
 
 
 def test_report__pictures_decode_at_the_size_the_page_says_and_have_words(written, written_in):
     for page in written.values():
         for image in page.images:
-            with Image.open(written_in / image["src"]) as file:
+            with Image.open(page.path.parent / image["src"]) as file:
                 file.load()
-                ratio = 2 if image["src"].startswith("figures/") else 1
-                assert file.size == (ratio * int(image["width"]), ratio * int(image["height"]))
+                if "width" in image:  # a patch has its sizes in its style
+                    assert file.width * int(image["height"]) == file.height * int(image["width"])
             assert image["alt"]
-            assert image["loading"] == "lazy"
+            assert (image["loading"], image["decoding"]) == ("lazy", "async")
 
 
 def test_report__leaves_no_file_that_no_page_shows(written, written_in):
-    shown = {image["src"] for page in written.values() for image in page.images}
-    files = {path.relative_to(written_in).as_posix() for path in (written_in).rglob("*.png")}
-    assert files == shown
+    shown = {(page.path.parent / image["src"]).resolve() for page in written.values() for image in page.images}
+    assert {path.resolve() for path in written_in.rglob("*.png")} == shown
 
 
 def test_report__headings_are_in_order(written):
@@ -113,7 +122,7 @@ def test_index__table_of_layers(written, parts):
 def test_layer__sections_come_in_order_and_are_linked(written):
     page = written["layer-conv.9.html"]
     anchors = [link[1:] for link in page.links if link.startswith("#") and link != "#main"]
-    assert anchors == ["summary", "moments", "top_images", "svd", "cooccurrence", "similarity"]
+    assert anchors == ["summary", "neurons", "moments", "top_images", "svd", "cooccurrence", "similarity"]
     assert "layer-conv.10.html" in page.links
     assert "layer-fc.html" in page.links
 
@@ -144,47 +153,40 @@ def test_layer__captions_carry_n_and_parameters(written):
 def test_layer__shows_the_channels_of_largest_variance(written, parts):
     source = written["layer-conv.10.html"].source
     variance = parts["/layers/conv.10"]["variance"].values
-    shown = [int(number) for number in re.findall(r"<h4>Channel (\d+)", source)]
+    shown = [int(number) for number in re.findall(r">Channel (\d+)<", source)]
     assert shown == [*np.argsort(-variance)[:3]]
 
 
 def test_layer__top_images_with_class_and_value_in_order(written, parts):
     layer = parts["/layers/conv.9"]
     channel = int(layer["variance"].values.argmax())
-    row = written["layer-conv.9.html"].source.split(f"<h4>Channel {channel}")[1].split("</section>")[0]
+    row = written["layer-conv.9.html"].source.split(f">Channel {channel}<")[1].split("</section>")[0]
     high, low = row.split('class="end lowest"')
     assert re.findall(r"image (\d+), class", high)[::2] == [str(i) for i in layer["top_image"].values[channel, :4]]
     assert re.findall(r"image (\d+), class", low)[::2] == [str(i) for i in layer["bottom_image"].values[channel, :4]]
     best = int(layer["top_image"].values[channel, 0])
-    assert re.findall(r'class="label"[^>]*>(\w+)<', high)[0] == ["zero", "one", "two", "three"][best % 4]
+    assert re.findall(r'class="label">(\w+)<', high)[0] == ["zero", "one", "two", "three"][best % 4]
     value = words.number(float(layer["top_value"].values[channel, 0]), pad=True)
     assert re.findall(r'class="value">([^<]+)<', high)[0] == value
 
 
-def test_layer__frames_what_the_winning_position_sees(written, parts, written_in):
+def test_layer__frames_what_the_winning_position_sees(written, parts):
     layer = parts["/layers/conv.9"]
     channel = int(layer["variance"].values.argmax())
-    row = written["layer-conv.9.html"].source.split(f"<h4>Channel {channel}")[1]
-    for rank, src in enumerate(re.findall(r'src="([^"]+)"', row)[:4]):
-        y, x = int(layer["top_y"].values[channel, rank]), int(layer["top_x"].values[channel, rank])
-        factor = 96 // 14
-        spans = [(max(0, -2 + 2 * p) * factor, min(14, 3 + 2 * p) * factor) for p in (y, x)]
-        with Image.open(written_in / src) as file:
-            orange = np.argwhere((np.asarray(file.convert("RGB")) == FRAME).all(axis=2))
-        for axis, (start, stop) in enumerate(spans):
-            assert orange[:, axis].min() == max(0, start - 2)
-            assert orange[:, axis].max() == min(14 * factor, stop + 2) - 1
+    row = written["layer-conv.9.html"].source.split(f">Channel {channel}<")[1]
+    for rank, frame in enumerate(re.findall(r'<i style="([^"]+)"', row)[:4]):
+        edges = {name: float(value) for name, value in re.findall(r"(\w+):([\d.]+)%", frame)}
+        for start, length, dim in (("top", "height", "y"), ("left", "width", "x")):
+            place = int(layer[f"top_{dim}"].values[channel, rank])
+            first, last = max(0, -2 + 2 * place), min(14, 3 + 2 * place)
+            assert edges[start] == pytest.approx(100 * first / 14, abs=0.01)
+            assert edges[length] == pytest.approx(100 * (last - first) / 14, abs=0.01)
 
 
-def test_layer__without_positions_frames_the_whole_picture(written, written_in):
+def test_layer__without_positions_frames_nothing(written):
     page = written["layer-fc.html"]
-    src = page.source.split("<h4>Channel")[1].split('src="')[1].split('"')[0]
-    with Image.open(written_in / src) as file:
-        orange = (np.asarray(file.convert("RGB")) == FRAME).all(axis=2)
-    assert orange[:2].all()
-    assert orange[:, -2:].all()
-    assert not orange[2:-2, 2:-2].any()
-    assert "every position sees all of it" in page.text
+    assert "<i style" not in page.source
+    assert "No frame: every position sees the whole picture." in page.text
 
 
 def test_layer__svd_rows_are_the_images_of_extreme_score_without_masked_ones(written, parts):
@@ -208,7 +210,7 @@ def test_report__without_pictures_says_so_and_names_images(small, tmp_path, read
     assert "written without pictures" in pages["index.html"].text
     assert "written without pictures" in pages["layer-fc.html"].text
     assert not (tmp_path / "out" / "pictures").exists()
-    assert 'class="label" title="three"' in pages["layer-fc.html"].source
+    assert 'class="label">three<' in pages["layer-fc.html"].source
 
 
 def test_report__goes_on_without_a_picture_that_cannot_be_had(small, pictures, tmp_path, read_pages):
@@ -244,18 +246,20 @@ def test_report__hostile_names_are_text(small, pictures, tmp_path, read_pages):
     tree = xr.DataTree.from_dict(small)
     pages = read_pages(write_report(tree, tmp_path / "out", pictures=pictures, job=job, neurons=2))
     for page in pages.values():
-        assert "script" not in page.tags
+        assert page.scripts == (["data/layers.js", "neurons.js"] if page.path.name == "neurons.html" else [])
+        assert page.tags.isdisjoint({"iframe", "svg", "object"})
         assert "49" not in page.text.split()
     assert f"{HOSTILE}/{HOSTILE}5" in pages["index.html"].text
     assert any(HOSTILE in page.text for name, page in pages.items() if name != "index.html")
-    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-") for name in pages)
+    assert all(set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789.-/") for name in pages)
 
 
 def test_report__layers_that_differ_in_case_or_slashes_have_pages_of_their_own(small, tmp_path, read_pages):
     for number, name in enumerate(("block/conv", "block-conv", "Block-Conv")):
         small[f"/layers/n{number}"] = small["/layers/fc"].assign_attrs(layer=name)
     pages = read_pages(write_report(xr.DataTree.from_dict(small), tmp_path / "out", pictures=None))
-    assert len({name.casefold() for name in pages}) == 5
+    assert len({name.casefold() for name in pages if "/" not in name}) == 6
+    assert len({name.casefold() for name in pages if "/" in name}) == 4
     assert [link for link in pages["index.html"].links if "lock" in link and "-conv" in link.lower()]
 
 
@@ -273,7 +277,8 @@ def test_report__shows_the_job_as_text_that_yaml_reads(small, tmp_path, read_pag
 def test_report__any_part_of_a_store_will_do(parts, pictures, tmp_path, read_pages, kept: str):
     part = {path: data for path, data in parts.items() if path == "/" or (kept != "/" and path.startswith(kept))}
     pages = read_pages(write_report(xr.DataTree.from_dict(part), tmp_path / "out", pictures=pictures))
-    assert len(pages) == (1 if kept == "/" else 4)
+    assert len([name for name in pages if "neurons" not in name]) == (1 if kept == "/" else 4)
+    assert ("neurons.html" in pages) == (kept == "/layers/")
     if kept == "/":
         assert "holds no layers" in pages["index.html"].text
     if kept == "/results/svd":
@@ -323,7 +328,7 @@ def test_report__of_one_image_and_one_channel(tmp_path, read_pages, value: float
     page = read_pages(write_report(tree, tmp_path / "out", pictures=lambda i: picture))["layer-a.html"]
     assert len(figures_of(page)) == 6
     tops = page.source.split('id="top_images"')[1].split('id="svd"')[0]
-    assert ("pictures/0-" in tops) == (image == 0)
+    assert ("pictures/0/0.png" in tops) == (image == 0)
 
 
 def test_report__several_results_of_one_kind_are_all_shown(small, tmp_path, read_pages):
@@ -379,9 +384,9 @@ def test_report__per_neuron_results_name_the_position_and_frame_it(parts, pictur
     best = np.unravel_index(variance.argmax(), variance.shape)
     assert "Neuron ({}, {}, {})".format(*best) in page.text
     assert "196 neurons of conv.9" in page.text
-    corner = [max(0, -2 + 2 * int(place)) for place in best[1:]]
+    top, left = (100 * max(0, -2 + 2 * int(place)) / 14 for place in best[1:])
     row = page.source.split("<h4>Neuron ({}, {}, {})".format(*best))[1]
-    assert re.search(r"pictures/\d+-96-{}-{}-".format(*corner), row.split("</section>")[0])
+    assert f'<i style="left:{left:.4g}%;top:{top:.4g}%;' in row.split("</section>")[0]
 
 
 def test_report__per_image_moments(small, tmp_path, read_pages):
@@ -410,8 +415,10 @@ def test_report__of_thousands_of_channels_stays_small(tmp_path, read_pages):
     index = write_report(tree, tmp_path / "out", pictures=lambda i: np.zeros((8, 8, 1), np.uint8), neurons=5, images=2)
     page = read_pages(index)["layer-fc.html"]
     assert page.source.count("<h4>") == 5
+    assert len(page.source) < 100_000
     assert "A cell of the map is the mean of 3 × 3" in page.text
-    assert sum(path.stat().st_size for path in index.parent.rglob("*.*")) < 1_500_000
+    kept = [path for path in index.parent.rglob("*.*") if "neurons" not in path.parts]
+    assert sum(path.stat().st_size for path in kept) < 1_500_000
 
 
 @pytest.mark.filterwarnings("ignore:The data type:zarr.errors.UnstableSpecificationWarning")

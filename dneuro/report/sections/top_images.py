@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import xarray as xr
 
+from dneuro.report import framing
 from dneuro.report.blocks import Block, Row, Studio, Tile, facts, heading
 from dneuro.report.contents import Layer, Result
-from dneuro.report.grids import SMALL, TILE, Box
+from dneuro.report.grids import SMALL, TILE
 from dneuro.report.sections.picking import Feature, feature_dims, most_varied
 from dneuro.report.words import counted, number, percent, quoted
 
@@ -22,12 +21,13 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     rows = [_row(feature, dims, result, layer, studio) for feature in chosen]
     total = int(np.prod([images.sizes[dim] for dim in dims]))
     what = "channel" if dims == ("channel",) else "neuron"
+    placed = "top_y" in result.data or len(dims) == 3
     order = "of largest variance, largest first" if variance is not None else "with the lowest numbers"
     caption = (
         f"{counted(len(chosen), what).capitalize()} of {total:,} {order}. Left: the images that excite "
         f"{'it' if len(chosen) == 1 else 'each'} most, with class and activation; right, smaller: those that excite "
         f"it least. n = {counted(int(studio.images.usable.sum()), 'image')}. "
-        f"{_frame_words(result, dims, layer)}{_ties(chosen, dims, result, studio)}{quoted(result.parameters)}"
+        f"{framing.words(layer, placed=placed)}{_ties(chosen, dims, result, studio)}{quoted(result.parameters)}"
     )
     return Block(heading(result), rows=rows, caption=caption, facts=facts(result))
 
@@ -43,7 +43,8 @@ def _row(feature: Feature, dims: tuple[str, ...], result: Result, layer: Layer, 
         end: _tiles(end, size, feature, dims, result, layer, studio)
         for end, size in (("top", TILE), ("bottom", SMALL))
     }
-    return Row(feature.name.capitalize(), ", ".join(notes), ends["top"], ends["bottom"])
+    href = studio.neuron_link(layer, feature.numbers[0]) if len(feature.numbers) == 1 else None
+    return Row(feature.name.capitalize(), ", ".join(notes), ends["top"], ends["bottom"], href)
 
 
 def _tiles(
@@ -59,46 +60,13 @@ def _tiles(
         return None if name not in shown else feature.select(shown[name], dims).values.tolist()
 
     images, values, ys, xs = (read(part) for part in ("image", "value", "y", "x"))
-    box = _framing(layer, feature.position, ys, xs)
-    return [
-        studio.tile(
-            int(image), None if values is None else values[rank], layer=layer, box=box(rank), longest=longest
-        )
-        for rank, image in enumerate(images or [])
-        if image >= 0
-    ]
-
-
-def _framing(
-    layer: Layer, own: tuple[int, int] | None, ys: list[float] | None, xs: list[float] | None
-) -> Callable[[int], Box | None]:
-    """Return what gives the box that rank r saw, in pixels of the input; the whole input where it saw that."""
-
-    def whole() -> Box | None:
-        size = layer.input_size
-        return (0, 0, *size) if size is not None else (0, 0, np.inf, np.inf)
-
-    def framing(rank: int) -> Box | None:
-        if layer.field is None:
-            return whole() if layer.knows_field else None
-        if ys is not None and xs is not None:
-            place = int(ys[rank]), int(xs[rank])
-        elif own is not None:
-            place = own
-        else:
-            return None
-        return layer.field.box(*place) if min(place) >= 0 else None
-
-    return framing
-
-
-def _frame_words(result: Result, dims: tuple[str, ...], layer: Layer) -> str:
-    if layer.field is not None:
-        if "top_y" in result.data or len(dims) == 3:
-            pixels = "{} × {} pixels".format(*layer.field.size)
-            return f"Framed: what the winning position sees ({pixels}), as far as it lies in the picture."
-        return "No frame: the activation is not that of one position."
-    return "Framed: the whole picture, since every position sees all of it." if layer.knows_field else ""
+    tiles = []
+    for rank, image in enumerate(images or []):
+        if image >= 0:
+            place = feature.position if ys is None or xs is None else (int(ys[rank]), int(xs[rank]))
+            value = None if values is None else values[rank]
+            tiles.append(studio.tile(int(image), value, layer=layer, box=framing.box(layer, place), longest=longest))
+    return tiles
 
 
 def _ties(chosen: list[Feature], dims: tuple[str, ...], result: Result, studio: Studio) -> str:
