@@ -32,17 +32,17 @@ _MOST_ENLARGED = 16  # times, for a patch of a few pixels
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a patch lies in its picture: left, top, width and height in per cent of the picture's sides."""
+    """How far a patch lies from the edges of its picture, in per cent of the picture's sides."""
 
-    left: float
     top: float
-    width: float
-    height: float
+    right: float
+    bottom: float
+    left: float
 
     @property
     def style(self) -> str:
-        """The same, as CSS."""
-        return f"left:{self.left:.4g}%;top:{self.top:.4g}%;width:{self.width:.4g}%;height:{self.height:.4g}%"
+        """The same, as the style sheet takes it, which keeps the line of the frame within the picture."""
+        return f"--t:{self.top:.4g}%;--r:{self.right:.4g}%;--b:{self.bottom:.4g}%;--l:{self.left:.4g}%"
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _frame(box: Box, rows: float, columns: float) -> Frame:
     """Return the part of a box that lies within the picture; one wholly outside shrinks to the nearest edge."""
     top, bottom = (100 * min(max(edge, 0), rows) / rows for edge in (box[0], box[2]))
     left, right = (100 * min(max(edge, 0), columns) / columns for edge in (box[1], box[3]))
-    return Frame(left, top, right - left, bottom - top)
+    return Frame(top, 100 - right, 100 - bottom, left)
 
 
 def _patch(box: Box, rows: float, columns: float, longest: int) -> Patch | None:

@@ -14,7 +14,8 @@ from dneuro.report.sections import other
 
 def shared(studio: Studio, job: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what every page says."""
-    title = str((job or {}).get("name") or studio.contents.attrs.get("name") or "Activations")
+    attrs = studio.contents.attrs
+    title = str((job or {}).get("name") or attrs.get("name") or attrs.get("job") or "Activations")
     return {
         "title": title, "generator": GENERATOR, "pictureless": studio.gallery.empty,
         "searchable": bool(studio.paging),

@@ -54,14 +54,14 @@ def test_gallery__reduces_a_large_picture_and_keeps_what_is_on_it(tmp_path: Path
 def test_gallery__frames_a_box_in_per_cent_of_the_picture(tmp_path: Path):
     gallery = Gallery(tmp_path, lambda i: picture(48, 48, 3))
     assert made(gallery, 0).frame is None
-    assert made(gallery, 0, (48, 24, 96, 72), input_size=(96, 96)).frame == Frame(25, 50, 50, 50)
-    assert made(gallery, 0, (12, 6, 24, 18)).frame == Frame(12.5, 25, 25, 25)
+    assert made(gallery, 0, (48, 24, 96, 72), input_size=(96, 96)).frame == Frame(50, 25, 0, 25)
+    assert made(gallery, 0, (12, 6, 24, 18)).frame == Frame(25, 62.5, 50, 12.5)
 
 
 def test_gallery__clips_a_frame_that_reaches_outside(tmp_path: Path):
     gallery = Gallery(tmp_path, lambda i: picture(28, 28))
-    assert made(gallery, 0, (-6, 20, 7, 34), input_size=(40, 40)).frame == Frame(50, 0, 35, 17.5)
-    assert made(gallery, 0, (-9, 50, -5, 60), input_size=(40, 40)).frame == Frame(100, 0, 0, 0)
+    assert made(gallery, 0, (-6, 20, 7, 34), input_size=(40, 40)).frame == Frame(0, 15, 82.5, 50)
+    assert made(gallery, 0, (-9, 50, -5, 60), input_size=(40, 40)).frame == Frame(0, 0, 100, 100)
 
 
 def test_gallery__shows_the_patch_in_the_box_at_the_size_of_a_tile(tmp_path: Path):

@@ -176,11 +176,11 @@ def test_layer__frames_what_the_winning_position_sees(written, parts):
     row = written["layer-conv.9.html"].source.split(f">Channel {channel}<")[1]
     for rank, frame in enumerate(re.findall(r'<i style="([^"]+)"', row)[:4]):
         edges = {name: float(value) for name, value in re.findall(r"(\w+):([\d.]+)%", frame)}
-        for start, length, dim in (("top", "height", "y"), ("left", "width", "x")):
+        for start, end, dim in (("t", "b", "y"), ("l", "r", "x")):
             place = int(layer[f"top_{dim}"].values[channel, rank])
             first, last = max(0, -2 + 2 * place), min(14, 3 + 2 * place)
             assert edges[start] == pytest.approx(100 * first / 14, abs=0.01)
-            assert edges[length] == pytest.approx(100 * (last - first) / 14, abs=0.01)
+            assert edges[end] == pytest.approx(100 * (14 - last) / 14, abs=0.01)
 
 
 def test_layer__without_positions_frames_nothing(written):
@@ -271,6 +271,13 @@ def test_report__shows_the_job_as_text_that_yaml_reads(small, tmp_path, read_pag
     text = html.unescape(page.source.split("<pre><code>")[1].split("</code>")[0])
     assert yaml.safe_load(text) == job
     assert "<title>other</title>" in page.source
+
+
+def test_report__is_called_what_the_job_of_the_store_was_called(small, tmp_path, read_pages):
+    about = {key: value for key, value in small["/"].attrs["dneuro"].items() if key != "name"}
+    small["/"] = small["/"].assign_attrs(dneuro={**about, "job": "flowers"})
+    page = read_pages(write_report(xr.DataTree.from_dict(small), tmp_path / "out", pictures=None))["index.html"]
+    assert "<title>flowers</title>" in page.source
 
 
 @pytest.mark.parametrize("kept", ["/", "/layers/", "/results/svd", "/results/cof", "/results/similarity"])
@@ -386,7 +393,7 @@ def test_report__per_neuron_results_name_the_position_and_frame_it(parts, pictur
     assert "196 neurons of conv.9" in page.text
     top, left = (100 * max(0, -2 + 2 * int(place)) / 14 for place in best[1:])
     row = page.source.split("<h4>Neuron ({}, {}, {})".format(*best))[1]
-    assert f'<i style="left:{left:.4g}%;top:{top:.4g}%;' in row.split("</section>")[0]
+    assert re.search(f'<i style="--t:{top:.4g}%;[^"]*--l:{left:.4g}%"', row.split("</section>")[0])
 
 
 def test_report__per_image_moments(small, tmp_path, read_pages):

@@ -142,9 +142,9 @@
     }
   }
 
-  function drawRow({ layer, n, i, data, name }, all, classes) {
-    const link = make("a", { href: page(layer, n) }, `${layer.name} `, make("span", {
-      className: "digits", textContent: `#${n}` }));
+  function drawRow({ layer, n, i, data, name }, all, classes, alone) {
+    const link = make("a", { href: page(layer, n), title: `${layer.name} #${n}` }, alone ? "" : `${layer.name} `,
+      make("span", { className: "digits", textContent: `#${n}` }));
     const row = make("tr", {}, make("th", { scope: "row" }, link));
     if (book.pictures.suffix) {
       const { width, height, squares } = book.pictures;
@@ -166,7 +166,7 @@
     const layers = [...new Set(found.map((row) => row.layer))];
     const all = columns(layers), classes = found.some((row) => row.name);
     drawHead(all, form.sort.value, classes);
-    body.replaceChildren(...found.slice(0, shown).map((row) => drawRow(row, all, classes)));
+    body.replaceChildren(...found.slice(0, shown).map((row) => drawRow(row, all, classes, layers.length === 1)));
     more.hidden = found.length <= shown;
     more.textContent = `Show ${Math.min(ROWS, found.length - shown)} more of ${found.length.toLocaleString("en")}`;
   }
@@ -211,7 +211,8 @@
     const list = order(blocks.flatMap((one) => [...rows(one, asked)]));
     const total = chosen.reduce((sum, layer) => sum + layer.count, 0);
     const many = (count) => count.toLocaleString("en");
-    tell(list, [`${many(list.length)} of ${many(total)} neurons.`, ...complaints].join(" "));
+    const of = chosen.length === 1 ? ` of ${chosen[0].name}` : chosen.length ? ` of ${chosen.length} layers` : "";
+    tell(list, [`${many(list.length)} of ${many(total)} neurons${of}.`, ...complaints].join(" "));
   }
 
   function tell(list, words) {
