@@ -23,7 +23,7 @@ from dneuro.kernels.feeds import Feed
 from dneuro.spec.steps import AnalysisStep, SimilarityStep, SvdStep
 from dneuro.store import results
 from dneuro.store.layout import LayerPlan
-from dneuro.store.opening import Store, open_store
+from dneuro.store.opening import Store
 from dneuro.store.units import fingerprint
 
 RESULT_FORMAT = 1
@@ -151,8 +151,13 @@ def _taken(question: Question, images: int, answer: Callable[[Feed], Found] | No
     return Taken(lambda feed: feed.found_in(keys, images) is not None, answer, only=question.recorded)
 
 
-def answer(study: Study, question: Question, executor: Executor, work: ExtractWork) -> bool:
-    """Compute one result and write it into the store, unless it is there already; return whether it was computed."""
+def answer(
+    study: Study, question: Question, executor: Executor, work: ExtractWork, opened: Callable[[], Store]
+) -> bool:
+    """Compute one result and write it into the store, unless it is there already; return whether it was computed.
+
+    `opened` gives the store as it was before the step: to open it takes longer the more results it holds.
+    """
     step, layer = question.step, question.layer
     inputs = {
         "format": RESULT_FORMAT,
@@ -166,7 +171,7 @@ def answer(study: Study, question: Question, executor: Executor, work: ExtractWo
     wanted = fingerprint(inputs)
     if results.unit(study.store, step.id, layer).marker(wanted) is not None:
         return False
-    store = open_store(study.store)
+    store = opened()
     try:
         result = _compute(study, store, question, executor, work)
     except DneuroError as error:

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dneuro.jobs.training import train
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import ReportStep
 from dneuro.store.files import disk_error, write_json
+from dneuro.store.opening import open_store
 from dneuro.store.units import units_folder
 
 
@@ -123,11 +125,12 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
     record(study, work, executor)
     for step in study.job.steps:
         mine = [question for question in questions if question.step is step]
+        opened = cache(lambda: open_store(study.store))
         if mine:
             events.emit("started", step.id, total=len(mine), what="layers")
         for number, question in enumerate(mine, 1):
             with events.inside(step.id):
-                new = answer(study, question, executor, work)
+                new = answer(study, question, executor, work, opened)
             computed, kept = computed + new, kept + (not new)
             note = question.layer if new else f"{question.layer} (computed before)"
             events.emit("progress", step.id, note, done=number, total=len(mine), what="layers")

@@ -25,7 +25,7 @@ def plan(name: str, *overrides: str) -> JobPlan:
 
 
 def test_files__every_job_is_planned_here() -> None:
-    assert {path.name for path in JOBS.glob("*.yaml")} == {"demo.yaml", "photos.yaml", "imagenet.yaml"}
+    assert {path.name for path in JOBS.glob("*.yaml")} == {"demo.yaml", "photos.yaml", "imagenet.yaml", "vgg16.yaml"}
 
 
 def test_demo__is_planned(tmp_path: Path) -> None:
@@ -47,19 +47,30 @@ def test_photos__is_planned_for_folders_named_by_wnid(tmp_path: Path) -> None:
     assert kept["features.12"] == ("full", (512, 13, 13))
 
 
-def test_imagenet__is_planned_for_its_flat_folder(tmp_path: Path) -> None:
+def imagenet(tmp_path: Path) -> list[str]:
+    """Return the settings of a small folder like ImageNet's."""
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 51)]
     for name in names:
         paint(tmp_path / "val" / name)
     labels = tmp_path / "labels.csv"
     labels.write_text("filename,wnid\n" + "".join(f"{name},n03888257\n" for name in names))
-    found = plan(
-        "imagenet.yaml", f"images.root={tmp_path / 'val'}", f"images.labels={labels}", f"store={tmp_path / 'a.zarr'}"
-    )
+    return [f"images.root={tmp_path / 'val'}", f"images.labels={labels}", f"store={tmp_path / 'a.zarr'}"]
+
+
+def test_imagenet__is_planned_for_its_flat_folder(tmp_path: Path) -> None:
+    found = plan("imagenet.yaml", *imagenet(tmp_path))
     widths = {layer.name: int(np.prod(layer.shape)) for layer in found.extract.layers}
     assert widths["features.12"] == 9216
     assert widths["classifier.5"] == 4096
     assert found.study.class_names[701] == "parachute"
+
+
+def test_vgg16__writes_no_activations_and_reads_nothing_again(tmp_path: Path) -> None:
+    found = plan("vgg16.yaml", *imagenet(tmp_path))
+    assert [layer.shape for layer in found.extract.layers][-1] == (512, 14, 14)
+    assert len(found.extract.layers) == 13
+    assert not [array for layer in found.extract.layers for array in layer.arrays(50, 16)]
+    assert {plan.passes for _, plan in found.steps} == {0}
 
 
 def test_submit__runs_a_job_and_opens_its_store(tmp_path: Path) -> None:
