@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 from typing import Any
 
+from dneuro.nets.allocation import keep_memory
+
 
 def dask_setup(worker: Any) -> None:
-    """Leave Ctrl-C to the driver.
+    """Leave Ctrl-C to the driver, and keep memory between batches.
 
     A terminal sends it to every process of the run. The driver ends the workers in order; a worker that took it for
     itself would print a traceback.
     """
+    keep_memory()  # dask's own setting gives back every tensor at once
     signal.signal(signal.SIGINT, signal.SIG_IGN)

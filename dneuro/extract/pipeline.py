@@ -1,25 +1,27 @@
-"""What happens to one batch: read, decode, run the network, cast, pool."""
+"""What happens to one batch: read ahead, run the network, wait, cast."""
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import threading
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.errors import ImageSourceError, NetworkError, NonFiniteError, UnreadableImageError
+from dneuro.errors import NetworkError, NonFiniteError
+from dneuro.extract.reading import Pictures, read_ahead
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
-from dneuro.images.preprocess import to_input, view
 from dneuro.images.sources import ImageSource, open_source
-from dneuro.images.thumbnails import reduce_to
 
 if TYPE_CHECKING:
     from dneuro.nets.load import Network
+    from dneuro.nets.running import Runner, Running
 
 _lock = threading.RLock()
 _networks: dict[tuple[Any, ...], Network] = {}
@@ -32,29 +34,27 @@ class Batch:
 
     Parameters
     ----------
-    numbers : array (images,) of int64
-        Images, as the manifest numbers them.
-    readable : array (images,) of bool
-        Those that could be read; the others are masked.
-    checksums : array (images,) of uint32
-        CRC-32 of the stored bytes.
-    pictures : array (images, rows, columns, colors) of uint8
-        The images as the network saw them, reduced.
-    reasons : list of (str, str)
-        Name and cause of each masked image.
+    pictures : Pictures
+        The images; those that could not be read are masked.
     outputs : dict of array
         Per layer (readable images, …).
     predictions : array (readable images,) of int64, or None
         The class with the largest output.
     """
 
-    numbers: NDArray[np.int64]
-    readable: NDArray[np.bool_]
-    checksums: NDArray[np.uint32]
-    pictures: NDArray[np.uint8]
-    reasons: list[tuple[str, str]]
+    pictures: Pictures
     outputs: dict[str, NDArray[Any]]
     predictions: NDArray[np.int64] | None
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Images, as the manifest numbers them."""
+        return self.pictures.numbers
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """Whether each image could be read."""
+        return self.pictures.readable
 
     def spread(self, values: NDArray[Any], blank: Any) -> NDArray[Any]:
         """Return `values` of the readable images as rows for all images, `blank` where masked."""
@@ -69,6 +69,7 @@ def network_of(work: ExtractWork) -> Network:
     """Return the network, loaded once per process."""
     import torch
 
+    from dneuro.nets.allocation import keep_memory
     from dneuro.nets.load import load
 
     # The fingerprint knows the weights themselves: a file may have other content now than in an earlier run.
@@ -76,6 +77,7 @@ def network_of(work: ExtractWork) -> Network:
     with _lock:
         torch.set_num_threads(work.threads)
         if key not in _networks:
+            keep_memory()
             _networks.clear()
             partial = None if work.predictions else list(work.plan.widths)
             network = load(
@@ -101,7 +103,7 @@ def source_of(work: ExtractWork) -> ImageSource:
         return _sources[key]
 
 
-def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> Iterator[Batch]:
+def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> Generator[Batch, None, None]:
     """Yield the images from `start` to `stop` batch by batch, through the network.
 
     Parameters
@@ -113,64 +115,49 @@ def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> 
     start, stop : int
         Images.
     """
-    import torch
-
-    from dneuro.nets.taps import tap
+    from dneuro.nets.running import Runner
 
     source = source_of(work)
-    network = network_of(work) if layers or work.predictions else None
-    for first in range(start, stop, work.plan.batch):
-        batch, inputs = _read(work, source, np.arange(first, min(first + work.plan.batch, stop)))
-        if network is not None and inputs:
-            stacked = torch.from_numpy(np.stack(inputs)).to(work.network.device)
-            with tap(network.module, layers, to_end=work.predictions, dims=network.dims) as tapped:
-                captured, output = tapped(stacked)
-            batch.outputs = {name: captured[name].cpu().numpy() for name in layers}
-            if work.predictions:
-                assert output is not None
-                batch.predictions = output.argmax(dim=1).cpu().numpy()
-        elif network is not None:
-            batch.outputs = {p.name: np.empty((0, *p.shape), np.float32) for p in work.plan.layers if p.name in layers}
-            batch.predictions = np.empty(0, np.int64) if work.predictions else None
-        yield batch
+    with contextlib.ExitStack() as stack:
+        runner = None
+        if layers or work.predictions:
+            runner = stack.enter_context(Runner(network_of(work), layers, to_end=work.predictions))
+        room = _room if runner is None else runner.pixels
+        read = stack.enter_context(contextlib.closing(read_ahead(work, source, start, stop, room)))
+        started: deque[tuple[Pictures, Running | None]] = deque()
+        for pictures in read:
+            started.append((pictures, _start(runner, pictures)))
+            if runner is None or not runner.ahead or len(started) > 1:
+                yield _batch(work, layers, *started.popleft())
+        while started:
+            yield _batch(work, layers, *started.popleft())
 
 
-def _read(
-    work: ExtractWork, source: ImageSource, numbers: NDArray[np.int64]
-) -> tuple[Batch, list[NDArray[np.float32]]]:
-    """Read and prepare a batch; an image that cannot be read is masked."""
-    shape = next(((a.shape[1], a.shape[2], a.shape[3]) for a in work.plan.root if a.name == "picture"), None)
-    batch = Batch(
-        numbers=numbers,
-        readable=np.zeros(len(numbers), bool),
-        checksums=np.zeros(len(numbers), np.uint32),
-        pictures=np.zeros((len(numbers), *(shape or ())), np.uint8),
-        reasons=[],
-        outputs={},
-        predictions=None,
-    )
-    inputs: list[NDArray[np.float32]] = []
-    for row, number in enumerate(numbers):
-        try:
-            picture, checksum = source.read(int(number))
-            seen = view(picture, work.preprocessing)
-        except UnreadableImageError as error:
-            batch.reasons.append((str(source.manifest.names[number]), error.message))
-            continue
-        made = to_input(seen, work.preprocessing)
-        if made.shape != work.plan.input_shape:
-            _, height, width = work.plan.input_shape
-            raise ImageSourceError(
-                f"{source.manifest.names[number]} is {made.shape[2]}×{made.shape[1]} pixels, the first image is "
-                f"{width}×{height}: a network takes one size",
-                hint="network: {preprocessing: {resize: 256, crop: 224, …}}",
-            )
-        inputs.append(made)
-        batch.readable[row] = True
-        batch.checksums[row] = checksum
-        if shape is not None:
-            batch.pictures[row] = reduce_to(seen, shape[:2])
-    return batch, inputs
+def _room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, np.uint8)
+
+
+def _start(runner: Runner | None, pictures: Pictures) -> Running | None:
+    """Send the readable images of a batch on their way; None where there is nothing to run."""
+    if runner is None or not pictures.readable.any():
+        return None
+    if pictures.readable.all():
+        return runner.start(pictures.pixels)
+    kept = runner.pixels((int(pictures.readable.sum()), *pictures.pixels.shape[1:]))
+    np.compress(pictures.readable, pictures.pixels, axis=0, out=kept)
+    return runner.start(kept)
+
+
+def _batch(work: ExtractWork, layers: Sequence[str], pictures: Pictures, running: Running | None) -> Batch:
+    """Wait for a batch; where nothing of it could be read, its outputs have no rows."""
+    outputs: dict[str, NDArray[Any]] = {
+        plan.name: np.empty((0, *plan.shape), np.float32) for plan in work.plan.layers if plan.name in layers
+    }
+    predictions = np.empty(0, np.int64) if work.predictions else None
+    if running is not None:
+        found, predictions = running.result()
+        outputs |= found
+    return Batch(pictures, outputs, predictions)
 
 
 def cast(values: NDArray[Any], dtype: str, layer: str, numbers: NDArray[np.int64]) -> NDArray[Any]:

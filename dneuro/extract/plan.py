@@ -16,6 +16,9 @@ TORCH_BYTES = 960 * MiB
 """Memory of a worker process that has imported all it needs, before it loads a network: 920 MiB measured with torch
 2.14 for CUDA (of which 380 are pages of libraries that workers share), less with torch for CPUs alone."""
 
+AHEAD = 2
+"""Batches that are read while the network is busy with another."""
+
 PICTURE_SIDE = 112
 """Longer side, in pixels, of the pictures kept for the report."""
 
@@ -66,6 +69,11 @@ class ExtractPlan:
     def units(self) -> int:
         """Number of units."""
         return math.ceil(self.images / self.unit)
+
+    @property
+    def picture_shape(self) -> tuple[int, ...]:
+        """(rows, columns, colours) of the pictures kept; empty where none are."""
+        return next((array.shape[1:] for array in self.root if array.name == "picture"), ())
 
     def span(self, unit: int) -> tuple[int, int]:
         """Return the first image of a unit and the one after its last."""
@@ -164,9 +172,12 @@ def plan_extraction(
     sizes = sorted(4 * math.prod(shape) for shape in shapes.values())
     # A layer, its input, and what a convolution unfolds.
     forward = 3 * sum(sizes[-2:]) + 6 * 4 * math.prod(input_shape)
-    captured = sum(3 * 4 * math.prod(shapes[name]) for name in kept)  # the clone, the stored dtype, the maximum
+    # The clone, the stored dtype, the maximum; and the batch before, which is being written.
+    captured = sum(4 * 4 * math.prod(shapes[name]) for name in kept)
+    # Pixels as bytes: those read ahead, those in the network, those whose activations are being written.
+    pixels = (AHEAD + 2) * (math.prod(input_shape) + math.prod(picture))
     buffers = sum(2 * a.row_bytes for a in (*root, *(a for plan in layers for a in plan.arrays(images, unit))))
-    per_slot = batch * (forward + captured) + buffers
+    per_slot = batch * (forward + captured + pixels) + buffers
     return ExtractPlan(
         images=images,
         unit=unit,

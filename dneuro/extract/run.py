@@ -18,6 +18,7 @@ from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import State
 from dneuro.kernels.feeds import Feed
+from dneuro.nets.allocation import keep_memory, release_memory
 from dneuro.store.files import disk_error
 from dneuro.store.units import MAX_ATTEMPTS
 
@@ -81,6 +82,7 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
     done = sum(b - a for number in range(plan.units) if number not in missing for a, b in [plan.span(number)])
     resumed = f"{outcome.done_before} of {plan.units} units were done before" if outcome.done_before else ""
     events.emit("started", "extract", resumed, done=done, total=plan.images, what="images")
+    keep_memory()  # before the threads that may work here
     shared = executor.share(work)
     window: Window[int] = Window(executor)
     tries = dict.fromkeys(missing, 0)
@@ -106,6 +108,7 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
             else:
                 events.emit("warning", "extract", f"unit {number} failed and is tried again: {error}")
                 window.add(number, extract_unit, shared, number, missing[number])
+    release_memory()
     for name, why in outcome.masked:
         events.emit("warning", "extract", f"masked {name}: {why}")
     outcome.seconds = time.perf_counter() - began

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
 from dneuro.errors import BusyError, DneuroError
+from dneuro.extract.behind import Behind, Writer
 from dneuro.extract.pipeline import Batch, batches, cast, source_of
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import Array, State, check_finite, pool, state_to_numpy
-from dneuro.store.layout import LayerPlan
+from dneuro.store.layout import ArrayPlan, LayerPlan
 from dneuro.store.units import MAX_ATTEMPTS
 from dneuro.store.writing import RowWriter
 
@@ -83,10 +85,15 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         makers.append(_Images(work, start, stop) if part == IMAGES else _Layer(work, part, start, stop))
     masked: list[tuple[str, str]] = []
     layers = [part for part in parts if part != IMAGES]
-    for batch in batches(work, layers, start, stop):
-        masked += batch.reasons
+    with Behind() as behind, contextlib.closing(batches(work, layers, start, stop)) as stream:
         for maker in makers:
-            maker.add(batch)
+            maker.writers = {name: behind.follow(writer) for name, writer in maker.writers.items()}
+        for batch in stream:
+            masked += batch.pictures.reasons
+            for maker in makers:
+                maker.add(batch)
+            behind.turn()
+        behind.settle()
     for part, maker in zip(parts, makers, strict=True):
         unit = work.unit(part, number)
         marker = {
@@ -119,7 +126,7 @@ def _refuse_if_overtaken(work: ExtractWork, number: int) -> None:
 class _Part(Protocol):
     """One part of a unit in the making."""
 
-    writers: dict[str, RowWriter]
+    writers: dict[str, Writer]
 
     def add(self, batch: Batch) -> None:
         """Take the next images."""
@@ -128,18 +135,22 @@ class _Part(Protocol):
         """Return the partial statistics."""
 
 
+def _writers(work: ExtractWork, arrays: Iterable[ArrayPlan], start: int, stop: int) -> dict[str, Writer]:
+    return {plan.name: RowWriter(work.store, plan, start, stop) for plan in arrays}
+
+
 class _Images:
     """The arrays with one entry per image."""
 
     def __init__(self, work: ExtractWork, start: int, stop: int) -> None:
-        self.writers = {plan.name: RowWriter(work.store, plan, start, stop) for plan in work.plan.root}
+        self.writers = _writers(work, work.plan.root, start, stop)
         self._labels = source_of(work).manifest.labels
 
     def add(self, batch: Batch) -> None:
         rows: dict[str, Array] = {
             "status": (~batch.readable).astype(np.uint8),
-            "checksum": batch.checksums,
-            "picture": batch.pictures,
+            "checksum": batch.pictures.checksums,
+            "picture": batch.pictures.small,
         }
         if batch.predictions is not None:
             rows["prediction"] = batch.spread(batch.predictions, -1)
@@ -157,7 +168,7 @@ class _Layer:
     def __init__(self, work: ExtractWork, name: str, start: int, stop: int) -> None:
         self._plan: LayerPlan = next(plan for plan in work.plan.layers if plan.name == name)
         self._arrays = self._plan.arrays(work.plan.images, work.plan.unit)
-        self.writers = {plan.name: RowWriter(work.store, plan, start, stop) for plan in self._arrays}
+        self.writers = _writers(work, self._arrays, start, stop)
         self._feeds = work.feeds.get(name, ())
         self._states: dict[str, State] = {feed.key: feed.kernel.start() for feed in self._feeds}
 

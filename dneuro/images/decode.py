@@ -104,14 +104,18 @@ def _without_warnings() -> Iterator[None]:
 
 def _to_array(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode in _GREY:
-        return np.array(image.convert("L"))
+        return np.array(_as(image, "L"))
     if image.mode in _COLOR:
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # the same colours; straight to RGB, Pillow warns
-        return np.array(image.convert("RGB"))
+        return np.array(_as(image, "RGB"))
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return (np.asarray(image) >> _surplus_bits(image)).astype(np.uint8)
     raise ValueError(f"pixels of kind {image.mode!r} have no known range; save the picture with 8 bits")
+
+
+def _as(image: Image.Image, mode: str) -> Image.Image:
+    return image if image.mode == mode else image.convert(mode)  # Pillow would copy what has the mode already
 
 
 def _surplus_bits(image: Image.Image) -> int:

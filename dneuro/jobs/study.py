@@ -89,6 +89,7 @@ class Study:
             "images": self.source.manifest.fingerprint(),
             "network": self.network_identity,
             "weights": self.weights_sha256,
+            "precision": self.job.network.precision,
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "images_per_unit": self.plan.unit,
             "predictions": self.predictions,
@@ -140,7 +141,7 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     if not len(manifest):
         raise ImageSourceError("the image source holds no image", hint="check images: root")
     step = job.extract
-    on_cpu = job.network.model_copy(update={"device": "cpu"})
+    on_cpu = job.network.model_copy(update={"device": "cpu", "precision": "float32"})
     if job.train is not None and job.network.weights == "DEFAULT":
         on_cpu = on_cpu.model_copy(update={"weights": "none"})
     wanted = list(step.layers)

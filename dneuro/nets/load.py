@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from dneuro.errors import NetworkError
@@ -14,6 +15,7 @@ from dneuro.nets.describe import Trace, check_layers, trace
 from dneuro.nets.device import parse_device, seeded
 from dneuro.nets.fit import attach, fit
 from dneuro.nets.layout import Format, arrange
+from dneuro.nets.precision import Precision, check_precision
 from dneuro.nets.weights import State, fetch, read_state, state_sha256
 from dneuro.spec.network import EXPORT, NetworkSpec, Preprocessing
 
@@ -48,6 +50,10 @@ class Network:
         What the axes of each layer's output are, as in `dneuro.nets.describe.Layer`.
     memory_format : str
         ``channels_last`` or ``contiguous``: how its convolutions hold their numbers.
+    device : torch.device
+        Where it runs.
+    precision : str
+        What it computes in.
     """
 
     module: nn.Module
@@ -61,6 +67,8 @@ class Network:
     identity: str = ""
     dims: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
     memory_format: Format = "contiguous"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: Precision = "float32"
 
 
 def load(
@@ -102,6 +110,7 @@ def load(
     Python runs over six images of zeros.
     """
     device = parse_device(spec.device)
+    check_precision(spec.precision, device)
     weights = spec.weights if weights is None else weights
     architecture = find(spec, weights)
     preprocessing, shape = architecture.needed_preprocessing, input_shape or architecture.needed_shape
@@ -131,6 +140,8 @@ def load(
         identity=architecture.identity,
         dims={name: layer.dims for name, layer in steps.layers.items()},
         memory_format=arrange(module, spec.memory_format, shape, known=known, network=spec.name),
+        device=device,
+        precision=spec.precision,
     )
 
 

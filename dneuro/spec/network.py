@@ -118,3 +118,6 @@ class NetworkSpec(Spec):
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     """How convolutions hold their numbers in memory: a matter of speed and of the last digit. ``auto`` is
     ``channels_last`` wherever the network can take it."""
+    precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
+    """What the network computes in; the others are faster where the hardware has them, and less exact
+    (docs/networks.md). ``tf32`` is one of NVIDIA's GPUs; in half precision torch's autocast decides per operation."""

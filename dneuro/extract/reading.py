@@ -1,0 +1,141 @@
+"""Reading ahead: pictures are read and decoded on threads of their own while the network is busy with others."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.errors import ImageSourceError, UnreadableImageError
+from dneuro.extract.plan import AHEAD
+from dneuro.extract.work import ExtractWork
+from dneuro.images.preprocess import view
+from dneuro.images.sources import ImageSource
+from dneuro.images.thumbnails import reduce_to
+
+PIECE = 8
+"""Images that one call of a reading thread decodes, at most: enough that handing it over costs nothing."""
+
+Room = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+
+
+@dataclass
+class Pictures:
+    """A run of images as the network will see them.
+
+    Parameters
+    ----------
+    numbers : array (images,) of int64
+        Images, as the manifest numbers them.
+    readable : array (images,) of bool
+        Those that could be read; the others are masked, and their rows below mean nothing.
+    checksums : array (images,) of uint32
+        CRC-32 of the stored bytes, 0 where masked.
+    pixels : array (images, height, width, colours) of uint8
+        What the network sees.
+    small : array (images, rows, columns, colours) of uint8
+        The same, reduced, and 0 where masked; (images,) where no pictures are kept.
+    reasons : list of (str, str)
+        Name and cause of each masked image, in order.
+    """
+
+    numbers: NDArray[np.int64]
+    readable: NDArray[np.bool_]
+    checksums: NDArray[np.uint32]
+    pixels: NDArray[np.uint8]
+    small: NDArray[np.uint8]
+    reasons: list[tuple[str, str]]
+
+
+def read_ahead(
+    work: ExtractWork, source: ImageSource, start: int, stop: int, room: Room
+) -> Generator[Pictures, None, None]:
+    """Yield the images from `start` to `stop` batch by batch, in order, while the next `AHEAD` batches are read.
+
+    Parameters
+    ----------
+    work : ExtractWork
+        The extraction: as many threads as a unit may use read.
+    source : ImageSource
+        Its images.
+    start, stop : int
+        Images.
+    room : callable
+        From a shape to an array for pixels.
+
+    Raises
+    ------
+    ImageSourceError
+        If an image has another size than the first one.
+    OSError
+        If the storage fails. No thread outlives the iterator: close it.
+    """
+    waiting: deque[tuple[Pictures, list[Future[list[tuple[str, str]]]]]] = deque()
+    pool = ThreadPoolExecutor(max(1, work.threads), thread_name_prefix="dneuro-read")
+
+    def begin(first: int) -> None:
+        pictures = _empty(work, np.arange(first, min(first + work.plan.batch, stop)), room)
+        edges = [*range(0, len(pictures.numbers), PIECE), len(pictures.numbers)]
+        waiting.append((pictures, [pool.submit(_read, work, source, pictures, a, b) for a, b in pairwise(edges)]))
+
+    firsts = iter(range(start, stop, work.plan.batch))
+    try:
+        for _, first in zip(range(AHEAD), firsts, strict=False):
+            begin(first)
+        while waiting:
+            pictures, pieces = waiting[0]
+            for piece in pieces:
+                pictures.reasons += piece.result()
+            waiting.popleft()
+            following = next(firsts, None)
+            if following is not None:
+                begin(following)
+            yield pictures
+            del pictures, pieces
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _empty(work: ExtractWork, numbers: NDArray[np.int64], room: Room) -> Pictures:
+    colors, height, width = work.plan.input_shape
+    count = len(numbers)
+    return Pictures(
+        numbers=numbers,
+        readable=np.zeros(count, bool),
+        checksums=np.zeros(count, np.uint32),
+        pixels=room((count, height, width, colors)),
+        small=np.zeros((count, *work.plan.picture_shape), np.uint8),
+        reasons=[],
+    )
+
+
+def _read(work: ExtractWork, source: ImageSource, pictures: Pictures, start: int, stop: int) -> list[tuple[str, str]]:
+    """Fill the rows from `start` to `stop`; return name and cause of each image that cannot be read."""
+    reasons = []
+    size = pictures.pixels.shape[1:3]
+    for row in range(start, stop):
+        number = int(pictures.numbers[row])
+        name = str(source.manifest.names[number])
+        try:
+            picture, checksum = source.read(number)
+            seen = view(picture, work.preprocessing)
+        except UnreadableImageError as error:
+            reasons.append((name, error.message))
+            continue
+        if seen.shape[:2] != size:
+            raise ImageSourceError(
+                f"{name} is {seen.shape[1]}×{seen.shape[0]} pixels, the first image is {size[1]}×{size[0]}: a network "
+                "takes one size",
+                hint="network: {preprocessing: {resize: 256, crop: 224, …}}",
+            )
+        pictures.pixels[row] = seen
+        if pictures.small.ndim > 1:
+            pictures.small[row] = reduce_to(seen, pictures.small.shape[1:3])
+        pictures.checksums[row] = checksum
+        pictures.readable[row] = True
+    return reasons

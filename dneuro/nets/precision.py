@@ -1,0 +1,49 @@
+"""The number format that a network computes in, and nothing else than what was asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from dneuro.errors import NetworkError
+
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+
+_HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Refuse a precision that a device does not have.
+
+    Raises
+    ------
+    NetworkError
+        Saying which it has.
+    """
+    if precision == "tf32" and device.type != "cuda":
+        raise NetworkError(f"precision tf32 is one of NVIDIA's GPUs, device {device} does not have it",
+                           hint="network: {precision: bfloat16}, or float32")  # fmt: skip
+    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise NetworkError(f"device {device} does not compute in bfloat16", hint="network: {precision: float16}")
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """Compute in `precision` inside the block.
+
+    In half precision torch's autocast decides per operation: convolutions and products of matrices are computed in
+    it, sums and normalisations in float32. In float32 a GPU computes in float32: torch alone would let cuDNN round the
+    factors of convolutions to 10 bits (TF32).
+    """
+    if device.type == "cuda":  # for the whole process: there is no setting per thread
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if precision in _HALF:
+        with torch.autocast(device.type, dtype=_HALF[precision]):
+            yield
+    else:
+        with torch.autocast(device.type, enabled=False):
+            yield

@@ -1,0 +1,151 @@
+"""Running a network over pixels: input, precision, device; on a GPU one batch ahead of what is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from dneuro.errors import NetworkError
+from dneuro.nets.load import Network
+from dneuro.nets.precision import computing_in
+from dneuro.nets.taps import tap
+
+
+@dataclass
+class Running:
+    """A batch that is on its way through the network; `result` waits for it.
+
+    Parameters
+    ----------
+    outputs : dict of Tensor
+        Layer to its output, on the CPU.
+    classes : Tensor or None
+        The class with the largest output, per image.
+    done : torch.cuda.Event, optional
+        Passed when the copies to the CPU are there; None where they are there already.
+    held : list
+        What the device still reads from.
+    """
+
+    outputs: dict[str, Tensor]
+    classes: Tensor | None
+    done: Any = None
+    held: list[Any] = field(default_factory=list)
+
+    def result(self) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64] | None]:
+        """Return the outputs (images, …) by layer, and the classes (images,)."""
+        if self.done is not None:
+            self.done.synchronize()
+        self.held.clear()
+        classes = None if self.classes is None else self.classes.numpy()
+        return {name: output.numpy() for name, output in self.outputs.items()}, classes
+
+
+class Runner:
+    """Runs a network over batches of pixels and yields the outputs of some of its layers; use it in a ``with`` block.
+
+    On the CPU `start` computes. On a GPU it returns at once: pixels travel from pinned memory as bytes, are scaled
+    there, and the outputs travel back, all on one stream of this runner's own, so that the next batch can be started
+    before the result of this one is asked for.
+
+    Parameters
+    ----------
+    network : Network
+        The network, on its device.
+    layers : sequence of str
+        Layers wanted; may be empty.
+    to_end : bool
+        Run to the end and yield the class with the largest output.
+    """
+
+    def __init__(self, network: Network, layers: Sequence[str], *, to_end: bool) -> None:
+        self._network = network
+        self._device = network.device
+        self._tap = tap(network.module, layers, to_end=to_end, dims=network.dims)
+        self._stream = _stream(self._device) if self.ahead else None
+        how = network.preprocessing
+        self._mean, self._std = (  # one number may serve all colours
+            torch.tensor(values, dtype=torch.float32).expand(how.channels).to(self._device)
+            for values in (how.mean, how.std)
+        )
+        self._full = torch.tensor(255.0, device=self._device)  # a number would become a product with its inverse
+
+    @property
+    def ahead(self) -> bool:
+        """Whether `start` returns before the batch is done."""
+        return self._device.type == "cuda"
+
+    def pixels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        """Return room for the pixels of a batch: pinned where the network is on a GPU."""
+        pinned: NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=self.ahead).numpy()
+        return pinned
+
+    def start(self, pixels: NDArray[np.uint8]) -> Running:
+        """Send a batch on its way.
+
+        Parameters
+        ----------
+        pixels : ndarray of uint8
+            (images, height, width, colours), contiguous, from `pixels` where the copy shall be asynchronous; not to
+            be written to before the result is there.
+        """
+        stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        with stream, torch.inference_mode(), computing_in(self._network.precision, self._device):
+            inputs = self.inputs(torch.from_numpy(pixels).to(self._device, non_blocking=True))
+            outputs, last = self._tap(inputs)
+            outputs = {name: _to_cpu(output.float()) for name, output in outputs.items()}
+            classes = None if last is None else _to_cpu(_classes(last))
+            if self._stream is None:
+                return Running(outputs, classes)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+            return Running(outputs, classes, done, [pixels])
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """Return (images, colours, height, width), float32: ``(pixels / 255 - mean) / std``.
+
+        In memory a picture stays as it came, pixel by pixel, which is the order in which convolutions are fastest.
+        """
+        images, height, width, colors = pixels.shape
+        scaled = pixels.reshape(-1, width * colors).to(torch.float32)  # rows: the colours' numbers repeat along them
+        scaled.div_(self._full).sub_(self._mean.repeat(width)).div_(self._std.repeat(width))
+        return scaled.view(images, height, width, colors).permute(0, 3, 1, 2)
+
+    def close(self) -> None:
+        """Take the taps off the network."""
+        self._tap.close()
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()  # what was started may still read pixels that are about to be freed
+        self.close()
+
+
+def _to_cpu(values: Tensor) -> Tensor:
+    if values.device.type != "cuda":
+        return values.cpu()
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return pinned.copy_(values, non_blocking=True)
+
+
+def _classes(output: Tensor) -> Tensor:
+    if output.ndim != 2:
+        raise NetworkError(f"the network yields shape {tuple(output.shape)}, not one number for each class")
+    return output.float().argmax(dim=1)
+
+
+def _stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
