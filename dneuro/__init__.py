@@ -19,8 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dneuro.analysis import plan
+    from dneuro.analysis.clusters import clusters
     from dneuro.analysis.cooccurrence import cooccurrence
+    from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
+    from dneuro.analysis.kmeans import kmeans
     from dneuro.analysis.moments import moments
+    from dneuro.analysis.random_projections import random_projections
+    from dneuro.analysis.selectivity import selectivity
     from dneuro.analysis.similarity import similarity
     from dneuro.analysis.svd import svd
     from dneuro.analysis.top_images import top_images
@@ -34,16 +39,23 @@ if TYPE_CHECKING:
 _WHERE = {
     "DneuroError": "dneuro.errors",
     "Store": "dneuro.store.opening",
+    "class_selectivity": "dneuro.analysis",
+    "clusters": "dneuro.analysis",
     "cooccurrence": "dneuro.analysis",
     "extract": "dneuro.jobs.face",
+    "gini": "dneuro.analysis",
+    "kmeans": "dneuro.analysis",
     "listening": "dneuro.events",
     "moments": "dneuro.analysis",
     "open": "dneuro.store.opening:open_store",
     "open_cluster": "dneuro.jobs.face",
     "plan": "dneuro.analysis",
+    "random_projections": "dneuro.analysis",
     "report": "dneuro.jobs.reporting",
     "run": "dneuro.jobs.face",
+    "selectivity": "dneuro.analysis",
     "similarity": "dneuro.analysis",
+    "spectral_flatness": "dneuro.analysis",
     "svd": "dneuro.analysis",
     "top_images": "dneuro.analysis",
 }
@@ -51,16 +63,23 @@ _WHERE = {
 __all__ = [
     "DneuroError",
     "Store",
+    "class_selectivity",
+    "clusters",
     "cooccurrence",
     "extract",
+    "gini",
+    "kmeans",
     "listening",
     "moments",
     "open",
     "open_cluster",
     "plan",
+    "random_projections",
     "report",
     "run",
+    "selectivity",
     "similarity",
+    "spectral_flatness",
     "svd",
     "top_images",
 ]

@@ -28,8 +28,9 @@ KNOWN: dict[str, Any] = {"images": {"source": "digits", "sample": 40}, "weights"
 def test_names__are_these() -> None:
     assert dn.__all__ == sorted(dn.__all__)
     assert set(dn.__all__) == {
-        "DneuroError", "Store", "cooccurrence", "extract", "listening", "moments", "open", "open_cluster", "plan",
-        "report", "run", "similarity", "svd", "top_images",
+        "DneuroError", "Store", "class_selectivity", "clusters", "cooccurrence", "extract", "gini", "kmeans",
+        "listening", "moments", "open", "open_cluster", "plan", "random_projections", "report", "run", "selectivity",
+        "similarity", "spectral_flatness", "svd", "top_images",
     }  # fmt: skip
     assert set(dir(dn)) >= set(dn.__all__)
     assert all(getattr(dn, name) is not None for name in dn.__all__)

@@ -11,22 +11,47 @@ from typing import Any
 
 import xarray as xr
 
+from dneuro.analysis.clusters import clusters, plan_clusters
 from dneuro.analysis.cooccurrence import cooccurrence, plan_cooccurrence
+from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
+from dneuro.analysis.kmeans import kmeans, plan_kmeans
 from dneuro.analysis.moments import moments, plan_moments
+from dneuro.analysis.random_projections import plan_random_projections, random_projections
+from dneuro.analysis.selectivity import plan_selectivity, selectivity
 from dneuro.analysis.similarity import plan_similarity, similarity
 from dneuro.analysis.svd import plan_svd, svd
 from dneuro.analysis.top_images import plan_top_images, top_images
 from dneuro.engine.plan import Plan
 from dneuro.errors import UsageError, suggest
 
-__all__ = ["ANALYSES", "PLANS", "cooccurrence", "moments", "plan", "similarity", "svd", "top_images"]
+__all__ = [
+    "ANALYSES",
+    "PLANS",
+    "class_selectivity",
+    "clusters",
+    "cooccurrence",
+    "gini",
+    "kmeans",
+    "moments",
+    "plan",
+    "random_projections",
+    "selectivity",
+    "similarity",
+    "spectral_flatness",
+    "svd",
+    "top_images",
+]
 
 ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "moments": moments,
     "top_images": top_images,
     "cooccurrence": cooccurrence,
+    "selectivity": selectivity,
     "svd": svd,
+    "random_projections": random_projections,
     "similarity": similarity,
+    "clusters": clusters,
+    "kmeans": kmeans,
 }
 """Every analysis, by the name it has in ``dn.`` and in a job file."""
 
@@ -34,8 +59,12 @@ PLANS: dict[str, Callable[..., Plan]] = {
     "moments": plan_moments,
     "top_images": plan_top_images,
     "cooccurrence": plan_cooccurrence,
+    "selectivity": plan_selectivity,
     "svd": plan_svd,
+    "random_projections": plan_random_projections,
     "similarity": plan_similarity,
+    "clusters": plan_clusters,
+    "kmeans": plan_kmeans,
 }
 
 

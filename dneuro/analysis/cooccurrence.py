@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,24 +10,41 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, check_labelled, class_labels
-from dneuro.analysis.top_images import TOO_LARGE, plan_top_images, top_images
-from dneuro.engine.executors import get_executor
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels
+from dneuro.analysis.quantiles import beyond, passes, select
+from dneuro.analysis.top_images import TOO_LARGE, plan_top_images, top_images, view_for_order
+from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
+from dneuro.kernels.quantile import VALUES, CountAbove, Digits
+
+TOP = 100
+"""Top images counted where nothing is said."""
+BY_TOP, BY_DIGITS = "by top images", "digit by digit"
+LONGEST = 1024
+"""A quantile with more images beyond it is found digit by digit, not by keeping these images."""
 
 
 def cooccurrence(
-    x: xr.DataArray, *, k: int = 100, per: Per = "channel", pool: Pool = "max", client: Any = None
+    x: xr.DataArray,
+    *,
+    k: int | None = None,
+    quantile: float | None = None,
+    per: Per = "channel",
+    pool: Pool = "max",
+    client: Any = None,
 ) -> xr.Dataset:
-    """Co-occurrence frequencies (CoF): of the top `k` images of a neuron, how many belong to each class.
+    """Co-occurrence frequencies (CoF): of the images that a neuron answers to most, how many belong to each class.
 
     Parameters
     ----------
     x : DataArray, dims (image N, channel C[, y, x]), coordinate label (image,)
         Activations; ``label`` holds class indices, −1 where unknown. ``attrs["class_names"]`` names them.
-    k : int
-        Top images counted.
+    k : int, optional
+        Top images counted; 100 if no quantile is given either.
+    quantile : float, optional
+        Instead of the top `k`, every image above this quantile of the neuron's own activations is counted: the
+        ⌈q·N⌉-th smallest value, as ``numpy.quantile(…, method="inverted_cdf")``. Images equal to it are not above it.
     per, pool : str
         As in `top_images`.
     client : distributed.Client, optional
@@ -36,18 +53,27 @@ def cooccurrence(
     Returns
     -------
     Dataset
-        count (features…, class) int64. A row sums to `k` less the images that do not count: those whose
-        activation is not above 0 and those without a class.
+        count (features…, class) int64. A row sums to `k`, or to the images above the quantile, less the images that do
+        not count: those whose activation is not above 0 and those without a class. Under `quantile` also threshold
+        (features…) float32. Coordinate class_size (class) int64: images of each class.
 
     Raises
     ------
     ArrayError
-        If `x` is not such an array or has no labels.
+        If `x` is not such an array or has no labels; if `k` and `quantile` are both given, or no image can lie above
+        the quantile.
+    NonFiniteError
+        If it holds NaN or infinity; names layer, image and neuron.
+    MemoryLimitError
+        If a task would not fit; before anything is read.
 
     Notes
     -----
-    **Cost**: that of `top_images`. Source: Sadeghi, co-occurrence frequency; that only activations above 0 count is
-    dneuro's choice, otherwise a dead filter collects ties.
+    **Cost**: that of `top_images`. Under `quantile`, with k = the number of images beyond it, plus one, if that is at
+    most 1,024 and fits; else digit by digit: 5 passes (float16: 3), state 1,024 bytes, then 8 bytes per class, per
+    feature, whatever the number of images. Exact either way, the same bit for bit under any chunking. Source:
+    Sadeghi, co-occurrence frequency; that only activations above 0 count is dneuro's choice, otherwise a dead filter
+    collects ties.
 
     Examples
     --------
@@ -56,16 +82,38 @@ def cooccurrence(
     ...                  coords={"label": ("image", [0, 1, 1])})
     >>> dn.cooccurrence(x, k=2)["count"].values.tolist()
     [[0, 2]]
+    >>> dn.cooccurrence(x, quantile=0.5)["threshold"].values.tolist()
+    [2.0]
     """
     check_labelled(x)
+    k = top_k(k, quantile)
     labels, names = class_labels(x)
     executor = get_executor(client)
-    plan_cooccurrence(x, k=k, per=per, pool=pool, client=executor).check(executor.memory, hint=TOO_LARGE)
-    top = top_images(x, k=k, per=per, pool=pool, client=executor)
-    result = count_classes(top, labels, names, k=k)
-    result.attrs = {"analysis": "cooccurrence", "layer": top.attrs["layer"],
-                    "parameters": {"k": k, "per": per, "pool": pool}}  # fmt: skip
+    plan = plan_cooccurrence(x, k=k, quantile=quantile, per=per, pool=pool, client=executor)
+    plan.check(executor.memory, hint=TOO_LARGE)
+    if quantile is None:
+        assert k is not None
+        top = top_images(x, k=k, per=per, pool=pool, client=executor)
+        result = count_classes(top, _of_readable(labels, x), names, k=k)
+        layer = top.attrs["layer"]
+    else:
+        ask = _above(x, quantile, per, pool)
+        events.emit("note", "cooccurrence", f"{ask.seen.layer or 'array'}: the quantile {plan.method}")
+        counted = _count_top if plan.method == BY_TOP else _count_digits
+        result = counted(ask, _of_readable(labels, x), names, executor)
+        layer = ask.seen.layer
+    result.attrs = {"analysis": "cooccurrence", "layer": layer,
+                    "parameters": {"k": k, "quantile": quantile, "per": per, "pool": pool}}  # fmt: skip
     return result
+
+
+def top_k(k: int | None, quantile: float | None) -> int | None:
+    """Return how many top images count; None where a quantile says it."""
+    if quantile is None:
+        return TOP if k is None else k
+    if k is not None:
+        raise ArrayError(f"k={k!r} and quantile={quantile!r}: only one can say what counts", hint="leave one out")
+    return None
 
 
 def count_classes(top: xr.Dataset, labels: NDArray[np.int64], names: list[str], *, k: int) -> xr.Dataset:
@@ -76,7 +124,7 @@ def count_classes(top: xr.Dataset, labels: NDArray[np.int64], names: list[str], 
     top : Dataset
         As `top_images` gives it; its first `k` ranks are counted, or all if there were fewer images.
     labels : array (images,) of int64
-        Class of every image, to warn when a class has fewer images than `k`.
+        Class of every image that takes part (−1 unknown), for the size of each class.
     names : list of str
         Names of the classes.
     k : int
@@ -91,22 +139,106 @@ def count_classes(top: xr.Dataset, labels: NDArray[np.int64], names: list[str], 
     counts = (values > 0) & (classes >= 0)
     neuron = np.broadcast_to(np.arange(len(classes))[:, None], classes.shape)
     bins = np.bincount(neuron[counts] * len(names) + classes[counts], minlength=len(classes) * len(names))
-    per_class = np.bincount(labels[labels >= 0], minlength=len(names))
-    if 0 < per_class[per_class > 0].min() < k:
-        events.emit(
-            "note",
-            "cooccurrence",
-            f"the smallest class has {per_class[per_class > 0].min()} images, fewer than k={k}: no neuron can reach "
-            "a count of k in one class there",
-        )
-    return xr.Dataset(
-        {"count": ((*sizes, "class"), bins.reshape(*sizes.values(), len(names)))},
-        coords={**{dim: first.coords[dim] for dim in sizes if dim in first.coords}, "class": names},
-    )
+    coords = {dim: first.coords[dim] for dim in sizes if dim in first.coords}
+    return _labelled(bins.reshape(*sizes.values(), len(names)), tuple(sizes), coords, labels, names, k)
 
 
 def plan_cooccurrence(
-    x: xr.DataArray, *, k: int = 100, per: Per = "channel", pool: Pool = "max", client: Any = None
+    x: xr.DataArray,
+    *,
+    k: int | None = None,
+    quantile: float | None = None,
+    per: Per = "channel",
+    pool: Pool = "max",
+    client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `cooccurrence`; reads no data."""
-    return replace(plan_top_images(x, k=k, per=per, pool=pool, client=client), operation="cooccurrence")
+    check_labelled(x)
+    k, executor = top_k(k, quantile), get_executor(client)
+    if quantile is None:
+        assert k is not None
+        plan = plan_top_images(x, k=k, per=per, pool=pool, client=executor)
+        return replace(plan, operation="cooccurrence")
+    ask = _above(x, quantile, per, pool)
+    if ask.images < LONGEST:
+        plan = plan_top_images(x, k=ask.images + 1, per=per, pool=pool, client=executor)
+        if plan.worker_bytes <= executor.memory:
+            return replace(plan, operation="cooccurrence", method=BY_TOP)
+    labels, names = class_labels(x)
+    shape = ask.seen.labels.sizes
+    kernels = (
+        Digits(np.broadcast_to(np.int64(0), shape), 0),
+        CountAbove(np.broadcast_to(np.float32(0), shape), labels, len(names)),
+    )
+    size = (8 * len(names) + 4) * ask.seen.labels.count
+    digits, last = (
+        ask.seen.plan(
+            "cooccurrence", {"count": kernel}, executor, passes=passes(ask.bits) + 1, result_bytes=size,
+            driver_bytes=2 * size + 24 * VALUES * ask.seen.labels.count, method=BY_DIGITS,
+        )
+        for kernel in kernels
+    )  # fmt: skip
+    return replace(digits, worker_bytes=max(digits.worker_bytes, last.worker_bytes))
+
+
+@dataclass(frozen=True)
+class _Above:
+    """What counts: so many images at most lie above the value of that rank."""
+
+    x: xr.DataArray
+    seen: View
+    images: int
+    per: Per
+    pool: Pool
+
+    @property
+    def bits(self) -> int:
+        """Bits of the values' order."""
+        averaged = self.seen.pooled and self.pool == "mean"
+        return 16 if self.x.dtype.itemsize == 2 and not averaged else 32
+
+
+def _above(x: xr.DataArray, quantile: float, per: Per, pool: Pool) -> _Above:
+    seen = view_for_order(x, per, pool)
+    return _Above(x, seen, beyond(quantile, len(seen.taking_part)), per, pool)
+
+
+def _count_top(ask: _Above, labels: NDArray[np.int64], names: list[str], executor: Executor) -> xr.Dataset:
+    top = top_images(ask.x, k=ask.images + 1, per=ask.per, pool=ask.pool, client=executor)
+    threshold = top["top_value"].isel(rank=ask.images)
+    top["top_label"] = top["top_label"].where(top["top_value"] > threshold, -1)
+    return count_classes(top, labels, names, k=ask.images).assign(threshold=threshold.reset_coords(drop=True))
+
+
+def _count_digits(ask: _Above, labels: NDArray[np.int64], names: list[str], executor: Executor) -> xr.Dataset:
+    threshold = select(ask.seen, ask.images, ask.bits, executor, "cooccurrence")
+    above = CountAbove(np.maximum(threshold, np.float32(0)), labels, len(names))
+    count = ask.seen.reduce({"count": above}, executor, "cooccurrence")["count"]["count"]
+    where = ask.seen.labels
+    count = np.moveaxis(count.reshape(len(names), *where.sizes), 0, -1)
+    result = _labelled(count, where.dims, where.coords, labels, names, ask.images)
+    return result.assign(threshold=(where.dims, threshold))
+
+
+def _of_readable(labels: NDArray[np.int64], x: xr.DataArray) -> NDArray[np.int64]:
+    """Return the class of each image, −1 for those that could not be read."""
+    return labels if "status" not in x.coords else np.where(x.coords["status"].values == 0, labels, -1)
+
+
+def _labelled(
+    count: NDArray[np.int64], dims: tuple[str, ...], coords: Any, labels: NDArray[np.int64], names: list[str], k: int
+) -> xr.Dataset:
+    """Return counts (features…, class) as a dataset, and say if a class is too small for them."""
+    sizes = np.bincount(labels[labels >= 0], minlength=len(names))
+    smallest = sizes[sizes > 0].min(initial=k)
+    if smallest < k:
+        events.emit(
+            "note",
+            "cooccurrence",
+            f"the smallest class has {smallest} images, fewer than k={k}: no neuron can reach a count of k in one "
+            "class there",
+        )
+    return xr.Dataset(
+        {"count": ((*dims, "class"), count)},
+        coords={**coords, "class": names, "class_size": ("class", sizes.astype(np.int64))},
+    )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dneuro import events
 from dneuro.analysis.arrays import View, choose, is_count, view
 from dneuro.analysis.eigen import MAX_STEPS, OVERSAMPLING, certify, gram, krylov
+from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
@@ -93,7 +94,7 @@ def svd(
     plan = plan_svd(x, rank=rank, standardize=standardize, method=method, client=executor)
     plan.check(executor.memory, hint="method='krylov', a lower rank, or workers with more memory")
     events.emit("note", "svd", f"{seen.layer or 'array'}: {plan.method}, {plan.passes} passes at most")
-    standardise, passes = _standardise(seen, standardize, executor)
+    standardise, passes = standardisation(seen, standardize, executor, "svd")
     if plan.method == "gram":
         found = gram(seen, standardise, rank, executor)
     else:
@@ -186,19 +187,6 @@ def _setup(x: xr.DataArray, rank: int, standardize: Mode, method: Method) -> Vie
     choose("standardize", standardize, ("image", "neuron", "center", None))
     choose("method", method, ("auto", "gram", "krylov"))
     return seen
-
-
-def _standardise(seen: View, mode: Mode, executor: Executor) -> tuple[Standardise, int]:
-    """Return how Z is made, and the number of passes that took."""
-    if mode in (None, "image"):
-        return Standardise(mode), 0
-    before = int(not seen.knows(Moments()))
-    found = seen.reduce({"moments": Moments()}, executor, "svd")["moments"]
-    found = {name: values.reshape(-1) for name, values in found.items()}
-    # What does not vary is exactly that; the rounding of its mean is not to be taken for a variation.
-    varies = found["max"] > found["min"]
-    mean = np.where(varies, found["mean"], found["min"])
-    return Standardise(mode, mean=mean, std=np.where(varies, found["std"], 0.0) if mode == "neuron" else None), before
 
 
 def _flip(u: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -109,12 +109,24 @@ def plan_top_images(
     return seen.plan("top_images", kernels, get_executor(client), result_bytes=size)
 
 
-def _setup(x: xr.DataArray, k: int, per: Per, pool: Pool) -> tuple[View, dict[str, Kernel]]:
-    if not is_count(k):
-        raise ArrayError(f"k={k!r}: the number of images is a whole number, at least 1")
-    seen = view(x, per=per, pool=pool, places=True)
+def view_for_order(x: xr.DataArray, per: Per, pool: Pool, *, places: bool = False) -> View:
+    """Return the view of an array whose values are to be ordered; see `dneuro.analysis.arrays.view`.
+
+    Raises
+    ------
+    ArrayError
+        If its values do not fit into float32.
+    """
+    seen = view(x, per=per, pool=pool, places=places)
     if x.dtype.itemsize > 4 and not (seen.pooled and pool == "mean"):
         raise ArrayError(
             f"top_images orders float32 exactly, the array holds {x.dtype}", hint="x.astype('float32')"
         )
+    return seen
+
+
+def _setup(x: xr.DataArray, k: int, per: Per, pool: Pool) -> tuple[View, dict[str, Kernel]]:
+    if not is_count(k):
+        raise ArrayError(f"k={k!r}: the number of images is a whole number, at least 1")
+    seen = view_for_order(x, per, pool, places=True)
     return seen, {"top": TopK(k), "bottom": TopK(k, largest=False)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
@@ -53,6 +54,10 @@ class Executor(Sizes, Protocol):
         """Return something that tasks get as `thing`, sent to each worker once."""
         ...
 
+    def computing(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which dask's own ``compute`` runs here too, for libraries that call it."""
+        ...
+
 
 class ThreadExecutor:
     """Threads of this process.
@@ -80,6 +85,10 @@ class ThreadExecutor:
 
     def share(self, thing: Any) -> Any:  # noqa: D102
         return thing
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
+        here: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler="threads", pool=self._pool)
+        return here
 
 
 class DaskExecutor:
@@ -130,6 +139,10 @@ class DaskExecutor:
     def share(self, thing: Any) -> Any:  # noqa: D102
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
         return self.submit(_same, thing)
+
+    def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
+        there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=self._client)
+        return there
 
 
 def _same(thing: Any) -> Any:

@@ -14,12 +14,12 @@ from dneuro.analysis.taken import Taken
 from dneuro.engine.executors import Sizes
 from dneuro.errors import MemoryLimitError, UsageError
 from dneuro.extract.work import lacks
-from dneuro.jobs.analyses import Question, lacking, of_result, plan_step, stand_in
+from dneuro.jobs.analyses import Question, lacking, plan_step, rows_of, stand_in
 from dneuro.jobs.study import Study
 from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed, channel_look, join
 from dneuro.quantities import MiB, format_bytes
-from dneuro.spec.steps import AnalysisStep
+from dneuro.spec.steps import AnalysisStep, CooccurrenceStep
 from dneuro.store.layout import LayerPlan
 from dneuro.store.units import Unit, units_folder
 
@@ -49,6 +49,8 @@ class Along:
         Reductions to be fed, by layer.
     required : dict
         Those that no later pass can make up for.
+    counted : set
+        Steps and layers of which there will be counts per class.
     """
 
     study: Study
@@ -56,6 +58,7 @@ class Along:
     states: dict[str, list[tuple[tuple[str, ...], int]]]
     feeds: dict[str, tuple[Feed, ...]]
     required: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
+    counted: set[tuple[str, str]] = field(default_factory=set)
 
     def units_without(self, layer: str, feeds: Iterable[Feed]) -> int:
         """Return how many of the units that are done lack the partial states of some of `feeds`."""
@@ -129,12 +132,13 @@ def settle(study: Study, sizes: Sizes, *, store: bool) -> tuple[Study, list[Ques
 
 def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> Iterator[Question]:
     """Yield what a step asks of a layer, and let it be taken along; nothing where that cannot be."""
-    question = Question(step, plan.name, recorded=of_result(step))
-    if question.recorded:
+    rows = rows_of(along.study, step)
+    question = Question(step, plan.name, recorded=rows is not None, rows=rows)
+    if rows is not None and (rows.id, plan.name) in along.counted:
         yield question
         return
-    missing = lacking(question, plan)
-    wishes, whole = _wishes(along, question, plan, readable=not missing)
+    missing = lacking(question, plan) if rows is None else f"and step {rows.id} does not count it"
+    wishes, whole = _wishes(along, question, plan, readable=not missing) if rows is None else ((), False)
     if missing and not whole:
         if named:
             raise UsageError(
@@ -143,6 +147,8 @@ def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> I
             )
         events.emit("note", step.id, f"leaves out layer {plan.name}, of which keep: {plan.keep} is stored")
         return
+    if isinstance(step, CooccurrenceStep):
+        along.counted.add((step.id, plan.name))
     why = _against(along, plan, wishes) if wishes and not missing else ""
     if missing:
         _check_size(along, step, plan, wishes)

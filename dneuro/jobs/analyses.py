@@ -20,7 +20,7 @@ from dneuro.extract.run import merge_feeds
 from dneuro.extract.work import ExtractWork
 from dneuro.jobs.study import Study
 from dneuro.kernels.feeds import Feed
-from dneuro.spec.steps import AnalysisStep, SimilarityStep, SvdStep
+from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, RandomProjectionsStep, RowsStep, SvdStep
 from dneuro.store import results
 from dneuro.store.layout import LayerPlan
 from dneuro.store.opening import Store
@@ -46,6 +46,8 @@ class Question:
         What the extraction takes along of it; where that is not all, a later pass is spared.
     why : str
         Why the store is read though the answer could have been taken along.
+    rows : CooccurrenceStep or None
+        The step whose counts are asked, in place of the activations.
     """
 
     step: AnalysisStep
@@ -53,16 +55,20 @@ class Question:
     recorded: bool
     feeds: tuple[Feed, ...] = ()
     why: str = ""
+    rows: CooccurrenceStep | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the function in `dneuro.analysis`."""
-        return self.step.model_dump(exclude={"name", "layer", "of"})
+        of_activations = {"per", "pool"} if self.rows is not None else set()
+        return self.step.model_dump(exclude={"name", "layer", "of"} | of_activations)
 
 
-def of_result(step: AnalysisStep) -> bool:
-    """Return whether a step is asked of another step's results."""
-    return isinstance(step, SimilarityStep) and step.of != "activation"
+def rows_of(study: Study, step: AnalysisStep) -> CooccurrenceStep | None:
+    """Return the step whose counts a step is asked of; None if it is asked of activations."""
+    if not isinstance(step, RowsStep) or step.of == "activation":
+        return None
+    return next(s for s in study.job.steps if isinstance(s, CooccurrenceStep) and s.id == step.of)
 
 
 def lacking(question: Question, plan: LayerPlan) -> str:
@@ -73,7 +79,7 @@ def lacking(question: Question, plan: LayerPlan) -> str:
     if plan.keep == "stats":
         return "and the step needs its activations"
     pool = getattr(step, "pool", plan.keep)
-    if isinstance(step, SvdStep) or getattr(step, "per", "channel") != "channel":
+    if isinstance(step, SvdStep | RandomProjectionsStep) or getattr(step, "per", "channel") != "channel":
         return "and the step needs every neuron" if len(plan.shape) > 1 else ""
     return f"and the step needs the {pool} over positions" if pool != plan.keep and len(plan.shape) > 1 else ""
 
@@ -110,6 +116,13 @@ def _refuse(layer: str) -> NDArray[Any]:
     raise StoreError(f"the activations of layer {layer} were not kept", hint="extract again with keep: full")
 
 
+def stand_in_rows(layer: xr.DataArray, counted: CooccurrenceStep, classes: int) -> xr.DataArray:
+    """Return an array shaped as the counts of a layer will be, without data."""
+    dims = layer.dims[1:] if counted.per == "neuron" else layer.dims[1:2]
+    shape = (*(layer.sizes[dim] for dim in dims), max(1, classes))
+    return xr.DataArray(da.zeros(shape, dtype="int64"), dims=(*dims, "class"), attrs={"layer": layer.attrs["layer"]})
+
+
 def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     """Return the plan of one question before the store exists, and refuse what does not fit.
 
@@ -120,12 +133,14 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     """
     layer = next(plan for plan in study.plan.layers if plan.name == question.layer)
     name = f"{question.step.id} of {question.layer}"
-    if isinstance(question.step, SimilarityStep) and of_result(question.step):
-        size = 8 * layer.shape[0] ** 2
-        return Plan(name, 0, 0, 1, 0, 4 * size, size * len(question.step.metric), "in the driver")
-    plan = plan_step(question, stand_in(study, layer, _taken(question, study.plan.unit)), executor)
+    x = stand_in(study, layer, _taken(question, study.plan.unit))
+    if question.rows is not None:
+        x = stand_in_rows(x, question.rows, len(study.class_names))
+    plan = plan_step(question, x, executor)
     plan = replace(plan, operation=name, method=plan.method or question.why)
-    if question.recorded:
+    if question.rows is not None:  # a table in the memory of the driver is no reading
+        plan = replace(plan, passes=0, read_bytes=0, method="in the driver")
+    elif question.recorded:
         return plan
     plan.check(
         executor.memory,
@@ -185,9 +200,11 @@ def answer(
 
 def _compute(study: Study, store: Store, question: Question, executor: Executor, work: ExtractWork) -> xr.Dataset:
     step, layer = question.step, question.layer
-    if isinstance(step, SimilarityStep) and of_result(step):
-        counts = store.results[step.of][layer]["count"].load().assign_attrs(layer=layer)
-        return ANALYSES["similarity"](counts, metric=step.metric, client=executor)
+    if question.rows is not None:
+        counts = store.results[question.rows.id][layer]["count"].load().assign_attrs(layer=layer)
+        result = ANALYSES[step.kind](counts, client=executor, **question.parameters)
+        result.attrs["parameters"] = {"of": question.rows.id, **result.attrs["parameters"]}
+        return result
 
     def found(feed: Feed) -> Found:
         merged = merge_feeds(work, [(layer, feed)], executor)
@@ -205,6 +222,6 @@ def _all_images(result: xr.Dataset, store: Store) -> xr.Dataset:
     """Give a result with fewer images all of the store's, NaN where there is none: a hierarchy has one image axis."""
     total = store.images.sizes["image"]
     if "image" in result.dims and result.sizes["image"] < total:
-        return result.reindex(image=np.arange(total))
+        return result.reindex(image=np.arange(total), fill_value={"cluster": -1} if "cluster" in result else np.nan)
     return result
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import Array
+from dneuro.kernels.base import SLICE_ITEMS, Array, Kernel, Origin, State, flat, row_slices
 
 Mode = Literal["image", "neuron", "center"] | None
 
@@ -59,3 +60,41 @@ class Standardise:
         if self.std is None:
             raise ValueError("std is not given")
         return np.divide(1.0, self.std, out=np.zeros_like(self.std), where=self.std > 0)
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """A kernel that sees Z in place of the activations, slice by slice; Z never exists as a whole.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Any; its features are flat.
+    standardise : Standardise
+        How activations become Z.
+    """
+
+    kernel: Kernel
+    standardise: Standardise
+    whole_rows: ClassVar[bool] = True
+
+    def start(self) -> State:  # noqa: D102
+        return self.kernel.start()
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
+        table = flat(blocks[0])
+        for rows in row_slices(table):
+            z = self.standardise.apply(table[rows, :])
+            state = self.kernel.update(state, (z,), {**origin, "image": origin["image"][rows]})
+        return state
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        return self.kernel.merge(a, b)
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:  # noqa: D102
+        return self.kernel.finalise(state)
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
+        height = min(rows, max(1, SLICE_ITEMS // features))
+        state, work = self.kernel.memory(images, height, features)
+        return state, work + 24 * max(SLICE_ITEMS, features)

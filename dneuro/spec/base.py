@@ -109,11 +109,13 @@ def _parse(parse: Callable[[str | int | float], N], value: object, what: str) ->
         raise ValueError(f"must be {what}; {shown(value)} is too large") from None
 
 
-_no_bool = BeforeValidator(_refuse_bool)
-Number = Annotated[float, _no_bool]
-PositiveNumber = Annotated[float, Field(gt=0), _no_bool]
-Positive = Annotated[int, Field(gt=0), _no_bool]
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1), _no_bool]
+no_bool = BeforeValidator(_refuse_bool)
+Number = Annotated[float, no_bool]
+PositiveNumber = Annotated[float, Field(gt=0), no_bool]
+NotNegative = Annotated[float, Field(ge=0), no_bool]
+Share = Annotated[float, Field(gt=0, lt=1), no_bool]
+Positive = Annotated[int, Field(gt=0), no_bool]
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1), no_bool]
 """What every random generator in use accepts."""
 
 Name = Annotated[

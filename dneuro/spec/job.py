@@ -24,10 +24,14 @@ from dneuro.spec.order import check_order
 from dneuro.spec.problems import Problem, ProblemsError, refusal, shown
 from dneuro.spec.steps import (
     STEPS,
+    ClustersStep,
     CooccurrenceStep,
     ExtractStep,
+    KmeansStep,
     MomentsStep,
+    RandomProjectionsStep,
     ReportStep,
+    SelectivityStep,
     SimilarityStep,
     Step,
     SvdStep,
@@ -93,8 +97,12 @@ AnyStep = Annotated[
     | Annotated[MomentsStep, Tag(MomentsStep.kind)]
     | Annotated[TopImagesStep, Tag(TopImagesStep.kind)]
     | Annotated[CooccurrenceStep, Tag(CooccurrenceStep.kind)]
+    | Annotated[SelectivityStep, Tag(SelectivityStep.kind)]
     | Annotated[SvdStep, Tag(SvdStep.kind)]
+    | Annotated[RandomProjectionsStep, Tag(RandomProjectionsStep.kind)]
     | Annotated[SimilarityStep, Tag(SimilarityStep.kind)]
+    | Annotated[ClustersStep, Tag(ClustersStep.kind)]
+    | Annotated[KmeansStep, Tag(KmeansStep.kind)]
     | Annotated[ReportStep, Tag(ReportStep.kind)],
     Discriminator(_kind),
     BeforeValidator(_check_kind),

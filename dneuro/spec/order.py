@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from dneuro.errors import suggest
 from dneuro.spec.problems import KeyPath, Problem, ProblemsError, repeated
-from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, ExtractStep, SimilarityStep, Step
+from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, ExtractStep, RowsStep, Step
 
 Steps = TypeVar("Steps", bound=Sequence[Step])
 
@@ -19,9 +19,9 @@ def check_order(steps: Steps) -> Steps:
     ------
     ProblemsError
         With every problem: steps of the same name, not exactly one extract step, a step before what it
-        needs, a layer that is not extracted, a similarity of something that is no step.
+        needs, a layer that is not extracted, one about the rows of something that is no step.
     """
-    if problems := [*_names(steps), *_places(steps), *_layers(steps), *_similarities(steps)]:
+    if problems := [*_names(steps), *_places(steps), *_layers(steps), *_rows(steps)]:
         raise ProblemsError(*problems)
     return steps
 
@@ -62,9 +62,9 @@ def _layers(steps: Sequence[Step]) -> Iterator[Problem]:
             yield from _unknown_layers(step, stored, why, _at(steps, index, "layer"))
 
 
-def _similarities(steps: Sequence[Step]) -> Iterator[Problem]:
+def _rows(steps: Sequence[Step]) -> Iterator[Problem]:
     for index, step in enumerate(steps):
-        if not isinstance(step, SimilarityStep) or step.of == "activation":
+        if not isinstance(step, RowsStep) or step.of == "activation":
             continue
         earlier = {s.id: s for s in steps[:index] if isinstance(s, CooccurrenceStep)}
         if step.of not in earlier:

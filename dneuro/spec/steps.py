@@ -10,13 +10,16 @@ from dneuro.spec.base import (
     ONE,
     SEVERAL,
     Name,
+    NotNegative,
     OrBlank,
     OrWritten,
     Positive,
     PositiveNumber,
     Seed,
+    Share,
     Spec,
     by_count,
+    no_bool,
 )
 from dneuro.spec.problems import Problem, ProblemsError, refusal, repeated, shown
 
@@ -184,15 +187,46 @@ class TopImagesStep(AnalysisStep):
 
 
 class CooccurrenceStep(AnalysisStep):
-    """How many of a neuron's top images belong to each class (CoF)."""
+    """How many of the images that a neuron answers to most belong to each class (CoF)."""
 
     kind: ClassVar[str] = "cooccurrence"
-    k: Positive = 100
-    """Top images counted."""
+    quantile: Share | None = None
+    """Instead of the top ``k``, count every image above this quantile of the neuron's activations, such as 0.99."""
+    k: Positive | None = Field(default_factory=lambda known: None if known.get("quantile") else 100)
+    """Top images counted; 100 unless a quantile is given."""
     per: Per = "channel"
     """One row per channel or per neuron (channel, y, x)."""
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
+
+    @model_validator(mode="after")
+    def _need_one_of_both(self) -> CooccurrenceStep:
+        if self.k is not None and self.quantile is not None:
+            raise refusal("k and quantile both say what counts", "leave one out", ("quantile",))
+        if self.k is None and self.quantile is None:
+            raise refusal("neither k nor quantile says what counts", "`k: 100`", ("k",))
+        return self
+
+
+class RowsStep(AnalysisStep):
+    """A step about one row per neuron: its activations, or its counts per class."""
+
+    of: Annotated[str, Field(min_length=1)] = "activation"
+    """``activation``, or the name of a ``cooccurrence`` step whose rows are taken."""
+
+
+class SelectivityStep(RowsStep):
+    """How selective each neuron is for classes: selectivity, Gini index, flatness, multi-facetedness."""
+
+    kind: ClassVar[str] = "selectivity"
+    per: Per = "channel"
+    """One row per channel or per neuron (channel, y, x)."""
+    pool: Pool = "mean"
+    """How ``per: channel`` makes one number of all positions."""
+    chance: Annotated[int, Field(ge=0), no_bool] = 100
+    """Draws of labels by chance that counts are compared with; 0 for none."""
+    seed: Seed = 0
+    """Seed of these draws."""
 
 
 class SvdStep(AnalysisStep):
@@ -210,12 +244,37 @@ class SvdStep(AnalysisStep):
     """Seed of the start block of ``krylov``."""
 
 
-class SimilarityStep(AnalysisStep):
+class RandomProjectionsStep(AnalysisStep):
+    """Scores of the images on random directions, with their variances and the images at their ends."""
+
+    kind: ClassVar[str] = "random_projections"
+    directions: Positive = 100
+    """Number of directions."""
+    entries: Literal["gaussian", "uniform"] = "gaussian"
+    """``gaussian``: unit vectors, uniform on the sphere; ``uniform``: entries uniform on [0, 1), not normalised."""
+    standardize: Literal["image", "neuron", "center"] | None = "image"
+    """``image``: each image to mean 0, variance 1 over its neurons; ``neuron``: each neuron over the images;
+    ``center``: each neuron to mean 0; null: as it is."""
+    cutoff: NotNegative | None = None
+    """A direction is kept if the variance of its scores is at least this."""
+    quantile: Share | None = None
+    """The same, with this quantile of the variances of all directions; 0.9 if neither is given."""
+    k: Positive = 100
+    """Images at either end of each direction."""
+    seed: Seed = 0
+    """Seed of the directions."""
+
+    @model_validator(mode="after")
+    def _need_one_limit(self) -> RandomProjectionsStep:
+        if self.cutoff is not None and self.quantile is not None:
+            raise refusal("cutoff and quantile both say what is kept", "leave one out", ("quantile",))
+        return self
+
+
+class SimilarityStep(RowsStep):
     """Similarity of every two channels or neurons."""
 
     kind: ClassVar[str] = "similarity"
-    of: Annotated[str, Field(min_length=1)] = "activation"
-    """``activation``, or the name of a ``cooccurrence`` step whose rows are compared."""
     metric: Annotated[
         list[Literal["pearson", "euclidean"]],
         Field(min_length=1),
@@ -228,6 +287,58 @@ class SimilarityStep(AnalysisStep):
     """Compare channels or neurons (channel, y, x)."""
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
+
+
+class ClustersStep(RowsStep):
+    """Agglomerative clusters of channels or neurons by their similarity."""
+
+    kind: ClassVar[str] = "clusters"
+    count: Positive | None = None
+    """Cut the tree into this many clusters."""
+    distance: NotNegative | None = None
+    """Or cut it where clusters would be joined over more than this distance (1 − r, or Euclidean)."""
+    metric: Literal["pearson", "euclidean"] = "pearson"
+    """What the tree is made of."""
+    linkage: Literal["average", "complete", "single", "ward"] = "average"
+    """Distance between clusters; ``ward`` is for Euclidean distances."""
+    per: Per = "channel"
+    """Cluster channels or neurons (channel, y, x)."""
+    pool: Pool = "max"
+    """How ``per: channel`` makes one number of all positions."""
+    k: Positive = 10
+    """Members listed of each cluster, the most central first."""
+
+    @model_validator(mode="after")
+    def _need_one_cut(self) -> ClustersStep:
+        if self.count is None and self.distance is None:
+            raise refusal("neither count nor distance says where the tree is cut", "`count: 8`, or `distance: 0.3`")
+        if self.count is not None and self.distance is not None:
+            raise refusal("count and distance both say where the tree is cut", "leave one out", ("distance",))
+        if self.linkage == "ward" and self.metric != "euclidean":
+            raise refusal("ward is about Euclidean distances", "`metric: euclidean`", ("linkage",))
+        return self
+
+
+class KmeansStep(AnalysisStep):
+    """Clusters of images by k-means."""
+
+    kind: ClassVar[str] = "kmeans"
+    count: Positive
+    """Number of clusters."""
+    per: Per = "channel"
+    """The features of an image: its channels, or all its neurons (channel, y, x)."""
+    pool: Pool = "max"
+    """How ``per: channel`` makes one number of all positions."""
+    standardize: Literal["image", "neuron"] | None = None
+    """Each image to mean 0, variance 1 over its features, or each feature over the images; null: as it is."""
+    max_iter: Positive = 100
+    """Most iterations; the layer is read once in each."""
+    tol: NotNegative = 1e-4
+    """Stop when the centres move by less than this share of the mean variance of a feature (squared)."""
+    k: Positive = 10
+    """Images listed of each cluster, the nearest to its centre first."""
+    seed: Seed = 0
+    """Seed of the first centres."""
 
 
 class ReportStep(Step):
@@ -251,8 +362,12 @@ STEPS: dict[str, type[Step]] = {
         MomentsStep,
         TopImagesStep,
         CooccurrenceStep,
+        SelectivityStep,
         SvdStep,
+        RandomProjectionsStep,
         SimilarityStep,
+        ClustersStep,
+        KmeansStep,
         ReportStep,
     )
 }

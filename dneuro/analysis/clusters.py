@@ -1,0 +1,233 @@
+"""Which neurons are redundant: a tree of neurons by their similarity, cut into clusters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import xarray as xr
+from numpy.typing import NDArray
+
+from dneuro import events
+from dneuro.analysis.arrays import Per, Pool, choose, is_count
+from dneuro.analysis.similarity import plan_similarity, similarity
+from dneuro.engine.executors import get_executor
+from dneuro.engine.plan import Plan
+from dneuro.errors import ArrayError, MemoryLimitError
+from dneuro.quantities import format_bytes
+
+Metric = Literal["pearson", "euclidean"]
+Linkage = Literal["average", "complete", "single", "ward"]
+TOO_LARGE = "per='channel', fewer neurons, or more memory"
+
+
+def clusters(
+    x: xr.DataArray,
+    *,
+    count: int | None = None,
+    distance: float | None = None,
+    metric: Metric = "pearson",
+    linkage: Linkage = "average",
+    per: Per = "channel",
+    pool: Pool = "max",
+    k: int = 10,
+    client: Any = None,
+) -> xr.Dataset:
+    """Agglomerative clusters of channels or neurons by their similarity.
+
+    Parameters
+    ----------
+    x : DataArray, dims (image N, channel P[, y, x]) or (channel P, class N)
+        Activations, or the counts of `cooccurrence`, whose rows are then compared over the classes.
+    count : int, optional
+        Cut the tree into this many clusters.
+    distance : float, optional
+        Or cut it where clusters would be joined over more than this distance.
+    metric : {"pearson", "euclidean"}
+        The distance is 1 − r (0 to 2), or the Euclidean one.
+    linkage : {"average", "complete", "single", "ward"}
+        Distance between clusters, as in `scipy.cluster.hierarchy.linkage`; ``"ward"`` is for Euclidean distances.
+    per, pool : str
+        As in `top_images`.
+    k : int
+        Members listed of each cluster, the most central first.
+    client : distributed.Client, optional
+        Where the similarity is computed; the default is the active dask client, else threads.
+
+    Returns
+    -------
+    Dataset
+        cluster (channel, or neuron for ``per="neuron"``) int64: 0 is the largest; −1 for what has no similarity, for it
+        does not vary; order (channel) int64: its place in the tree's order, those without a cluster last; pearson or
+        euclidean (channel, other_channel) float64: what the tree is made of. Of each cluster (dim group): size and
+        medoid (group) int64, spread (group): mean distance of two members (NaN of one), member (group, rank) int64,
+        −1 = none. Neurons are numbered as they lie. linkage (merge, column), leaf (leaf) int64: SciPy's tree, and the
+        neuron that each of its leaves is.
+
+    Raises
+    ------
+    ArrayError
+        If `x` is not such an array, not exactly one of `count` and `distance` is given, or `count` is more than there
+        are neurons.
+    NonFiniteError
+        If it holds NaN or infinity; names layer, image and neuron.
+    MemoryLimitError
+        If the P × P matrix does not fit into a worker, or with the tree into this process; before anything is read.
+
+    Notes
+    -----
+    **Cost**: that of `similarity`, then 32·P² bytes and O(P²) steps in this process. Exact. Of clusters of one size the
+    one whose first neuron comes first is first. Source: Zhang, clusters of redundant neurons, named as future work.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, dneuro as dn
+    >>> a, b = np.sin(np.arange(20.0)), np.cos(np.arange(20.0))
+    >>> x = xr.DataArray(np.stack([a, b, 2 * a, 3 * a + 1], axis=1), dims=("image", "channel"))
+    >>> dn.clusters(x, distance=0.1)["cluster"].values.tolist()
+    [0, 1, 0, 0]
+    """
+    executor = get_executor(client)
+    parameters: dict[str, Any] = {"count": count, "distance": distance, "metric": metric, "linkage": linkage,
+                                  "per": per, "pool": pool, "k": k}  # fmt: skip
+    plan = plan_clusters(x, **parameters, client=executor)
+    plan.check(executor.memory, hint=TOO_LARGE)
+    if plan.driver_bytes > (available := psutil.virtual_memory().available):
+        raise MemoryLimitError(
+            f"clusters needs {format_bytes(plan.driver_bytes)} in this process, {format_bytes(available)} are "
+            "available; nothing was started",
+            hint=TOO_LARGE,
+        )
+    similar = similarity(x, metric=metric, per=per, pool=pool, client=executor)
+    array = similar[metric]
+    matrix = np.asarray(array.values, dtype=np.float64)
+    live = np.flatnonzero(np.isfinite(matrix.diagonal()))
+    if count is not None and count > len(live):
+        events.emit("note", "clusters", f"only {len(live)} of {len(matrix)} vary: as many clusters, not {count}")
+    apart = _distances(matrix[np.ix_(live, live)], metric)
+    tree = _tree(apart, linkage)
+    joined = len(live) - count if count is not None else int(np.count_nonzero(tree[:, 2] <= float(distance or 0)))
+    found = _describe(_cut(tree, len(live), max(0, joined)), apart, live, k)
+    dim = str(array.dims[0])
+    cluster, order = np.full(len(matrix), -1), np.full(len(matrix), -1)
+    cluster[live] = found.cluster
+    leaves = np.concatenate([live[_leaves(tree, len(live))], np.setdiff1d(np.arange(len(matrix)), live)])
+    order[leaves] = np.arange(len(matrix))
+    result = similar[[metric]].assign(
+        cluster=(dim, cluster),
+        order=(dim, order),
+        size=("group", found.size),
+        medoid=("group", found.member[:, 0]),
+        spread=("group", found.spread),
+        member=(("group", "rank"), found.member),
+        linkage=(("merge", "column"), tree),
+        leaf=("leaf", live),
+    )
+    result.attrs = {"analysis": "clusters", "layer": similar.attrs["layer"], "images": similar.attrs["images"],
+                    "parameters": parameters}  # fmt: skip
+    return result
+
+
+def plan_clusters(
+    x: xr.DataArray,
+    *,
+    count: int | None = None,
+    distance: float | None = None,
+    metric: Metric = "pearson",
+    linkage: Linkage = "average",
+    per: Per = "channel",
+    pool: Pool = "max",
+    k: int = 10,
+    client: Any = None,
+) -> Plan:
+    """Return the passes and the memory of `clusters`; reads no data."""
+    choose("metric", metric, ("pearson", "euclidean"))
+    choose("linkage", linkage, ("average", "complete", "single", "ward"))
+    if linkage == "ward" and metric != "euclidean":
+        raise ArrayError(f"linkage='ward' is about Euclidean distances, not {metric}", hint="metric='euclidean'")
+    if not is_count(k):
+        raise ArrayError(f"k={k!r} is not a whole number, at least 1")
+    plan = plan_similarity(x, metric=metric, per=per, pool=pool, client=client)
+    neurons = round((plan.result_bytes // 8) ** 0.5)
+    _check_cut(count, distance, neurons)
+    return replace(
+        plan, operation="clusters", result_bytes=plan.result_bytes + (64 + 8 * k) * neurons,
+        driver_bytes=plan.driver_bytes + 32 * neurons**2,
+    )  # fmt: skip
+
+
+def _check_cut(count: int | None, distance: float | None, neurons: int) -> None:
+    if (count is None) == (distance is None):
+        raise ArrayError(
+            "one of count and distance says where the tree is cut" + ("" if count is None else ", not both"),
+            hint="count=8, or distance=0.3",
+        )
+    if count is not None and (not is_count(count) or count > neurons):
+        raise ArrayError(f"count={count!r} of {neurons} neurons", hint=f"a whole number from 1 to {neurons}")
+    if distance is not None and (isinstance(distance, bool) or not distance >= 0):
+        raise ArrayError(f"distance={distance!r} is not a number, at least 0", hint="distance=0.3")
+
+
+def _distances(similar: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
+    """Return the distances, in the memory of `similar`."""
+    if metric == "pearson":
+        np.subtract(1.0, similar, out=similar)
+    np.fill_diagonal(similar, 0.0)
+    return similar
+
+
+def _tree(apart: NDArray[np.float64], linkage: Linkage) -> NDArray[np.float64]:
+    """Return SciPy's tree (merge, 4)."""
+    from scipy.cluster.hierarchy import linkage as link  # not at the top: workers load this file too; SciPy is large
+    from scipy.spatial.distance import squareform
+
+    if len(apart) < 2:
+        return np.empty((0, 4))
+    return np.asarray(link(squareform(apart, checks=False), method=linkage))
+
+
+def _leaves(tree: NDArray[np.float64], leaves: int) -> NDArray[np.int64]:
+    from scipy.cluster.hierarchy import leaves_list
+
+    return np.asarray(leaves_list(tree), dtype=np.int64) if len(tree) else np.arange(leaves)
+
+
+def _cut(tree: NDArray[np.float64], leaves: int, joined: int) -> NDArray[np.int64]:
+    """Return the cluster of each leaf after the first `joined` mergers: by size, then by first leaf."""
+    above = np.arange(leaves + joined)
+    for number, merger in enumerate(tree[:joined, :2].astype(np.int64)):
+        above[merger] = leaves + number
+    for node in range(leaves + joined - 1, -1, -1):  # from the top down: what is above a node is known
+        above[node] = above[above[node]]
+    _, first, member, size = np.unique(above[:leaves], return_index=True, return_inverse=True, return_counts=True)
+    place = np.empty(len(size), dtype=np.int64)
+    place[np.lexsort((first, -size))] = np.arange(len(size))
+    return place[member]
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """Clusters: of each leaf, and what is to be said of each of them."""
+
+    cluster: NDArray[np.int64]
+    size: NDArray[np.int64]
+    spread: NDArray[np.float64]
+    member: NDArray[np.int64]
+
+
+def _describe(
+    cluster: NDArray[np.int64], apart: NDArray[np.float64], live: NDArray[np.int64], k: int
+) -> _Groups:
+    size = np.bincount(cluster)
+    spread = np.full(len(size), np.nan)
+    member = np.full((len(size), min(k, int(size.max(initial=1)))), -1)
+    for group in range(len(size)):
+        own = np.flatnonzero(cluster == group)
+        reach = apart[np.ix_(own, own)].sum(axis=1)
+        if len(own) > 1:
+            spread[group] = reach.sum() / (len(own) * (len(own) - 1))
+        central = own[np.argsort(reach, kind="stable")][:k]
+        member[group, : len(central)] = live[central]
+    return _Groups(cluster, size, spread, member)

@@ -1,0 +1,132 @@
+"""Indices of how selective something is, of any labelled array."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike
+
+from dneuro.errors import ArrayError, suggest
+from dneuro.kernels import indices
+
+
+def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
+    """Gini index, the sparsity of a row: 0 if all entries are equal, 1 − 1/N if all but one of N are 0.
+
+    Parameters
+    ----------
+    x : DataArray with a dim `dim`, or array (…, N)
+        Not negative: counts or mean activations per class, or activations over neurons or images.
+    dim : str
+        What a row runs over; an array without labels has its rows along the last axis.
+
+    Returns
+    -------
+    DataArray over the other dims, or array (…)
+        Float64. NaN for a row of zeros, and for a row with a negative entry or NaN.
+
+    Raises
+    ------
+    ArrayError
+        If `x` has no such dim, or no entries along it.
+
+    Notes
+    -----
+    1 − 2 Σₖ (c₍ₖ₎ / ‖c‖₁)(N − k + ½) / N, entries ascending. **Cost**: of a dask-backed array nothing before it is
+    computed; then one read, with whole rows in memory. Source: Sadeghi, sparsity.
+
+    Examples
+    --------
+    >>> import dneuro as dn
+    >>> dn.gini([[1, 1, 1, 1], [0, 0, 0, 8]]).tolist()
+    [0.0, 0.75]
+    """
+    return _along(indices.gini, x, dim)
+
+
+def spectral_flatness(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
+    """Flatness of a row: 2^(H / log₂ N) − 1, H being the entropy of its N shares; 0 one-sided, 1 flat.
+
+    Parameters
+    ----------
+    x : DataArray with a dim `dim`, or array (…, N)
+        Not negative; counts as a rule, for 1e-7 is added to each entry.
+    dim : str
+        What a row runs over; an array without labels has its rows along the last axis.
+
+    Returns
+    -------
+    DataArray over the other dims, or array (…)
+        Float64. −1 for a row of zeros; NaN for a row with a negative entry or NaN, and where N is 1.
+
+    Raises
+    ------
+    ArrayError
+        If `x` has no such dim, or no entries along it.
+
+    Notes
+    -----
+    **Cost**: as `gini`. Source: Sadeghi, flatness of a neuron's co-occurrence frequencies.
+
+    Examples
+    --------
+    >>> import dneuro as dn
+    >>> dn.spectral_flatness([[5, 5, 5, 5], [0, 0, 0, 0]]).tolist()
+    [1.0, -1.0]
+    """
+    return _along(indices.flatness, x, dim)
+
+
+def class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
+    """Class selectivity: (largest − mean of the others) / (largest + mean of the others).
+
+    Parameters
+    ----------
+    x : DataArray with a dim `dim`, or array (…, N)
+        Mean activation per class; a class without images is NaN and left out.
+    dim : str
+        What a row runs over; an array without labels has its rows along the last axis.
+
+    Returns
+    -------
+    DataArray over the other dims, or array (…)
+        Float64, 0 (no class preferred) to 1 (active for one class only). NaN where fewer than two classes have
+        images, where all are 0, and where the mean of the others is negative (activations before a ReLU).
+
+    Raises
+    ------
+    ArrayError
+        If `x` has no such dim, or no entries along it.
+
+    Notes
+    -----
+    The mean of the others is the unweighted mean of their means. **Cost**: as `gini`. Source: Chen et al., class
+    selectivity, after Morcos et al., "On the importance of single directions for generalization" (2018).
+
+    Examples
+    --------
+    >>> import dneuro as dn
+    >>> dn.class_selectivity([[0, 0, 2], [1, 3, 1], [1, 1, 1]]).tolist()
+    [1.0, 0.5, 0.0]
+    """
+    return _along(indices.class_selectivity, x, dim)
+
+
+def _along(index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: str) -> Any:
+    if not isinstance(x, xr.DataArray):
+        table = np.asarray(x)
+        if table.ndim == 0 or table.shape[-1] == 0:
+            raise ArrayError(f"an array of shape {table.shape} has no rows", hint="one entry per class, last axis")
+        return index(table)
+    if dim not in x.dims:
+        hint = suggest(dim, [str(name) for name in x.dims])
+        raise ArrayError(f"the array has dims {tuple(map(str, x.dims))}, none is named {dim!r}", hint=f"dim=…; {hint}")
+    if x.sizes[dim] == 0:
+        raise ArrayError(f"the array has no entries along {dim!r}", hint="check the selection that made it")
+    return xr.apply_ufunc(
+        index, x, input_core_dims=[[dim]], dask="parallelized", output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"allow_rechunk": True},
+    )  # fmt: skip

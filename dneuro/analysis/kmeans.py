@@ -1,0 +1,284 @@
+"""Which images look alike to a layer: k-means over images × features, through dask-ml."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dneuro import events
+from dneuro.analysis.arrays import Per, Pool, View, choose, class_labels, is_count, view
+from dneuro.analysis.standardisation import standardisation
+from dneuro.engine.blocks import BLOCK_BYTES
+from dneuro.engine.executors import PROCESS_BYTES, Executor, get_executor
+from dneuro.engine.plan import Plan
+from dneuro.errors import ArrayError
+from dneuro.kernels import Kernel, Moments, Standardise
+from dneuro.kernels.nearest import Gather, Nearest
+from dneuro.kernels.standardise import Standardised
+from dneuro.quantities import MiB
+
+Scale = Literal["image", "neuron"] | None
+TOO_LARGE = "per='channel', smaller chunks along image, fewer clusters, or workers with more memory"
+PER_CLUSTER, LEAST = 50, 500
+"""Images per cluster, and in all, among which the first centres are chosen."""
+IMPORTS = 130 * MiB
+"""What a worker needs more once dask-ml, pandas and scikit-learn are imported."""
+
+
+def kmeans(
+    x: xr.DataArray,
+    *,
+    count: int,
+    per: Per = "channel",
+    pool: Pool = "max",
+    standardize: Scale = None,
+    max_iter: int = 100,
+    tol: float = 1e-4,
+    k: int = 10,
+    seed: int = 0,
+    client: Any = None,
+) -> xr.Dataset:
+    """Clusters of images by k-means (Lloyd's iterations of `dask_ml.cluster.KMeans`).
+
+    Parameters
+    ----------
+    x : DataArray, dims (image N, channel C[, y, x])
+        Activations; float16, float32 or float64, backed by dask or NumPy, chunked in any way.
+    count : int
+        Number of clusters K, at most N.
+    per, pool : str
+        The features of an image: its channels (all positions made one number by `pool`), or all its neurons.
+    standardize : {"image", "neuron", None}
+        Each image to mean 0 and variance 1 over its features, or each feature over the images.
+    max_iter : int
+        Most iterations.
+    tol : float
+        Iterations stop when the centres move by less than this share of the mean variance of a feature (squared).
+    k : int
+        Images listed of each cluster, the nearest to its centre first.
+    seed : int
+        Seed of the first centres.
+    client : distributed.Client, optional
+        Where to compute; the default is the active dask client, else threads.
+
+    Returns
+    -------
+    Dataset
+        cluster (image) int64: 0 is the largest; −1 for images that take no part; distance (image) float64: from the
+        centre. Of each cluster (dim group): size (group) int64, centre (group, features…) float64, member (group, rank)
+        int64: images, as the array's ``image`` coordinate numbers them, −1 = none; where `x` has a coordinate
+        ``label``, class_count (group, class) int64. ``attrs`` has inertia (sum of the squared distances), iterations,
+        converged.
+
+    Raises
+    ------
+    ArrayError
+        If `x` is not such an array, or a parameter cannot be.
+    NonFiniteError
+        If it holds NaN or infinity; names layer, image and neuron.
+    MemoryLimitError
+        If a task would not fit; before anything is read.
+
+    Notes
+    -----
+    The first centres are chosen by k-means++ among a seeded sample of 50·K images (at least 500), so that they depend
+    on the seed and the images, not on the chunking. Where fewer images of the sample differ, there are fewer clusters,
+    and a warning says so. A cluster that loses all its images has size 0.
+
+    **Cost**: one pass for the sample (``"neuron"``: two), one to check, one per iteration, and one or two at the end;
+    memory by chunk, flat in N but for 40 bytes per image. Iterations in float32 (float64 for such an array), the last
+    assignment and its distances in float64. The array is read again in every iteration: ``x.persist()`` first where it
+    fits into the memory of the workers.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, dneuro as dn
+    >>> x = xr.DataArray(np.array([[0.0], [9.0], [9.5], [9.0]], "f4"), dims=("image", "channel"))
+    >>> dn.kmeans(x, count=2)["cluster"].values.tolist()
+    [1, 0, 0, 0]
+    """
+    executor = get_executor(client)
+    parameters: dict[str, Any] = {"count": count, "per": per, "pool": pool, "standardize": standardize,
+                                  "max_iter": max_iter, "tol": tol, "k": k, "seed": seed}  # fmt: skip
+    plan_kmeans(x, **parameters, client=executor).check(executor.memory, hint=TOO_LARGE)
+    seen = view(x, per=per, pool=pool)
+    standardise, _ = standardisation(seen, standardize, executor, "kmeans")
+    first, spread = _first_centres(seen, standardise, count, seed, executor)
+    centres, iterations = _iterate(x, seen, standardise, first, max_iter, tol * spread, executor)
+    found = seen.reduce({"nearest": Nearest(standardise, centres)}, executor, "kmeans")["nearest"]
+    size = np.bincount(found["nearest"], minlength=len(centres))
+    ranked = np.argsort(-size, kind="stable")
+    place = np.argsort(ranked, kind="stable")
+    cluster, distance = np.full(len(seen.images), -1), np.full(len(seen.images), np.nan)
+    cluster[found["image"]] = place[found["nearest"]]
+    distance[found["image"]] = np.sqrt(found["squared"])
+    result = xr.Dataset(
+        {
+            "cluster": ("image", cluster),
+            "distance": ("image", distance),
+            "size": ("group", size[ranked]),
+            "centre": (("group", *seen.labels.dims), centres[ranked].reshape(-1, *seen.labels.sizes)),
+            "member": (("group", "rank"), _members(cluster, distance, len(centres), k, seen)),
+            **_classes(x, cluster, len(centres)),
+        },
+        coords={**seen.labels.coords, "image": seen.images},
+    )
+    if "label" in x.coords and "class_count" in result:
+        result = result.assign_coords({"class": class_labels(x)[1]})
+    result.attrs = {
+        "analysis": "kmeans",
+        "layer": seen.layer,
+        "standardize": standardize or "none",
+        "parameters": parameters,
+        "inertia": float(found["squared"].sum()),
+        "iterations": iterations,
+        "converged": iterations < max_iter,
+    }
+    return result
+
+
+def plan_kmeans(
+    x: xr.DataArray,
+    *,
+    count: int,
+    per: Per = "channel",
+    pool: Pool = "max",
+    standardize: Scale = None,
+    max_iter: int = 100,
+    tol: float = 1e-4,
+    k: int = 10,
+    seed: int = 0,
+    client: Any = None,
+) -> Plan:
+    """Return the passes and the memory of `kmeans`; reads no data."""
+    executor = get_executor(client)
+    choose("standardize", standardize, ("image", "neuron", None))
+    for name, number in (("max_iter", max_iter), ("k", k)):
+        if not is_count(number):
+            raise ArrayError(f"{name}={number!r} is not a whole number, at least 1")
+    if isinstance(tol, bool) or not tol >= 0:
+        raise ArrayError(f"tol={tol!r} is not a number, at least 0", hint="tol=1e-4")
+    seen = view(x, per=per, pool=pool)
+    n, p = len(seen.taking_part), seen.labels.count
+    if not is_count(count) or count > n:
+        raise ArrayError(f"count={count!r} of {n} images", hint=f"a whole number from 1 to {n}")
+    size = 24 * n + 8 * count * (p + k + 1)
+    stand_in = Standardise(None)
+    centres = np.broadcast_to(0.0, (count, p))
+    kernels: tuple[dict[str, Kernel], ...] = (
+        _survey(stand_in, np.broadcast_to(np.int64(0), _sampled(count, n))),
+        {"nearest": Nearest(stand_in, centres)},
+    )
+    plan = seen.plan(
+        "kmeans", kernels[0], executor, passes=max_iter + 4 + (standardize == "neuron"), result_bytes=size,
+        driver_bytes=2 * size + 32 * n + 24 * p * _sampled(count, n), method="dask-ml",
+    )  # fmt: skip
+    last = seen.plan("kmeans", kernels[1], executor)
+    lloyd = PROCESS_BYTES + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
+    return replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, last.worker_bytes + IMPORTS, lloyd))
+
+
+def _sampled(count: int, images: int) -> int:
+    return min(images, max(LEAST, PER_CLUSTER * count))
+
+
+def _survey(standardise: Standardise, chosen: NDArray[np.int64]) -> dict[str, Kernel]:
+    return {"sample": Gather(standardise, chosen), "moments": Standardised(Moments(), standardise)}
+
+
+def _first_centres(
+    seen: View, standardise: Standardise, count: int, seed: int, executor: Executor
+) -> tuple[NDArray[np.float64], float]:
+    """Return centres among the images of a sample, and the mean variance of a feature."""
+    from sklearn.cluster import kmeans_plusplus  # not at the top: workers load this file too, and it is large
+
+    rows = np.arange(len(seen.images)) if seen.rows is None else np.flatnonzero(seen.rows)
+    chosen = np.random.default_rng(seed).choice(rows, _sampled(count, len(rows)), replace=False)
+    found = seen.reduce(_survey(standardise, np.sort(chosen)), executor, "kmeans")
+    sample = found["sample"]["z"]
+    different = len(np.unique(sample, axis=0))
+    if different < count:
+        events.emit("warning", "kmeans", f"only {different} of {len(sample)} sampled images differ: as many clusters")
+    centres, _ = kmeans_plusplus(sample, min(count, different), random_state=seed)
+    return centres, float(found["moments"]["variance"].mean())
+
+
+def _iterate(
+    x: xr.DataArray,
+    seen: View,
+    standardise: Standardise,
+    centres: NDArray[np.float64],
+    max_iter: int,
+    tol: float,
+    executor: Executor,
+) -> tuple[NDArray[np.float64], int]:
+    """Return the centres that dask-ml arrives at, and after how many iterations."""
+    from dask_ml.cluster import KMeans
+
+    data = _table(seen, standardise)
+    model = KMeans(len(centres), init=centres.astype(data.dtype), max_iter=max_iter, tol=tol, random_state=0)
+    with executor.computing():
+        model.fit(data)
+    return np.asarray(model.cluster_centers_, dtype=np.float64), int(model.n_iter_)
+
+
+def _table(seen: View, standardise: Standardise) -> Any:
+    """Return Z as a dask array images × features, whole rows in each chunk; in float32, or float64 if `x` is."""
+    x = seen.xs[0]
+    data = x.data
+    if x.chunks is None:
+        per_image = max(1, x.nbytes // len(x))
+        data = da.from_array(x.data, chunks=(max(1, BLOCK_BYTES // per_image), *x.shape[1:]))
+    if seen.rows is not None:
+        data = data[np.flatnonzero(seen.rows)]
+    data = data.rechunk(dict.fromkeys(range(1, data.ndim), -1))
+    dtype = np.float64 if x.dtype.itemsize > 4 else np.float32
+    return data.map_blocks(
+        _prepared, seen.prepare.how, standardise, dtype, dtype=dtype,
+        drop_axis=list(range(2, data.ndim)), chunks=(data.chunks[0], (seen.labels.count,)),
+    )  # fmt: skip
+
+
+def _prepared(block: NDArray[Any], how: Pool | None, standardise: Standardise, dtype: Any) -> NDArray[Any]:
+    from dneuro.kernels.base import flat, pool
+
+    table = pool(block, how)[0] if how is not None else flat(block)
+    if standardise.mode is None:
+        return np.asarray(table, dtype=dtype)
+    return np.asarray(standardise.apply(table), dtype=dtype)
+
+
+def _lloyd_bytes(seen: View, count: int) -> int:
+    """Return the bytes of one task of dask-ml: a chunk, what is made of it, and its distances from the centres."""
+    x, p = seen.xs[0], seen.labels.count
+    per_image = x.nbytes // len(x)
+    rows = max(x.chunks[0]) if x.chunks is not None else max(1, BLOCK_BYTES // max(1, per_image))
+    item = 8 if x.dtype.itemsize > 4 else 4
+    return int(rows * (2 * per_image + p * (8 + 3 * item) + count * 16 + 32) + 4 * count * p * item)
+
+
+def _members(
+    cluster: NDArray[np.int64], distance: NDArray[np.float64], groups: int, k: int, seen: View
+) -> NDArray[np.int64]:
+    """Return the images nearest to each centre; of equal distances the image that comes first is first."""
+    member = np.full((groups, k), -1)
+    for group in range(groups):
+        own = np.flatnonzero(cluster == group)
+        nearest = own[np.argsort(distance[own], kind="stable")][:k]
+        member[group, : len(nearest)] = seen.images[nearest]
+    return member
+
+
+def _classes(x: xr.DataArray, cluster: NDArray[np.int64], groups: int) -> dict[str, Any]:
+    """Return how many images of each cluster belong to each class."""
+    if "label" not in x.coords or int(x.coords["label"].max()) < 0:
+        return {}
+    labels, names = class_labels(x)
+    counts = (cluster >= 0) & (labels >= 0)
+    bins = np.bincount(cluster[counts] * len(names) + labels[counts], minlength=groups * len(names))
+    return {"class_count": (("group", "class"), bins.reshape(groups, len(names)))}

@@ -1,0 +1,118 @@
+"""Chosen images, and the nearest of a few centres to every image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import array_api_compat
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, to_numpy
+from dneuro.kernels.standardise import Standardise
+
+
+def _joined(a: State, b: State) -> State:
+    """Return the rows of both states."""
+    if not a or not b:
+        return a or b
+    xp = array_api_compat.array_namespace(a["image"], b["image"])
+    return {name: xp.concat([a[name], b[name]]) for name in a}
+
+
+def _in_order(state: State) -> dict[str, NDArray[Any]]:
+    """Return the rows of a state by image."""
+    order = np.argsort(to_numpy(state["image"]))
+    return {name: to_numpy(array)[order] for name, array in state.items()}
+
+
+@dataclass(frozen=True)
+class Gather:
+    """The standardised activations of chosen images.
+
+    Parameters
+    ----------
+    standardise : Standardise
+        How activations become Z.
+    chosen : array (images,) of int64
+        Their numbers, as ``origin["image"]`` gives them.
+    """
+
+    standardise: Standardise
+    chosen: NDArray[np.int64]
+    whole_rows: ClassVar[bool] = True
+
+    def start(self) -> State:  # noqa: D102
+        return {}
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
+        table = flat(blocks[0])
+        xp = array_api_compat.array_namespace(table)
+        where = array_api_compat.device(table)
+        rows = np.flatnonzero(np.isin(origin["image"], self.chosen))
+        if not len(rows):
+            return state
+        z = self.standardise.apply(xp.take(table, xp.asarray(rows, device=where), axis=0))
+        return _joined(state, {"image": xp.asarray(origin["image"][rows], device=where), "z": z})
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        return _joined(a, b)
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
+        """Return image (chosen,) in ascending order and z (chosen, features)."""
+        return _in_order(state)
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
+        # Any block may hold all that were chosen; each is taken, standardised in float64, and joined to the state.
+        state = 8 * min(images, len(self.chosen)) * (features + 1)
+        return state, 24 * min(rows, len(self.chosen)) * features + state + 32 * rows + 8 * len(self.chosen)
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """For every image the nearest centre and the squared distance from it.
+
+    Parameters
+    ----------
+    standardise : Standardise
+        How activations become Z.
+    centres : array (centres, features) of float64
+        Points among the rows of Z.
+    """
+
+    standardise: Standardise
+    centres: NDArray[np.float64]
+    whole_rows: ClassVar[bool] = True
+
+    def start(self) -> State:  # noqa: D102
+        return {}
+
+    def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
+        table = flat(blocks[0])
+        xp = array_api_compat.array_namespace(table)
+        where = array_api_compat.device(table)
+        centres = xp.asarray(self.centres, device=where)
+        norms = xp.sum(centres * centres, axis=1)
+        nearest, squared = [], []
+        for rows in row_slices(table):
+            z = self.standardise.apply(table[rows, :])
+            first = xp.argmin(norms[None, :] - 2 * xp.matmul(z, centres.T), axis=1)
+            z -= xp.take(centres, first, axis=0)  # directly: nothing of a short distance cancels
+            nearest.append(first)
+            squared.append(xp.sum(z * z, axis=1))
+        images = xp.asarray(origin["image"], device=where)
+        return _joined(state, {"image": images, "nearest": xp.concat(nearest), "squared": xp.concat(squared)})
+
+    def merge(self, a: State, b: State) -> State:  # noqa: D102
+        return _joined(a, b)
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
+        """Return image (images,) in ascending order, nearest (images,) of int64, squared (images,)."""
+        return _in_order(state)
+
+    def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
+        count = len(self.centres)
+        one_slice = max(SLICE_ITEMS, features)
+        return 24 * images, 32 * one_slice + 24 * rows * count + 8 * features * count + 24 * images + 48 * rows
