@@ -82,7 +82,9 @@ def spectrum(singular: Numbers, explained: Numbers | None) -> Figure:
     return figure
 
 
-def spans(components: Numbers, channels: Numbers | None, classes: int, k: int) -> Figure:
+def spans(
+    components: Numbers, channels: Numbers | None, classes: int, k: int, what: str = "component"
+) -> Figure:
     """Draw how many classes the top images of each component span, against those of single neurons.
 
     Parameters
@@ -95,6 +97,8 @@ def spans(components: Numbers, channels: Numbers | None, classes: int, k: int) -
         Classes there are.
     k : int
         Top images counted.
+    what : str
+        What has the number of classes.
     """
     figure, ax = canvas(5.6, 3.3)
     if channels is not None and channels.size:
@@ -102,11 +106,11 @@ def spans(components: Numbers, channels: Numbers | None, classes: int, k: int) -
         ax.axhspan(low, high, color=ORANGE, alpha=0.15, lw=0, label="single neurons, 10 to 90 %")
         ax.axhline(middle, color=ORANGE, lw=1.4, ls="--", label="single neurons, median")
     positions = np.arange(1, components.size + 1)
-    ax.plot(positions, components, color=BLUE, marker="o", ms=5, ls="none", label="components")
+    ax.plot(positions, components, color=BLUE, marker="o", ms=5, ls="none", label=f"{what}s")
     ax.set_ylim(0, min(classes, k) * 1.08 + 0.2)
     count_along(ax, components.size)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-    label(ax, "component", f"classes among top {k}")
+    label(ax, what, f"classes among top {k}")
     if channels is not None and channels.size:
         ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.14), ncols=3, columnspacing=1.2)
     return figure

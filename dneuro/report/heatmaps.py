@@ -22,7 +22,9 @@ _MOST_CELLS = 1200  # along a side, so that each is about a pixel of the file
 Values = NDArray[np.float32]
 
 
-def cooccurrence(counts: Values, rows: Sequence[str] | None, classes: Sequence[str], what: str) -> Figure:
+def cooccurrence(
+    counts: Values, rows: Sequence[str] | None, classes: Sequence[str], what: str, *, counted: str = "top images"
+) -> Figure:
     """Draw the neuron × class map of counts.
 
     Parameters
@@ -35,12 +37,14 @@ def cooccurrence(counts: Values, rows: Sequence[str] | None, classes: Sequence[s
         Names of the classes.
     what : str
         What a row is: ``channel`` or ``neuron``.
+    counted : str
+        What the counts count.
     """
     height = float(np.clip(0.16 * len(counts) + 1.4, 3.0, 6.4))
     width = float(np.clip(0.3 * len(classes) + 3.0, 5.6, 9.6))
     figure, ax = canvas(width, height)
-    _heat(figure, ax, counts, "GnBu", "top images", counts=True)
-    _name_ticks(ax, rows, classes)
+    _heat(figure, ax, counts, "GnBu", counted, counts=True)
+    name_ticks(ax, rows, classes)
     label(ax, "class", f"{what}, ordered by dominating class")
     return figure
 
@@ -65,7 +69,7 @@ def similarity(values: Values, names: Sequence[str], metric: str, what: str) -> 
         _heat(figure, ax, values, "RdBu_r", "Pearson correlation", limits=(-1.0, 1.0), square=True)
     else:
         _heat(figure, ax, values, "viridis_r", f"{metric.capitalize()} distance", square=True)
-    _name_ticks(ax, names, names)
+    name_ticks(ax, names, names)
     label(ax, what, what)
     return figure
 
@@ -82,7 +86,7 @@ def _heat(
     if not values.size:
         values = np.full((1, 1), np.nan, dtype=np.float32)
     rows, columns = values.shape
-    cells = np.ma.masked_invalid(_averaged(values))
+    cells = np.ma.masked_invalid(averaged(values))
     low, high = limits if limits is not None else (0.0, float(cells.max()) if cells.count() else 1.0)
     shown = ax.imshow(
         cells, cmap=mpl.colormaps[colours].with_extremes(bad=MISSING), vmin=low, vmax=high or 1.0,
@@ -98,7 +102,7 @@ def _heat(
     bar.outline.set_visible(False)
 
 
-def _averaged(values: Values) -> Values:
+def averaged(values: Values) -> Values:
     """Return the means of blocks so large that no side has more cells than can be seen, NaN left out."""
     starts = [np.arange(0, length, block(length)) for length in values.shape]
     if all(len(s) == length for s, length in zip(starts, values.shape, strict=True)):
@@ -110,7 +114,7 @@ def _averaged(values: Values) -> Values:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).astype(np.float32)
 
 
-def _name_ticks(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str]) -> None:
+def name_ticks(ax: Axes, rows: Sequence[str] | None, columns: Sequence[str]) -> None:
     """Name every row and column where there is room, else some of them; rows None: by position."""
     wide = max((len(name) for name in columns), default=0) > 3
     for axis, names, rotation in ((ax.yaxis, rows, 0), (ax.xaxis, columns, 90 if wide else 0)):

@@ -10,7 +10,18 @@ from dataclasses import dataclass
 
 from dneuro.report.blocks import Block, Studio
 from dneuro.report.contents import Layer, Result
-from dneuro.report.sections import cooccurrence, moments, other, similarity, svd, top_images
+from dneuro.report.sections import (
+    clusters,
+    cooccurrence,
+    kmeans,
+    moments,
+    other,
+    random_projections,
+    selectivity,
+    similarity,
+    svd,
+    top_images,
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,12 @@ SECTIONS = (
     Kind("moments", "Moments", ("variance",), moments.build),
     Kind("top_images", "Top images", ("top_image",), top_images.build),
     Kind("svd", "Singular value decomposition", ("singular_value",), svd.build),
+    Kind("random_projections", "Random projections", ("variance",), random_projections.build),
     Kind("cooccurrence", "Co-occurrence with classes", ("count",), cooccurrence.build),
+    Kind("selectivity", "Selectivity", ("mf", "class_selectivity"), selectivity.build),
     Kind("similarity", "Similarity", similarity.METRICS, similarity.build),
+    Kind("clusters", "Clusters of neurons", ("cluster",), clusters.build),
+    Kind("kmeans", "Clusters of images", ("cluster",), kmeans.build),
 )
 """In the order of the page."""
 

@@ -22,13 +22,18 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
         studio.images.class_name(label) for label in range(counts.shape[1])
     ]  # fmt: skip
     called = names(array, dims, step) if len(counts) <= heatmaps.MOST_NAMED else None
-    order = _by_dominating_class(counts)
+    order = by_dominating_class(counts)
     what = "channel" if dims == ("channel",) else "neuron"
-    figure = heatmaps.cooccurrence(counts[order], called and [called[row] for row in order], classes, what)
+    quantile = result.parameters.get("quantile")
+    kind = "top images" if quantile is None else "images"
+    counted_images = kind if quantile is None else f"images above the {number(quantile)} quantile"
+    figure = heatmaps.cooccurrence(
+        counts[order], called and [called[row] for row in order], classes, what, counted=kind
+    )
     empty = int((counts.sum(axis=1) == 0).sum())
     full = counts[counts.sum(axis=1) > 0]
     caption = (
-        f"How many of the top images of {counted(counts.shape[0], what)} of {layer.name} belong to each of "
+        f"How many of the {counted_images} of {counted(counts.shape[0], what)} of {layer.name} belong to each of "
         f"{counted(len(classes), 'class', 'classes')}; rows are ordered by the class with the highest count, then by "
         f"that count. n = {counted(int(studio.images.usable.sum()), 'image')}."
     )
@@ -49,7 +54,7 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     return Block(heading(result), plates=[plate], facts=facts(result))
 
 
-def _by_dominating_class(counts: NDArray[np.float32]) -> NDArray[np.intp]:
+def by_dominating_class(counts: NDArray[np.float32]) -> NDArray[np.intp]:
     """Return the rows by dominating class, the most devoted first; rows without counts last."""
     if not counts.size:
         return np.arange(counts.shape[0])

@@ -44,7 +44,7 @@ def _spectrum(result: Result, layer: Layer, studio: Studio) -> Plate:
         together = percent(float(np.nansum(explained)))
         caption += f" (solid), and the variance that they explain together (dashed): {together}"
     caption += "."
-    caption += _standardised(data.attrs.get("standardize", result.parameters.get("standardize", "")))
+    caption += standardised(data.attrs.get("standardize", result.parameters.get("standardize", "")))
     if "residual" in data and singular.size:
         worst = float(np.max(np.asarray(data["residual"].values, dtype=np.float64)))
         caption += f" Certificate: the residual of every component is at most {number(worst)}."
@@ -61,7 +61,8 @@ def _spectrum(result: Result, layer: Layer, studio: Studio) -> Plate:
     return studio.plate(figures.spectrum(singular, explained), result, "spectrum", alt, caption)
 
 
-def _standardised(how: object) -> str:
+def standardised(how: object) -> str:
+    """Return the sentence that says how Z was made."""
     sentences = {
         "image": " Each image was brought to mean 0 and variance 1 over its neurons.",
         "neuron": " Each neuron was brought to mean 0 and variance 1 over the images.",
@@ -147,7 +148,7 @@ def _span(scores: NDArray[np.float64], result: Result, layer: Layer, studio: Stu
     ours = np.array([_classes(_numbers(result, order), studio) or 0 for order in orders], dtype=np.float64)
     theirs = None
     if top is not None:
-        theirs = _neuron_spans(top, k, labels)
+        theirs = neuron_spans(top, k, labels)
     classes = len(np.unique(labels[labels >= 0]))
     caption = (
         f"How many of {counted(classes, 'class', 'classes')} the k = {k} images with the highest score span, for "
@@ -162,7 +163,8 @@ def _span(scores: NDArray[np.float64], result: Result, layer: Layer, studio: Stu
     return studio.plate(figures.spans(ours, theirs, classes, k), result, "span", alt, caption + ".")
 
 
-def _neuron_spans(top: Result, k: int, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+def neuron_spans(top: Result, k: int, labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return how many classes the top `k` images of single neurons span."""
     images = top.data["top_image"].isel(rank=slice(k))
     if images.ndim > 2:  # per neuron there may be millions; one of each channel tells as much
         images = images.isel({dim: images.sizes[dim] // 2 for dim in images.dims if dim not in ("channel", "rank")})
