@@ -14,7 +14,7 @@ from dneuro import events
 from dneuro.analysis.arrays import Per, Pool, View, choose, class_labels, is_count, view
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.blocks import BLOCK_BYTES
-from dneuro.engine.executors import PROCESS_BYTES, Executor, get_executor
+from dneuro.engine.executors import PROCESS_BYTES, Executor, Sizes, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, Moments, Standardise
@@ -26,6 +26,8 @@ Scale = Literal["image", "neuron"] | None
 TOO_LARGE = "per='channel', smaller chunks along image, fewer clusters, or workers with more memory"
 PER_CLUSTER, LEAST = 50, 500
 """Images per cluster, and in all, among which the first centres are chosen."""
+CHUNK_BYTES = 8 * MiB
+"""Wished size of a chunk of Z."""
 IMPORTS = 130 * MiB
 """What a worker needs more once dask-ml, pandas and scikit-learn are imported."""
 
@@ -90,10 +92,10 @@ def kmeans(
     on the seed and the images, not on the chunking. Where fewer images of the sample differ, there are fewer clusters,
     and a warning says so. A cluster that loses all its images has size 0.
 
-    **Cost**: one pass for the sample (``"neuron"``: two), one to check, one per iteration, and one or two at the end;
-    memory by chunk, flat in N but for 40 bytes per image. Iterations in float32 (float64 for such an array), the last
-    assignment and its distances in float64. The array is read again in every iteration: ``x.persist()`` first where it
-    fits into the memory of the workers.
+    **Cost**: one pass for the sample (``"neuron"``: two), one at the end, and between them one pass if images ×
+    features fit into a quarter of a worker's memory, where they stay, else one to check, one per iteration, and one
+    more at most; then memory is by chunk, flat in N but for 40 bytes per image. A note says which. Iterations in
+    float32 (float64 for such an array), the last assignment and its distances in float64.
 
     Examples
     --------
@@ -174,12 +176,15 @@ def plan_kmeans(
         _survey(stand_in, np.broadcast_to(np.int64(0), _sampled(count, n))),
         {"nearest": Nearest(stand_in, centres)},
     )
+    held = _is_held(seen, executor)
     plan = seen.plan(
-        "kmeans", kernels[0], executor, passes=max_iter + 4 + (standardize == "neuron"), result_bytes=size,
+        "kmeans", kernels[0], executor,
+        passes=(3 if held else max_iter + 4) + (standardize == "neuron"), result_bytes=size,
         driver_bytes=2 * size + 32 * n + 24 * p * _sampled(count, n), method="dask-ml",
     )  # fmt: skip
     last = seen.plan("kmeans", kernels[1], executor)
     lloyd = PROCESS_BYTES + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
+    lloyd += _table_bytes(seen) if held else 0
     return replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, last.worker_bytes + IMPORTS, lloyd))
 
 
@@ -220,10 +225,12 @@ def _iterate(
     """Return the centres that dask-ml arrives at, and after how many iterations."""
     from dask_ml.cluster import KMeans
 
-    data = _table(seen, standardise)
+    data, held = _table(seen, standardise), _is_held(seen, executor)
+    how = "held in memory" if held else "read in every iteration"
+    events.emit("note", "kmeans", f"{seen.layer or 'array'}: {len(data)} images × {data.shape[1]} features, {how}")
     model = KMeans(len(centres), init=centres.astype(data.dtype), max_iter=max_iter, tol=tol, random_state=0)
     with executor.computing():
-        model.fit(data)
+        model.fit(data.persist() if held else data)
     return np.asarray(model.cluster_centers_, dtype=np.float64), int(model.n_iter_)
 
 
@@ -238,10 +245,31 @@ def _table(seen: View, standardise: Standardise) -> Any:
         data = data[np.flatnonzero(seen.rows)]
     data = data.rechunk(dict.fromkeys(range(1, data.ndim), -1))
     dtype = np.float64 if x.dtype.itemsize > 4 else np.float32
-    return data.map_blocks(
+    table = data.map_blocks(
         _prepared, seen.prepare.how, standardise, dtype, dtype=dtype,
         drop_axis=list(range(2, data.ndim)), chunks=(data.chunks[0], (seen.labels.count,)),
     )  # fmt: skip
+    return table.rechunk((_rows(seen), seen.labels.count))
+
+
+def _item(seen: View) -> int:
+    """Return the bytes of one number of Z."""
+    return 8 if seen.xs[0].dtype.itemsize > 4 else 4
+
+
+def _rows(seen: View) -> int:
+    """Return the images of one of dask-ml's chunks: small ones cost more to look after than to compute."""
+    stored = max(seen.xs[0].chunks[0]) if seen.xs[0].chunks is not None else 1
+    return min(len(seen.taking_part), max(stored, CHUNK_BYTES // (_item(seen) * seen.labels.count)))
+
+
+def _table_bytes(seen: View) -> int:
+    return len(seen.taking_part) * seen.labels.count * _item(seen)
+
+
+def _is_held(seen: View, executor: Sizes) -> bool:
+    """Return whether Z stays in memory: if a quarter of what one worker may use has room for it."""
+    return 4 * _table_bytes(seen) <= executor.memory
 
 
 def _prepared(block: NDArray[Any], how: Pool | None, standardise: Standardise, dtype: Any) -> NDArray[Any]:
@@ -255,11 +283,11 @@ def _prepared(block: NDArray[Any], how: Pool | None, standardise: Standardise, d
 
 def _lloyd_bytes(seen: View, count: int) -> int:
     """Return the bytes of one task of dask-ml: a chunk, what is made of it, and its distances from the centres."""
-    x, p = seen.xs[0], seen.labels.count
+    x, p, item = seen.xs[0], seen.labels.count, _item(seen)
     per_image = x.nbytes // len(x)
-    rows = max(x.chunks[0]) if x.chunks is not None else max(1, BLOCK_BYTES // max(1, per_image))
-    item = 8 if x.dtype.itemsize > 4 else 4
-    return int(rows * (2 * per_image + p * (8 + 3 * item) + count * 16 + 32) + 4 * count * p * item)
+    stored = max(x.chunks[0]) if x.chunks is not None else max(1, BLOCK_BYTES // max(1, per_image))
+    made = stored * (2 * per_image + p * (8 + item))
+    return int(made + _rows(seen) * (4 * p * item + count * 16 + 32) + 4 * count * p * item)
 
 
 def _members(

@@ -146,7 +146,7 @@ def plan_random_projections(
     executor = get_executor(client)
     seen = view(x, per="neuron")
     n, p = len(seen.taking_part), seen.labels.count
-    ends = (64 if "label" in x.coords else 48) * directions * min(k, n)
+    ends = (48 if "label" in x.coords else 32) * directions * min(k, n)
     size = 8 * directions * (n + p + 2) + directions + 8 * (p + n) + ends
     before = seen.plan("random_projections", {"moments": Moments()}, executor).passes if standardize == "neuron" else 0
     return seen.plan(

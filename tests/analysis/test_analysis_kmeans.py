@@ -1,0 +1,141 @@
+"""k-means of images against scikit-learn from the same first centres."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_rand_score
+
+import dneuro as dn
+from dneuro import events
+from dneuro.engine import ThreadExecutor
+from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError
+
+EXECUTOR = ThreadExecutor(2)
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 4, 120)
+VALUES = (RNG.standard_normal((120, 5, 2, 2)) + 6 * RNG.standard_normal((4, 5, 2, 2))[LABELS]).astype("f4")
+
+
+def layer(values: Any = VALUES, chunks: Any = None, **coords: Any) -> xr.DataArray:
+    data = values if chunks is None else da.from_array(values, chunks=chunks)
+    return xr.DataArray(data, dims=("image", "channel", "y", "x")[: values.ndim], coords=coords, name="layer")
+
+
+@pytest.mark.parametrize(("per", "pool"), [("channel", "max"), ("channel", "mean"), ("neuron", "max")])
+@pytest.mark.parametrize("how", [None, "image", "neuron"])
+def test_kmeans__is_a_fixed_point_of_scikit_learn(per: Any, pool: Any, how: Any) -> None:
+    x = layer(chunks=(50, 2, 2, 1), label=("image", LABELS))
+    found = dn.kmeans(x, count=4, per=per, pool=pool, standardize=how, tol=0, client=EXECUTOR)
+    cells = VALUES.reshape(120, 5, -1).astype("f8")
+    pooled = cells.max(2) if pool == "max" else cells.mean(2).astype("f4").astype("f8")
+    z = VALUES.reshape(120, -1).astype("f8") if per == "neuron" else pooled
+    if how is not None:
+        axis = 1 if how == "image" else 0
+        z = (z - z.mean(axis, keepdims=True)) / z.std(axis, keepdims=True)
+    centres = found["centre"].values.reshape(4, -1)
+    model = KMeans(4, init=centres, n_init=1, tol=0).fit(z)
+    np.testing.assert_allclose(model.cluster_centers_, centres, atol=1e-5)
+    np.testing.assert_array_equal(model.labels_, found["cluster"])
+    assert found.attrs["inertia"] == pytest.approx(model.inertia_, rel=1e-5)
+    np.testing.assert_allclose(found["distance"], np.linalg.norm(z - centres[model.labels_], axis=1), atol=1e-9)
+    assert adjusted_rand_score(LABELS, found["cluster"]) == 1.0
+    np.testing.assert_array_equal(found["size"], np.bincount(found["cluster"]))
+    assert (np.diff(found["size"]) <= 0).all()
+    table = [[int(((c == LABELS) & (found["cluster"] == g)).sum()) for c in range(4)] for g in range(4)]
+    assert found["class_count"].values.tolist() == table
+
+
+def test_kmeans__does_not_depend_on_the_chunking() -> None:
+    whole = dn.kmeans(layer(), count=6, seed=2, client=ThreadExecutor(1))
+    for chunks in ((7, 5, 2, 2), (120, 1, 2, 1), ((1, 100, 19), 4, 1, 2)):
+        cut = dn.kmeans(layer(chunks=chunks), count=6, seed=2, client=EXECUTOR)
+        xr.testing.assert_identical(whole["cluster"], cut["cluster"])
+        xr.testing.assert_identical(whole["member"], cut["member"])
+        xr.testing.assert_allclose(whole["centre"], cut["centre"], rtol=1e-4, atol=1e-5)
+    other = dn.kmeans(layer(), count=6, seed=3, client=EXECUTOR)
+    assert (other["cluster"] != whole["cluster"]).any()
+
+
+def test_kmeans__leaves_out_images_that_could_not_be_read() -> None:
+    values, status = VALUES.copy(), np.zeros(120, "u1")
+    status[[3, 50]] = 1
+    values[status == 1] = np.nan
+    numbers = np.arange(120) + 1000
+    x = layer(values, (33, 5, 2, 2), status=("image", status), image=numbers)
+    found = dn.kmeans(x, count=4, k=500, client=EXECUTOR)
+    assert found["cluster"].values[[3, 50]].tolist() == [-1, -1]
+    assert np.isnan(found["distance"].values[[3, 50]]).all()
+    assert found["size"].sum() == 118
+    np.testing.assert_array_equal(found["image"], numbers)
+    members = found["member"].values
+    assert sorted(members[members >= 0].tolist()) == numbers[status == 0].tolist()
+    for group, row in enumerate(members):
+        near = found.sel(image=row[row >= 0])
+        assert (near["cluster"] == group).all()
+        assert (np.diff(near["distance"]) >= 0).all()
+    assert "class_count" not in found
+
+
+@given(st.data())
+@settings(max_examples=25, deadline=None)
+def test_kmeans__of_anything(data: st.DataObject) -> None:
+    images, neurons = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
+    values = np.random.default_rng(data.draw(st.integers(0, 99))).integers(0, 3, (images, neurons))
+    values = values.astype(data.draw(st.sampled_from(["f2", "f4", "f8"])))
+    if data.draw(st.booleans()):
+        values[:] = 2
+    count = data.draw(st.integers(1, images))
+    x = layer(values, (data.draw(st.integers(1, images)), data.draw(st.integers(1, neurons))))
+    notes: list[str] = []
+    with events.listening(lambda event: notes.append(event.message)):
+        found = dn.kmeans(x, count=count, client=EXECUTOR)
+    different = len(np.unique(values, axis=0))
+    assert found.sizes["group"] == min(count, different)
+    assert any("as many clusters" in note for note in notes) == (different < count)
+    assert found["size"].sum() == images
+    centres = found["centre"].values
+    apart = np.linalg.norm(values[:, None].astype("f8") - centres[None], axis=2)
+    np.testing.assert_allclose(found["distance"], apart.min(1), atol=1e-6)
+    if count >= different:
+        np.testing.assert_allclose(found["distance"], 0, atol=1e-6)
+
+
+def test_kmeans__says_when_it_has_not_converged() -> None:
+    noise = np.random.default_rng(1).standard_normal((400, 3)).astype("f4")
+    found = dn.kmeans(layer(noise), count=7, max_iter=1, client=EXECUTOR)
+    assert found.attrs["converged"] is False
+    assert found.attrs["iterations"] == 1
+    assert dn.kmeans(layer(noise), count=7, max_iter=300, client=EXECUTOR).attrs["converged"] is True
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"count": 121}, "count=121 of 120 images"),
+        ({"count": 0}, "count=0"),
+        ({"count": 2, "tol": -1.0}, "tol"),
+        ({"count": 2, "max_iter": 0}, "max_iter=0"),
+        ({"count": 2, "k": 1.5}, r"k=1\.5"),
+        ({"count": 2, "standardize": "center"}, "standardize='center'"),
+    ],
+)
+def test_kmeans__refuses_what_cannot_be(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArrayError, match=message):
+        dn.kmeans(layer(), **wrong)
+
+
+def test_kmeans__that_does_not_fit_is_refused() -> None:
+    with pytest.raises(MemoryLimitError, match="kmeans needs"):
+        dn.kmeans(layer(), count=2, client=ThreadExecutor(1, memory=2**20))
+    values = VALUES.copy()
+    values[7, 4, 1, 1] = np.inf
+    with pytest.raises(NonFiniteError, match=r"image 7, neuron \(4, 1, 1\)"):
+        dn.kmeans(layer(values), count=2, client=EXECUTOR)
