@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dneuro.analysis.kmeans import kmeans
     from dneuro.analysis.moments import moments
     from dneuro.analysis.random_projections import random_projections
+    from dneuro.analysis.selection import select
     from dneuro.analysis.selectivity import selectivity
     from dneuro.analysis.similarity import similarity
     from dneuro.analysis.svd import svd
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from dneuro.events import listening
     from dneuro.jobs.face import extract, open_cluster, run
     from dneuro.jobs.reporting import report
+    from dneuro.jobs.verifying import verify
     from dneuro.store.opening import Store
     from dneuro.store.opening import open_store as open  # noqa: A004
 
@@ -53,11 +55,13 @@ _WHERE = {
     "random_projections": "dneuro.analysis",
     "report": "dneuro.jobs.reporting",
     "run": "dneuro.jobs.face",
+    "select": "dneuro.analysis",
     "selectivity": "dneuro.analysis",
     "similarity": "dneuro.analysis",
     "spectral_flatness": "dneuro.analysis",
     "svd": "dneuro.analysis",
     "top_images": "dneuro.analysis",
+    "verify": "dneuro.jobs.verifying",
 }
 
 __all__ = [
@@ -77,11 +81,13 @@ __all__ = [
     "random_projections",
     "report",
     "run",
+    "select",
     "selectivity",
     "similarity",
     "spectral_flatness",
     "svd",
     "top_images",
+    "verify",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `dneuro run`, `plan`, `layers`, `report`. Data on stdout, progress and errors on stderr."""
+"""The command line: run, plan, layers, report, verify. Data on stdout, progress and errors on stderr."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def _network(network: str, settings: list[str] | None) -> NetworkSpec:
 
 @app.command()
 def report(
-    store: Annotated[Path, typer.Argument(help="A store.")],
-    out: Annotated[Path | None, typer.Option(help="Folder of the pages; the default is STORE.report.")] = None,
+    store: Annotated[str, typer.Argument(help="A store, or its URL.")],
+    out: Annotated[str | None, typer.Option(help="Folder or URL of the pages; the default is STORE.report.")] = None,
     neurons: Annotated[int, typer.Option(min=1, help="Channels shown per layer.")] = 12,
     images: Annotated[int, typer.Option(min=1, help="Images per channel and component.")] = 9,
 ) -> None:
@@ -153,6 +153,34 @@ def report(
     from dneuro.jobs.reporting import report as write
 
     typer.echo(str(write(store, out=out, neurons=neurons, images=images)))
+
+
+@app.command()
+def verify(
+    store: Annotated[str, typer.Argument(help="A store, or its URL.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Withdraw what is damaged: the next run redoes it.")] = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Compare a store with what was written: exit code 0 all is well, 3 something is missing, 4 damaged."""
+    from dneuro.jobs.verifying import verify as compare
+    from dneuro.progress import showing
+
+    with showing(quiet=quiet):
+        found = compare(store, repair=repair)
+    if json:
+        _print_json(found.to_dict())
+    else:
+        for finding in found.findings:
+            typer.echo(finding)
+        counts = [f"{found.units} units"] + [
+            f"{len(some)} {what}" for some, what in ((found.damaged, "damaged"), (found.missing, "missing")) if some
+        ]
+        withdrawn = f"; {found.repaired} withdrawn" if found.repaired else ""
+        typer.echo(f"{store}: {', '.join(counts)}{withdrawn}" + (", all as it was written" if found.ok else ""))
+        if found.advice:
+            typer.echo(f"hint: {found.advice}", err=True)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()

@@ -12,6 +12,7 @@
     ├── UnreadableImageError        4     one image; extraction masks it and goes on
     ├── NonFiniteError              4     NaN or infinity among the activations
     ├── StoreError                  4     a store that is missing, foreign or damaged
+    │   ├── NotAStoreError          2     something else lies where the store would go
     │   └── FingerprintError        64    the store was made from something else
     ├── BusyError                   4     another run is at work on the same store
     ├── PartialError                3     some units failed, everything else is done
@@ -94,6 +95,12 @@ class NonFiniteError(DneuroError):
 
 class StoreError(DneuroError):
     """A store that is missing, not dneuro's, or damaged."""
+
+
+class NotAStoreError(StoreError):
+    """Something else lies where a store would go; it is left as it is."""
+
+    exit_code = 2
 
 
 class FingerprintError(StoreError):

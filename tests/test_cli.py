@@ -420,3 +420,33 @@ def test_bug__is_shown_whole(call: Call, write_job: WriteJob, monkeypatch: pytes
     monkeypatch.setattr(sys, "argv", ["dneuro", "plan", str(write_job())])
     with pytest.raises(ZeroDivisionError):
         cli.main()
+
+
+def test_verify__ends_by_what_it_found(call: Call, write_job: WriteJob, tmp_path: Path) -> None:
+    call("run", write_job("moments"), "-q")
+    done = call("verify", "acts.zarr", "-q")
+    assert (done.code, done.out) == (0, "acts.zarr: 9 units, all as it was written\n")
+    (tmp_path / "acts.zarr.units/extract/fc/00002.done").unlink()
+    done = call("verify", "acts.zarr", "-q")
+    assert done.code == 3
+    assert "missing: layers/fc, unit 2 (images 32 to 39): is not marked as done" in done.out
+    zarr.open_array(tmp_path / "acts.zarr", path="layers/fc/activation", mode="r+")[17, 0] = 9
+    done = call("verify", "acts.zarr", "-q", "--json")
+    found = json.loads(done.out)
+    assert (done.code, found["damaged"], found["missing"]) == (4, 1, 1)
+    assert found["findings"][0]["images"] == [16, 31]
+    assert call("verify", "acts.zarr", "-q", "--repair").code == 3
+    assert call("run", write_job("moments"), "-q").code == 0
+    assert call("verify", "acts.zarr", "-q").code == 0
+    assert call("verify", "none.zarr", "-q").code == 4
+
+
+def test_run__where_a_store_cannot_be(call: Call, write_job: WriteJob, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("precious")
+    done = call("run", write_job(), "--set", f"store={tmp_path / 'afile'}", "-q")
+    assert (done.code, "is not a store made by dneuro" in done.err) == (2, True)
+    assert (tmp_path / "afile").read_text() == "precious"
+    done = call("run", write_job(), "--set", "store=/proc/acts.zarr", "-q")
+    assert done.code == 4
+    assert "error: the folder /proc/acts.zarr.units/attempts cannot be made: No such file or directory" in done.err
+    assert "another path as store:" in done.hint

@@ -17,6 +17,7 @@ from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
 from dneuro.analysis.kmeans import kmeans, plan_kmeans
 from dneuro.analysis.moments import moments, plan_moments
 from dneuro.analysis.random_projections import plan_random_projections, random_projections
+from dneuro.analysis.selection import select
 from dneuro.analysis.selectivity import plan_selectivity, selectivity
 from dneuro.analysis.similarity import plan_similarity, similarity
 from dneuro.analysis.svd import plan_svd, svd
@@ -35,6 +36,7 @@ __all__ = [
     "moments",
     "plan",
     "random_projections",
+    "select",
     "selectivity",
     "similarity",
     "spectral_flatness",

@@ -22,6 +22,9 @@ from dneuro.kernels.feeds import Feed, Look
 Per = Literal["channel", "neuron"]
 Pool = Literal["max", "mean"]
 
+SELECTED = "selected"
+"""The coordinate (image,) bool that says which images take part; see `dneuro.analysis.selection.select`."""
+
 POSITION = "activation_"
 """Coordinates ``activation_y`` and ``activation_x`` say where a stored maximum was found."""
 POSITION_LIMIT = 1 << 15
@@ -90,7 +93,7 @@ class View:
     labels : Labels
         The features after pooling.
     rows : array (images,) of bool, or None
-        Images that take part: those that could be read.
+        Images that take part: those that could be read, and were selected where some were.
     prepare : Prepare
         What happens to each block first.
     look : {"max", "mean", "neuron"}
@@ -211,7 +214,8 @@ def view(x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False)
         coords={dim: x.coords[dim].values for dim in dims if dim in x.coords},
         positions=positions,
     )
-    return View(xs, labels, _readable(x), Prepare(layer, how, _image_numbers(x)), _look(x, how), x.attrs.get(TAKEN))
+    taken = x.attrs.get(TAKEN) if SELECTED not in x.coords else None  # it was taken of all images
+    return View(xs, labels, taking_part(x), Prepare(layer, how, _image_numbers(x)), _look(x, how), taken)
 
 
 def _look(x: xr.DataArray, how: Pool | None) -> Look:
@@ -292,12 +296,14 @@ def is_count(number: object) -> bool:
     return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) >= 1
 
 
-def _readable(x: xr.DataArray) -> NDArray[np.bool_] | None:
-    if "status" not in x.coords:
-        return None
-    rows = np.asarray(x.coords["status"].values) == 0
-    if not rows.any():
-        raise ArrayError(f"none of the {len(rows)} images could be read: there is nothing to analyse")
+def taking_part(x: xr.DataArray) -> NDArray[np.bool_] | None:
+    """Return which images could be read and, where some were, are selected; None if all."""
+    rows = np.ones(x.sizes["image"], bool)
+    for name, takes_part, what in (("status", 0, "could be read"), (SELECTED, True, "is selected")):
+        if name in x.coords:
+            rows &= np.asarray(x.coords[name].values) == takes_part
+            if not rows.any():
+                raise ArrayError(f"none of the {len(rows)} images {what}: there is nothing to analyse")
     return None if rows.all() else rows
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.analysis.arrays import Per, Pool, choose, is_count
+from dneuro.analysis.selection import says_selection
 from dneuro.analysis.similarity import plan_similarity, similarity
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
@@ -23,6 +24,7 @@ Linkage = Literal["average", "complete", "single", "ward"]
 TOO_LARGE = "per='channel', fewer neurons, or more memory"
 
 
+@says_selection
 def clusters(
     x: xr.DataArray,
     *,

@@ -10,8 +10,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels, taking_part
 from dneuro.analysis.quantiles import beyond, passes, select
+from dneuro.analysis.selection import says_selection
 from dneuro.analysis.top_images import TOO_LARGE, plan_top_images, top_images, view_for_order
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
@@ -25,6 +26,7 @@ LONGEST = 1024
 """A quantile with more images beyond it is found digit by digit, not by keeping these images."""
 
 
+@says_selection
 def cooccurrence(
     x: xr.DataArray,
     *,
@@ -94,13 +96,13 @@ def cooccurrence(
     if quantile is None:
         assert k is not None
         top = top_images(x, k=k, per=per, pool=pool, client=executor)
-        result = count_classes(top, _of_readable(labels, x), names, k=k)
+        result = count_classes(top, _of_those(labels, x), names, k=k)
         layer = top.attrs["layer"]
     else:
         ask = _above(x, quantile, per, pool)
         events.emit("note", "cooccurrence", f"{ask.seen.layer or 'array'}: the quantile {plan.method}")
         counted = _count_top if plan.method == BY_TOP else _count_digits
-        result = counted(ask, _of_readable(labels, x), names, executor)
+        result = counted(ask, _of_those(labels, x), names, executor)
         layer = ask.seen.layer
     result.attrs = {"analysis": "cooccurrence", "layer": layer,
                     "parameters": {"k": k, "quantile": quantile, "per": per, "pool": pool}}  # fmt: skip
@@ -220,9 +222,10 @@ def _count_digits(ask: _Above, labels: NDArray[np.int64], names: list[str], exec
     return result.assign(threshold=(where.dims, threshold))
 
 
-def _of_readable(labels: NDArray[np.int64], x: xr.DataArray) -> NDArray[np.int64]:
-    """Return the class of each image, −1 for those that could not be read."""
-    return labels if "status" not in x.coords else np.where(x.coords["status"].values == 0, labels, -1)
+def _of_those(labels: NDArray[np.int64], x: xr.DataArray) -> NDArray[np.int64]:
+    """Return the class of each image, −1 for those that do not take part."""
+    rows = taking_part(x)
+    return labels if rows is None else np.where(rows, labels, -1)
 
 
 def _labelled(

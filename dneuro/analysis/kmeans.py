@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.analysis.arrays import Per, Pool, View, choose, class_labels, is_count, view
+from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import PROCESS_BYTES, Executor, Sizes, get_executor
@@ -32,6 +33,7 @@ IMPORTS = 130 * MiB
 """What a worker needs more once dask-ml, pandas and scikit-learn are imported."""
 
 
+@says_selection
 def kmeans(
     x: xr.DataArray,
     *,

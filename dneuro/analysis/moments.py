@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis.arrays import Labels, Pool, View, choose, view
+from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
 from dneuro.kernels import ImageMoments, Kernel, Moments
@@ -16,6 +17,7 @@ from dneuro.kernels import ImageMoments, Kernel, Moments
 TOO_LARGE = "a smaller chunk along image, or workers with more memory"
 
 
+@says_selection
 def moments(
     x: xr.DataArray, *, per: Literal["channel", "neuron", "image"] = "channel", pool: Pool = "max", client: Any = None
 ) -> xr.Dataset:

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis.arrays import View, choose, is_count, view
+from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
@@ -22,6 +23,7 @@ KEPT = 0.9
 TOO_LARGE = "fewer directions, a smaller chunk along image, or workers with more memory"
 
 
+@says_selection
 def random_projections(
     x: xr.DataArray,
     *,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from dneuro import events
 from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels, is_count, view
 from dneuro.analysis.chance import facets_by_chance, p_values
+from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
@@ -22,6 +23,7 @@ _INDICES = 13
 """Variables of the result, at most, 8 bytes each."""
 
 
+@says_selection
 def selectivity(
     x: xr.DataArray, *, per: Per = "channel", pool: Pool = "mean", chance: int = 100, seed: int = 0, client: Any = None
 ) -> xr.Dataset:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.analysis.arrays import Per, Pool, View, check_labelled, choose, view
+from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.kernels import CrossProducts
@@ -22,6 +23,7 @@ CANCELS = 1e-7
 are lost."""
 
 
+@says_selection
 def similarity(
     x: xr.DataArray,
     *,

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from dneuro import events
 from dneuro.analysis.arrays import View, choose, is_count, view
 from dneuro.analysis.eigen import MAX_STEPS, OVERSAMPLING, certify, gram, krylov
+from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
@@ -29,6 +30,7 @@ GRAM_NEURONS = 4096
 """``method="auto"`` takes the neuron × neuron matrix up to this size (128 MiB)."""
 
 
+@says_selection
 def svd(
     x: xr.DataArray,
     *,

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis.arrays import Labels, Per, Pool, View, is_count, view
+from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
@@ -17,6 +18,7 @@ from dneuro.kernels import Kernel, TopK
 TOO_LARGE = "a smaller k, per='channel', or workers with more memory"
 
 
+@says_selection
 def top_images(
     x: xr.DataArray, *, k: int = 100, per: Per = "channel", pool: Pool = "max", client: Any = None
 ) -> xr.Dataset:

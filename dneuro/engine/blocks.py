@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from dneuro.quantities import MiB
 
@@ -118,6 +120,25 @@ def cut(
         rows=tallest,
         features=widest * (1 if pooled else math.prod(lead.shape[2:])),
     )
+
+
+def narrowed(grid: Grid, x: xr.DataArray, rows: NDArray[np.bool_]) -> Grid:
+    """Return the grid without the rows of chunks of `x` of which no image takes part; what is left stays in order."""
+    edges = list(itertools.pairwise(_edges(x, 0, 1, len(x))))
+    needed = [(a, b) for a, b in edges if rows[a:b].any()]
+
+    def parts(block: Block) -> Iterator[Block]:
+        first, last = block.rows
+        start = end = -1
+        for a, b in ((max(a, first), min(b, last)) for a, b in needed if a < last and b > first):
+            if a != end and end > 0:
+                yield Block((start, end), block.columns)
+            start, end = (start, b) if a == end else (a, b)
+        if end > 0:
+            yield Block((start, end), block.columns)
+
+    runs = (tuple(part for block in run for part in parts(block)) for run in grid.runs)
+    return replace(grid, runs=tuple(run for run in runs if run))
 
 
 def _edges(x: xr.DataArray, axis: int, bytes_per_step: int, target: int) -> list[int]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro import events
-from dneuro.engine.blocks import Block, Grid
+from dneuro.engine.blocks import Block, Grid, narrowed
 from dneuro.engine.executors import Executor, ThreadExecutor
 from dneuro.engine.parts import Source, compute
 from dneuro.engine.plan import Plannable, fit
@@ -86,7 +86,7 @@ def reduce(
     pooled : bool
         `prepare` makes one number of all positions of a channel.
     rows : array (images,) of bool, optional
-        Images that take part; the others are read with their chunk and left out.
+        Images that take part; of the others only those are read that share a chunk with one of them.
     step : str
         Name under which progress is reported.
 
@@ -96,6 +96,8 @@ def reduce(
         By kernel and by name; where columns were cut, joined along the last feature dims again.
     """
     grid, _ = fit(xs, kernels, executor, pooled=pooled)
+    if rows is not None:
+        grid = narrowed(grid, xs[0], rows)
     work = executor.share(_Work(dict(kernels), prepare, tuple(map(str, xs[0].dims)), rows))
     trees = {columns: Tree(len(runs)) for columns, runs in grid.panels.items()}
     window: Window[_Place] = Window(executor, _leaves(xs, grid, work))

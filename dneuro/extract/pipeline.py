@@ -18,6 +18,8 @@ from dneuro.extract.reading import Pictures, read_ahead
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
 from dneuro.images.sources import ImageSource, open_source
+from dneuro.store.files import local_copy
+from dneuro.store.rounding import LARGEST, to_bfloat16
 
 if TYPE_CHECKING:
     from dneuro.nets.load import Network
@@ -80,9 +82,8 @@ def network_of(work: ExtractWork) -> Network:
             keep_memory()
             _networks.clear()
             partial = None if work.predictions else list(work.plan.widths)
-            network = load(
-                work.network, weights=work.weights, partial_for=partial, input_shape=work.plan.input_shape
-            )
+            with local_copy(work.weights) as weights:
+                network = load(work.network, weights=weights, partial_for=partial, input_shape=work.plan.input_shape)
             if (network.identity, network.weights_sha256) != work.loaded:
                 raise NetworkError(
                     f"{work.network.name} is another network on {platform.node()} than where the job was planned: "
@@ -95,11 +96,12 @@ def network_of(work: ExtractWork) -> Network:
 
 def source_of(work: ExtractWork) -> ImageSource:
     """Return the images, opened once per process."""
-    key = (work.images.model_dump_json(), str(work.manifest), work.manifest.stat().st_mtime_ns)
+    key = (work.images.model_dump_json(), str(work.manifest), work.fingerprints[IMAGES], work.attempt.number)
     with _lock:
         if key not in _sources:
             _sources.clear()
-            _sources[key] = open_source(work.images, Manifest.load(work.manifest))
+            manifest = Manifest.from_bytes(work.manifest.read_bytes(), str(work.manifest))
+            _sources[key] = open_source(work.images, manifest)
         return _sources[key]
 
 
@@ -166,18 +168,18 @@ def cast(values: NDArray[Any], dtype: str, layer: str, numbers: NDArray[np.int64
     Raises
     ------
     NonFiniteError
-        If a number does not fit into float16.
+        If a number does not fit.
     """
     if dtype == "float32":
         return np.ascontiguousarray(values, dtype=np.float32)
     with np.errstate(over="ignore"):
-        small = values.astype(dtype)
+        small = to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
     lost = np.isinf(small) & np.isfinite(values)
     if lost.any():
         row = int(np.argwhere(lost)[0][0])
         raise NonFiniteError(
             f"{layer}: image {numbers[row]} has an activation of {values[lost][0]:.6g}, beyond what {dtype} holds "
-            "(±65504)",
+            f"(±{LARGEST[dtype]})",
             hint="extract: {dtype: float32}",
         )
     return small

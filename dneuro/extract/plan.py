@@ -10,6 +10,7 @@ from typing import Any
 from dneuro.errors import MemoryLimitError
 from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB, format_bytes
+from dneuro.spec.steps import DEFAULT_CODEC, Codec
 from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arrays
 
 TORCH_BYTES = 960 * MiB
@@ -133,6 +134,7 @@ def plan_extraction(
     input_shape: tuple[int, int, int],
     weight_bytes: int,
     dtype: str,
+    codec: Codec = DEFAULT_CODEC,
     batch: int,
     unit: int | None,
     predictions: bool,
@@ -156,6 +158,8 @@ def plan_extraction(
         Size of the network's weights.
     dtype : str
         How activations are stored.
+    codec : str
+        How they are packed.
     batch : int
         Images per forward pass.
     unit : int, optional
@@ -166,7 +170,7 @@ def plan_extraction(
         Units that one process works on at a time.
     """
     unit = unit or images_per_unit(images)
-    layers = tuple(LayerPlan(name, keep, shapes[name], dtype) for name, keep in kept.items())
+    layers = tuple(LayerPlan(name, keep, shapes[name], dtype, codec) for name, keep in kept.items())
     picture = picture_shape(input_shape) if thumbnails else ()
     root = tuple(root_arrays(images, unit, predictions=predictions, labels=labels, picture=picture))
     sizes = sorted(4 * math.prod(shape) for shape in shapes.values())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dneuro import events
 from dneuro.engine.executors import Executor
 from dneuro.engine.window import Window, each
-from dneuro.errors import DneuroError, StoreError
+from dneuro.errors import DneuroError, FingerprintError, StoreError
 from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import State
@@ -122,7 +122,8 @@ def _raise_if_final(error: BaseException, work: ExtractWork) -> None:
     of_disk = disk_error(error, work.store)
     if of_disk is not None:
         raise of_disk from error
-    if isinstance(error, DneuroError) and not isinstance(error, QuarantinedError | StoreError):
+    may_pass = isinstance(error, QuarantinedError | StoreError) and not isinstance(error, FingerprintError)
+    if isinstance(error, DneuroError) and not may_pass:
         raise error
 
 

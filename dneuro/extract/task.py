@@ -13,6 +13,7 @@ import numpy as np
 from dneuro.errors import BusyError, DneuroError
 from dneuro.extract.behind import Behind, Writer
 from dneuro.extract.pipeline import Batch, batches, cast, source_of
+from dneuro.extract.same import SameImages
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import Array, State, check_finite, pool, state_to_numpy
 from dneuro.store.layout import ArrayPlan, LayerPlan
@@ -67,6 +68,8 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         If the unit was begun `MAX_ATTEMPTS` times before in this run.
     BusyError
         If a later run has taken over.
+    FingerprintError
+        If an image has another content than when an earlier run read it.
     """
     began = time.perf_counter()
     _refuse_if_overtaken(work, number)  # before the markers are withdrawn: they may be the later run's
@@ -85,11 +88,14 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         makers.append(_Images(work, start, stop) if part == IMAGES else _Layer(work, part, start, stop))
     masked: list[tuple[str, str]] = []
     layers = [part for part in parts if part != IMAGES]
+    before = None if IMAGES in parts else SameImages(work, start, stop)
     with Behind() as behind, contextlib.closing(batches(work, layers, start, stop)) as stream:
         for maker in makers:
             maker.writers = {name: behind.follow(writer) for name, writer in maker.writers.items()}
         for batch in stream:
             masked += batch.pictures.reasons
+            if before is not None:
+                before.check(batch)
             for maker in makers:
                 maker.add(batch)
             behind.turn()
@@ -188,7 +194,7 @@ class _Layer:
             looks["max"] = pool(values, "max")
         if self._plan.keep == "mean":
             means = pool(batch.outputs[self._plan.name], "mean")[0]  # of what the layer yields, rounded once
-            looks["mean"] = means.astype(self._plan.dtype), None
+            looks["mean"] = cast(means, self._plan.dtype, self._plan.name, numbers), None
         elif any(feed.look == "mean" for feed in self._feeds):
             looks["mean"] = pool(values, "mean")
         for feed in self._feeds:

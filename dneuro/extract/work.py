@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dneuro.extract.plan import ExtractPlan
 from dneuro.kernels.feeds import Feed
 from dneuro.spec.images import ImagesSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
+from dneuro.store.files import Location
 from dneuro.store.units import Unit, units_folder
 
 IMAGES = "images"
@@ -23,13 +23,13 @@ class Attempt:
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or RemotePath
         Holds one folder per attempt, named by its number.
     number : int
         The attempt's.
     """
 
-    folder: Path
+    folder: Location
     number: int
 
     @property
@@ -44,7 +44,7 @@ class ExtractWork:
 
     Parameters
     ----------
-    store, manifest : Path
+    store, manifest : Path or RemotePath
         The store, and the list of images.
     images, network, preprocessing : spec
         What to read, what to run, and how a picture becomes an input.
@@ -68,8 +68,8 @@ class ExtractWork:
         Threads that torch may use.
     """
 
-    store: Path
-    manifest: Path
+    store: Location
+    manifest: Location
     images: ImagesSpec
     network: NetworkSpec
     preprocessing: Preprocessing

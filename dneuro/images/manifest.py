@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import ImageSourceError, StoreError
+from dneuro.files import write_atomically
 
 _FORMAT = 1
 
@@ -112,6 +112,10 @@ class Manifest:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the manifest to `path` (``.npz`` without pickle): whole, or not at all."""
+        write_atomically(Path(path), lambda file: file.write(self.to_bytes()))
+
+    def to_bytes(self) -> bytes:
+        """Return the manifest as the content of a file that `load` reads."""
         text = {
             "format": _FORMAT,
             "names": self.names.tolist(),
@@ -128,16 +132,7 @@ class Manifest:
             indices=self.indices,
             offsets=self.offsets,
         )
-        target = Path(path)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                file.write(content.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        return content.getvalue()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Manifest:
@@ -150,9 +145,13 @@ class Manifest:
         StoreError
             If the file is damaged, or no manifest, or of a format this version does not know.
         """
-        content = io.BytesIO(Path(path).read_bytes())
+        return cls.from_bytes(Path(path).read_bytes(), str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, path: str) -> Manifest:
+        """Read what `to_bytes` gave; `path` says where it lay, for errors."""
         try:
-            with np.load(content, allow_pickle=False) as file:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:
                 text = json.loads(file["text"].tobytes())
                 arrays = {name: file[name] for name in ("labels", "indices", "offsets") if name in file}
             found = text.pop("format")

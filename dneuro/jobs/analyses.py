@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis import ANALYSES, PLANS
+from dneuro.analysis.selection import select
 from dneuro.analysis.taken import TAKEN, Found, Taken
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
@@ -61,7 +62,11 @@ class Question:
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the function in `dneuro.analysis`."""
         of_activations = {"per", "pool"} if self.rows is not None else set()
-        return self.step.model_dump(exclude={"name", "layer", "of"} | of_activations)
+        return self.step.model_dump(exclude={"name", "layer", "of", "select"} | of_activations)
+
+    def selected(self, x: xr.DataArray) -> xr.DataArray:
+        """Return `x` with the images that take part chosen, if the step says which."""
+        return x if self.step.select is None else select(x, **self.step.select.model_dump())
 
 
 def rows_of(study: Study, step: AnalysisStep) -> CooccurrenceStep | None:
@@ -94,6 +99,8 @@ def stand_in(study: Study, plan: LayerPlan, taken: Taken | None = None) -> xr.Da
     empty = da.zeros(array.shape, chunks=array.chunks, dtype=array.dtype)
     attrs = {"layer": plan.name, "keep": kept, "shape": list(plan.shape), "class_names": study.class_names}
     coords = {"label": ("image", np.asarray(study.source.manifest.labels))}
+    if any(array.name == "correct" for array in study.plan.root):
+        coords["correct"] = ("image", np.ones(study.plan.images, bool))
     return xr.DataArray(empty, dims=array.dims, coords=coords, attrs=attrs | ({TAKEN: taken} if taken else {}))
 
 
@@ -151,8 +158,11 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
 
 def plan_step(question: Question, x: xr.DataArray, executor: Sizes) -> Plan:
     """Return the plan of a question asked of an array; an error names step and layer."""
+    wanted = question.step.select
+    if wanted is not None and "correct" in x.coords:  # at best every image is as wanted
+        x = x.assign_coords(correct=("image", np.full(x.sizes["image"], wanted.correct is not False)))
     try:
-        return PLANS[question.step.kind](x, client=executor, **question.parameters)
+        return PLANS[question.step.kind](question.selected(x), client=executor, **question.parameters)
     except UsageError as error:
         name = f"{question.step.id} of {question.layer}"
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from None
@@ -174,10 +184,11 @@ def answer(
     `opened` gives the store as it was before the step: to open it takes longer the more results it holds.
     """
     step, layer = question.step, question.layer
+    unsaid = {"name", "layer"} | ({"select"} if step.select is None else set())  # as results before there was one
     inputs = {
         "format": RESULT_FORMAT,
         "analysis": step.kind,
-        "parameters": step.model_dump(mode="json", exclude={"name", "layer"}),
+        "parameters": step.model_dump(mode="json", exclude=unsaid),
         "layer": study.layer_identity(layer),
     }
     of = getattr(step, "of", "activation")
@@ -215,7 +226,7 @@ def _compute(study: Study, store: Store, question: Question, executor: Executor,
     plan = next(plan for plan in study.plan.layers if plan.name == layer)
     x = _unread(store, study, plan) if question.recorded else store[layer]
     x = x.assign_attrs({TAKEN: _taken(question, study.plan.unit, found)})
-    return ANALYSES[step.kind](x, client=executor, **question.parameters)
+    return ANALYSES[step.kind](question.selected(x), client=executor, **question.parameters)
 
 
 def _all_images(result: xr.Dataset, store: Store) -> xr.Dataset:

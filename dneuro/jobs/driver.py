@@ -28,7 +28,7 @@ from dneuro.jobs.study import Study
 from dneuro.jobs.training import train
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import ReportStep
-from dneuro.store.files import disk_error, write_json
+from dneuro.store.files import Location, disk_error, locate, write_atomically, write_json
 from dneuro.store.opening import open_store
 from dneuro.store.units import units_folder
 
@@ -39,23 +39,23 @@ class JobResult:
 
     Parameters
     ----------
-    store : Path
+    store : Path or RemotePath
         The store.
     outcome : Outcome
         Of the extraction.
     computed, kept : int
         Results computed now, and those that were there.
-    report : Path or None
+    report : Path or RemotePath, or None
         ``index.html`` of the report.
     seconds : float
         Time it took.
     """
 
-    store: Path
+    store: Location
     outcome: Outcome
     computed: int
     kept: int
-    report: Path | None
+    report: Location | None
     seconds: float
 
 
@@ -114,7 +114,7 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
     work = _work(study, lease, threads)
     outcome = extract(work, executor)
     computed = kept = 0
-    written: Path | None = None
+    written: Location | None = None
     if outcome.quarantined:
         first, why = next(iter(outcome.quarantined.items()))
         raise PartialError(
@@ -143,7 +143,7 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
 
 def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
     manifest = units_folder(study.store) / "manifest.npz"
-    study.source.manifest.save(manifest)
+    write_atomically(manifest, lambda file: file.write(study.source.manifest.to_bytes()))
     return ExtractWork(
         store=study.store.absolute(),
         manifest=manifest.absolute(),
@@ -168,7 +168,7 @@ def _kept_log(job: JobSpec, state: str | Path | None, attempt: int) -> Iterator[
     if state is None:
         yield
         return
-    identity = hashlib.sha256(str(Path(job.store).absolute()).encode()).hexdigest()[:8]
+    identity = hashlib.sha256(str(locate(job.store).absolute()).encode()).hexdigest()[:8]
     folder = Path(state) / "jobs" / f"{job.name}-{identity}"
     log = folder / "attempts" / f"{attempt:03d}" / "events.jsonl"
     log.parent.mkdir(parents=True, exist_ok=True)

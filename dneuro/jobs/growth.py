@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import platform
-import shutil
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import xarray as xr
 import zarr
 
 from dneuro import events
-from dneuro.errors import FingerprintError
+from dneuro.errors import FingerprintError, StoreError
+from dneuro.images.manifest import Manifest
 from dneuro.jobs.study import Study
+from dneuro.store.codecs import FIRST_CODEC
 from dneuro.store.creating import add_group, create, exists, root_coords
-from dneuro.store.files import sweep
+from dneuro.store.files import Location, opened_by_zarr, remove, sweep
 from dneuro.store.layout import LayerPlan
 from dneuro.store.units import units_folder
 
@@ -34,21 +35,49 @@ def check_store(study: Study) -> bool:
     """
     if not exists(study.store):
         return False
-    attrs = cast("dict[str, Any]", zarr.open_group(study.store, mode="r").attrs.asdict()["dneuro"])
+    attrs = cast("dict[str, Any]", zarr.open_group(opened_by_zarr(study.store), mode="r").attrs.asdict()["dneuro"])
     before, now = attrs.get("identity", {}), study.identity
     if study.weights_sha256 is None:  # still to be trained; compared once they are
         before, now = ({**both, "weights": None} for both in (before, now))
     differing = [f"{key}: {_short(before.get(key))} → {_short(now[key])}" for key in now if before.get(key) != now[key]]
+    if before.get("images") != now["images"]:
+        differing = [f"images: {_other_images(study)}", *(text for text in differing if not text.startswith("images:"))]
     for plan in study.plan.layers:
         kept = _layer_attrs(study.store, plan.name)
         if kept and (kept["keep"], kept["dtype"]) != (plan.keep, plan.dtype):
             differing.append(f"layer {plan.name}: {kept['keep']} {kept['dtype']} → {plan.keep} {plan.dtype}")
+        packed = kept.get("codec", FIRST_CODEC) if kept else plan.codec
+        if study.job.extract.codec not in (None, packed):
+            differing.append(f"layer {plan.name}: codec {packed} → {plan.codec}")
     if differing:
         raise FingerprintError(
             f"{study.store} was made from something else than the job asks for: " + "; ".join(differing),
             hint="give the job another store:, or move the old one and its .units folder away",
         )
     return True
+
+
+def _other_images(study: Study) -> str:
+    """Return what is other about the images than when the store was made."""
+    place, now = units_folder(study.store) / "manifest.npz", study.source.manifest
+    try:
+        before = Manifest.from_bytes(place.read_bytes(), str(place))
+    except (FileNotFoundError, StoreError):
+        return "another list"
+    if len(before) != len(now):
+        first = next((i for i, (a, b) in enumerate(zip(before.names, now.names, strict=False)) if a != b), None)
+        where = "" if first is None else f", the first other one is {first}: {before.names[first]} → {now.names[first]}"
+        return f"{len(before)} → {len(now)}{where}"
+    for what, a, b in (
+        ("name", before.names, now.names),
+        ("content", before.identity, now.identity),
+        ("label", before.labels, now.labels),
+    ):
+        other = np.flatnonzero(a != b)
+        if len(other):
+            first = int(other[0])
+            return f"{what} of {len(other)}, first {first} ({now.names[first]}): {a[first]} → {b[first]}"
+    return "other names of classes"
 
 
 def open_or_create(study: Study) -> None:
@@ -59,7 +88,7 @@ def open_or_create(study: Study) -> None:
         events.emit("note", "", f"removed {stray} files that an earlier run had left half written")
     if not check_store(study):
         for stale in ("extract", "results"):  # markers of a store that is no longer there
-            shutil.rmtree(units_folder(path) / stale, ignore_errors=True)
+            remove(units_folder(path) / stale)
         coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
         create(path, coords, study.plan.root, _provenance(study))
     for plan in study.plan.layers:
@@ -68,9 +97,9 @@ def open_or_create(study: Study) -> None:
             add_group(path, plan.group, _layer_coords(study, plan), arrays)
 
 
-def _layer_attrs(path: Path, layer: str) -> dict[str, Any] | None:
+def _layer_attrs(path: Location, layer: str) -> dict[str, Any] | None:
     try:
-        return dict(zarr.open_group(path / "layers" / layer, mode="r").attrs)
+        return dict(zarr.open_group(opened_by_zarr(path), path=f"layers/{layer}", mode="r").attrs)
     except FileNotFoundError:
         return None
 
@@ -87,6 +116,7 @@ def _layer_coords(study: Study, plan: LayerPlan) -> xr.Dataset:
         network_dims=list(layer.dims or ()),
         keep=plan.keep,
         dtype=plan.dtype,
+        codec=plan.codec,
         shape=list(plan.shape),
         receptive_field=None
         if field is None

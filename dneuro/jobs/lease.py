@@ -12,9 +12,10 @@ from typing import Any
 
 import psutil
 
-from dneuro.errors import BusyError
+from dneuro.errors import BusyError, StoreError
 from dneuro.extract.work import Attempt
-from dneuro.store.files import read_json, write_json
+from dneuro.store.files import Location, claim, disk_error, read_json, write_json
+from dneuro.store.remote import RemotePath
 
 HEARTBEAT = 10.0
 """Seconds between two signs of life."""
@@ -23,7 +24,7 @@ SILENCE = 90.0
 """Seconds without one after which a run on another machine counts as dead."""
 
 
-_held: set[Path] = set()
+_held: set[Location] = set()
 """Leases of this process; one that it no longer holds has ended, though the disk may have been too full to say so."""
 
 
@@ -53,23 +54,24 @@ class Lease:
         self._pulse.start()
 
     @classmethod
-    def acquire(cls, folder: Path) -> Lease:
+    def acquire(cls, folder: Location) -> Lease:
         """Take over from the run before, if it has ended or is dead.
 
         Raises
         ------
         BusyError
             If another run is at work.
+        StoreError
+            If nothing can be written there.
         """
         folder = folder.absolute()  # workers may have started in another folder
-        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(folder, Path):
+            _make(folder)
         while True:
             newest = refuse_if_busy(folder)
-            try:
-                (folder / f"{newest + 1:03d}").mkdir()
-            except FileExistsError:
-                continue  # another one was quicker: look at it
-            return cls(Attempt(folder, newest + 1))
+            if claim(folder / f"{newest + 1:03d}"):
+                return cls(Attempt(folder, newest + 1))
+            # another one was quicker: look at it
 
     def release(self) -> None:
         """End the run."""
@@ -81,10 +83,23 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._over.wait(HEARTBEAT):
-            self._file.touch()
+            with contextlib.suppress(OSError):  # the next beat may do better; what lasts shows elsewhere
+                if isinstance(self._file, Path):
+                    self._file.touch()
+                else:
+                    write_json(self._file, self._content)
 
 
-def refuse_if_busy(folder: Path) -> int:
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(error, folder) or StoreError(
+            f"the folder {folder} cannot be made: {error.strerror}", hint="another path as store:"
+        ) from error
+
+
+def refuse_if_busy(folder: Location) -> int:
     """Return the number of the last run, 0 if there was none.
 
     Raises
@@ -92,16 +107,16 @@ def refuse_if_busy(folder: Path) -> int:
     BusyError
         If it is at work.
     """
-    runs = folder.iterdir() if folder.is_dir() else ()
+    runs = folder.iterdir() if isinstance(folder, RemotePath) or folder.is_dir() else ()
     newest = max((int(path.name) for path in runs if path.name.isdigit()), default=0)
     if newest:
         _refuse_if_alive(folder / f"{newest:03d}")
     return newest
 
 
-def _refuse_if_alive(folder: Path) -> None:
+def _refuse_if_alive(folder: Location) -> None:
     lease = read_json(folder / "lease.json")
-    path = folder / "lease.json" if lease else folder
+    path = folder / ("lease.json" if lease else "claimed" if isinstance(folder, RemotePath) else "")
     silence = time.time() - path.stat().st_mtime
     if lease is None:
         alive = silence < HEARTBEAT  # just made, its lease not yet written

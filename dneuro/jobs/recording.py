@@ -19,6 +19,7 @@ from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed, channel_look
 from dneuro.store.creating import add_variables
 from dneuro.store.layout import LayerPlan
+from dneuro.store.results import checksums
 from dneuro.store.units import Unit, fingerprint, units_folder
 
 
@@ -33,6 +34,7 @@ def record(study: Study, work: ExtractWork, executor: Executor) -> None:
     numbers = np.arange(study.plan.images)
     classes = study.source.manifest.labels
     merged = merge_feeds(work, [(layer, feed) for layer, feeds in wanted.items() for feed in feeds], executor)
+    written: dict[str, dict[str, int]] = {}
     for plan in study.plan.layers:
         labels = Labels(
             dims=("channel",),
@@ -52,8 +54,10 @@ def record(study: Study, work: ExtractWork, executor: Executor) -> None:
         if ends:
             parts.append(label_top_images(ends, labels, numbers, classes))
         if parts:
-            add_variables(study.store, plan.group, xr.merge(parts))
-    unit.publish({"fingerprint": mark})
+            taken = xr.merge(parts)
+            add_variables(study.store, plan.group, taken)
+            written[plan.name] = checksums(study.store, plan.group, map(str, taken.variables))
+    unit.publish({"fingerprint": mark, "checksums": written})
 
 
 def _feeds(work: ExtractWork, plan: LayerPlan) -> list[Feed]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,35 +12,37 @@ import zarr
 from numpy.typing import NDArray
 
 from dneuro import events
+from dneuro.errors import UsageError
 from dneuro.jobs.study import Study
 from dneuro.spec.steps import ReportStep
-from dneuro.store.files import read_json
+from dneuro.store.creating import put
+from dneuro.store.files import Location, locate, opened_by_zarr, read_json, remove, sizes
 from dneuro.store.opening import open_store
 from dneuro.store.units import Unit, fingerprint, units_folder
 
 
-def report_folder(store: str | Path) -> Path:
+def report_folder(store: str | Location) -> Location:
     """Return the folder of the report that belongs to a store."""
-    return Path(f"{str(store).rstrip('/')}.report")
+    return locate(f"{str(store).rstrip('/')}.report")
 
 
 def report(
-    store: str | Path,
+    store: str | Location,
     *,
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     neurons: int = 12,
     images: int = 9,
     index: bool = True,
     job: dict[str, Any] | None = None,
-) -> Path:
+) -> Location:
     """Write pages and pictures of everything a store holds.
 
     Parameters
     ----------
     store : str or Path
-        The store.
+        The store, or its URL.
     out : str or Path, optional
-        The folder; the default is ``<store>.report``. An older report there is replaced at the end.
+        The folder, or a URL; the default is ``<store>.report``. An older report there is replaced at the end.
     neurons : int
         Channels shown per layer.
     images : int
@@ -51,24 +54,34 @@ def report(
 
     Returns
     -------
-    Path
+    Path or RemotePath
         Of ``index.html``; opens offline in any browser.
     """
     from dneuro.report.write import write_report
 
     opened = open_store(store)
     opened.tree.attrs["dneuro"] = {**opened.attrs, "store": str(store)}
-    out = Path(out) if out is not None else report_folder(store)
-    return write_report(
-        opened.tree, out, pictures=_pictures(opened.path), job=job, neurons=neurons, images=images,
-        index=index,
-    )  # fmt: skip
+    place = locate(out) if out is not None else report_folder(store)
+    shown: dict[str, Any] = {
+        "pictures": _pictures(opened.path), "job": job, "neurons": neurons, "images": images, "index": index
+    }  # fmt: skip
+    if isinstance(place, Path):
+        return write_report(opened.tree, place, **shown)
+    if place.exists() and not (place / "index.html").is_file():
+        raise UsageError(f"{place} exists and is not a report of dneuro, so it is not replaced", hint="another --out")
+    with tempfile.TemporaryDirectory(prefix="dneuro-") as folder:
+        made = Path(folder) / "report"
+        write_report(opened.tree, made, **shown)
+        remove(place)
+        put(made, place, last="index.html")
+    return place / "index.html"
 
 
-def write_step(study: Study, step: ReportStep) -> Path:
+def write_step(study: Study, step: ReportStep) -> Location:
     """Run a report step, unless nothing that it shows has changed."""
     units = units_folder(study.store)
-    shown = {str(path.relative_to(units)): read_json(path) for path in sorted((units / "results").glob("*/*.done"))}
+    found = sorted(name for name in sizes(units / "results") if name.endswith(".done"))
+    shown = {f"results/{name}": read_json(units / "results" / name) for name in found}
     job = study.job.model_dump(mode="json")
     wanted = fingerprint({"parts": study.fingerprints, "results": shown, "step": step.model_dump(), "job": job})
     unit = Unit(units / "report", step.id)
@@ -84,10 +97,10 @@ def write_step(study: Study, step: ReportStep) -> Path:
     return index
 
 
-def _pictures(store: Path) -> Any:
+def _pictures(store: Location) -> Any:
     """Return a function that gives image i as the network saw it, reduced; None if no pictures were kept."""
     try:
-        array = zarr.open_array(store, path="pictures/picture", mode="r")
+        array = zarr.open_array(opened_by_zarr(store), path="pictures/picture", mode="r")
     except FileNotFoundError:
         return None
     length = array.chunks[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +17,10 @@ from dneuro.images.sources import ImageSource, open_source
 from dneuro.kernels.feeds import Feed
 from dneuro.spec.job import JobSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
+from dneuro.spec.steps import DEFAULT_CODEC
+from dneuro.store.files import Location, locate
 from dneuro.store.layout import FORMAT
-from dneuro.store.units import fingerprint
+from dneuro.store.units import fingerprint, layer_identity
 
 if TYPE_CHECKING:
     from dneuro.nets.describe import Layer
@@ -77,9 +78,9 @@ class Study:
     required: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
 
     @property
-    def store(self) -> Path:
-        """Path of the store."""
-        return Path(self.job.store)
+    def store(self) -> Location:
+        """Path or URL of the store."""
+        return locate(self.job.store)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -99,8 +100,7 @@ class Study:
     def layer_identity(self, layer: str) -> dict[str, Any]:
         """Return what the arrays of one layer depend on."""
         plan = next(plan for plan in self.plan.layers if plan.name == layer)
-        kept = {"layer": layer, "keep": plan.keep, "dtype": plan.dtype}
-        return {key: value for key, value in self.identity.items() if key not in ("predictions", "thumbnails")} | kept
+        return layer_identity(self.identity, layer, plan.keep, plan.dtype)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -164,6 +164,7 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         input_shape=input_shape,
         weight_bytes=sum(p.nbytes for p in network.module.state_dict().values() if p.device.type != "meta"),
         dtype=step.dtype,
+        codec=step.codec or DEFAULT_CODEC,
         batch=step.batch,
         unit=step.images_per_unit,
         predictions=predictions,

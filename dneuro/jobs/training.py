@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from dneuro.images.sources import open_source
 from dneuro.jobs.study import Study
 from dneuro.spec.job import JobSpec
 from dneuro.spec.network import Preprocessing
+from dneuro.store.files import Location, append, write_atomically
 from dneuro.store.units import Unit, fingerprint, units_folder
 
 POLL = 0.2
@@ -53,7 +53,7 @@ def train(study: Study, executor: Executor) -> Study:
         shown = 0
         while True:
             over = future.done()
-            lines = log.read_text().splitlines() if log.exists() else []
+            lines = _lines(log)
             for line in lines[shown:]:
                 found = json.loads(line)
                 message = f"loss {found['loss']:.3f}, accuracy {found['accuracy']:.1%}"
@@ -72,13 +72,19 @@ def train(study: Study, executor: Executor) -> Study:
     return study.trained(str(weights), marker["sha256"])
 
 
+def _lines(log: Location) -> list[str]:
+    try:
+        return log.read_text().splitlines()
+    except FileNotFoundError:
+        return []
+
+
 def _train(
-    job: JobSpec, preprocessing: Preprocessing, weights: Path, log: Path
+    job: JobSpec, preprocessing: Preprocessing, weights: Location, log: Location
 ) -> tuple[str, list[tuple[float, float]]]:
     """Read all images, train, write the weights; return their fingerprint and the history."""
-    from dneuro.nets.train import save_state
     from dneuro.nets.train import train as run
-    from dneuro.nets.weights import state_sha256
+    from dneuro.nets.weights import state_bytes, state_sha256
 
     step = job.train
     assert step is not None
@@ -96,8 +102,7 @@ def _train(
         raise ImageSourceError("no image with a class could be read, there is nothing to train on")
 
     def note(epoch: int, loss: float, accuracy: float) -> None:
-        with log.open("a") as file:
-            file.write(json.dumps({"epoch": epoch, "loss": loss, "accuracy": accuracy}) + "\n")
+        append(log, json.dumps({"epoch": epoch, "loss": loss, "accuracy": accuracy}))
 
     state, history = run(
         job.network.model_copy(update={"preprocessing": preprocessing}),
@@ -109,5 +114,5 @@ def _train(
         seed=step.seed,
         on_epoch=note,
     )
-    save_state(state, weights)
+    write_atomically(weights, lambda file: file.write(state_bytes(state)))
     return state_sha256(state), history

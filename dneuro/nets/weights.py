@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dneuro.errors import NetworkError
+from dneuro.files import write_atomically
 
 State = dict[str, Tensor]
 
@@ -137,18 +136,12 @@ def save_state(state: Mapping[str, Tensor], path: str | Path) -> None:
     path : str or Path
         The file; its folder is made where it is missing.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), lambda file: file.write(state_bytes(state)))
+
+
+def state_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """Return a state as the content of a safetensors file."""
     apart = {  # safetensors refuses tensors that share memory
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format) for key, value in state.items()
     }
-    content = safetensors.torch.save(apart)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("wb") as file:  # safetensors' own save_file leaves files that others cannot read
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    return safetensors.torch.save(apart)

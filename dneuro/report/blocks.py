@@ -97,6 +97,11 @@ class Studio:
         """The images of the store."""
         return self.contents.images
 
+    def taking_part(self, result: Result) -> int:
+        """Return how many images a result is about."""
+        selection = result.data.attrs.get("selection", {})
+        return int(selection.get("images", self.images.usable.sum()))
+
     def plate(self, figure: Figure, result: Result, kind: str, alt: str, caption: str) -> Plate:
         """Write a figure beside the pages."""
         stem = "-".join(file_names([result.layer, result.step, kind]))
@@ -145,7 +150,7 @@ def facts(result: Result) -> list[Fact]:
     attrs = result.data.attrs
     found = [Fact("Step", result.step), Fact("Analysis", result.analysis)]
     found += [Fact(f"Parameter {key}", setting(value)) for key, value in result.parameters.items()]
-    known = ("step", "layer", "analysis", "parameters")
+    known = ("step", "layer", "analysis", "parameters", "selection")
     for key, value in attrs.items():
         if key not in known:
             text = setting(value)

@@ -45,9 +45,10 @@ class Result:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The step's settings."""
-        parameters = self.data.attrs.get("parameters")
-        return dict(parameters) if isinstance(parameters, Mapping) else {}
+        """The step's settings, and which images it chose."""
+        parameters, selection = (self.data.attrs.get(name) for name in ("parameters", "selection"))
+        found = dict(parameters) if isinstance(parameters, Mapping) else {}
+        return {**found, "select": dict(selection)} if isinstance(selection, Mapping) else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +104,8 @@ class Layer:
     def statistic(self, name: str, dims: tuple[str, ...] = ("channel",)) -> NDArray[np.float64] | None:
         """Return one of the moments over `dims`, recorded or computed later; none where nobody took it."""
         for result in self.results:
+            if "selection" in result.data.attrs:  # of some images only
+                continue
             if result.analysis == "moments" and name in result.data and result.data[name].dims == dims:
                 return np.asarray(result.data[name].values, dtype=np.float64)
         return None

@@ -70,6 +70,9 @@ def _rows(steps: Sequence[Step]) -> Iterator[Problem]:
         if step.of not in earlier:
             yield Problem(f"no cooccurrence step named {step.of!r} comes before this one",
                           suggest(step.of, ["activation", *earlier]), _at(steps, index, "of"))  # fmt: skip
+        elif step.select is not None:
+            yield Problem(f"the counts of step {step.of!r} are compared, and they were made of its images",
+                          f"give `select:` to step {step.of!r}", _at(steps, index, "select"))  # fmt: skip
         elif counted := earlier[step.of].layers:
             why = f"step {step.of!r} does not count"
             yield from _unknown_layers(step, counted, why, _at(steps, index, "layer"))

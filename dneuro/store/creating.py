@@ -2,54 +2,59 @@
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from collections.abc import Iterable, Mapping
+import contextlib
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
-import zarr.codecs
 from numpy.typing import NDArray
 
-from dneuro.errors import StoreError
+from dneuro import files
+from dneuro.errors import NotAStoreError
+from dneuro.store.codecs import CODECS
+from dneuro.store.files import Location, opened_by_zarr, remove
 from dneuro.store.layout import REGISTRY, ArrayPlan
+from dneuro.store.remote import RemotePath
 
-CODEC = zarr.codecs.BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
 
-
-def exists(path: Path) -> bool:
+def exists(path: Location) -> bool:
     """Return whether there is a dneuro store at `path`.
 
     Raises
     ------
-    StoreError
+    NotAStoreError
         If something else is there.
+    StoreError
+        If the bucket of a URL is not there, or may not be used.
     """
-    if not path.exists():
+    if isinstance(path, RemotePath):
+        path.check_bucket()
+    if not path.exists() or _is_half(path):
         return False
     if (path / "zarr.json").is_file():
         try:
-            if "dneuro" in zarr.open_group(path, mode="r").attrs:
+            if "dneuro" in zarr.open_group(opened_by_zarr(path), mode="r").attrs:
                 return True
         except Exception as error:  # an array, broken JSON: zarr has no common error for what is no group
-            raise StoreError(
+            raise NotAStoreError(
                 f"{path} is no Zarr group that can be opened, so no store made by dneuro: {error}",
                 hint="give another path as store:, or move this one and its .units folder away",
             ) from error
-    raise StoreError(
+    raise NotAStoreError(
         f"{path} exists and is not a store made by dneuro; it is left as it is", hint="give another path as store:"
     )
 
 
-def create(path: Path, coords: xr.Dataset, arrays: Iterable[ArrayPlan], attrs: Mapping[str, Any]) -> None:
+def create(path: Location, coords: xr.Dataset, arrays: Iterable[ArrayPlan], attrs: Mapping[str, Any]) -> None:
     """Create a store with its coordinates and its arrays, all at once.
 
     Parameters
     ----------
-    path : Path
+    path : Path or RemotePath
         Where; must not exist.
     coords : Dataset
         The coordinates of the root.
@@ -58,33 +63,72 @@ def create(path: Path, coords: xr.Dataset, arrays: Iterable[ArrayPlan], attrs: M
     attrs : mapping
         Provenance, JSON-able; becomes ``attrs["dneuro"]``.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with _in_the_making(path) as temporary:
         write_dataset(temporary, "", coords.assign_attrs(dneuro=dict(attrs)))
         group = zarr.open_group(temporary, mode="r+")
         group.require_group("layers")
         group.require_group("results")
         create_arrays(group, arrays)
-        temporary.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(path, RemotePath):
+            _note(path).write_bytes(b"")
+            put(temporary, path)
+            _note(path).unlink(missing_ok=True)
+        else:
+            temporary.rename(path)
 
 
-def add_group(path: Path, name: str, coords: xr.Dataset, arrays: Iterable[ArrayPlan]) -> None:
+def add_group(path: Location, name: str, coords: xr.Dataset, arrays: Iterable[ArrayPlan]) -> None:
     """Add a group with its coordinates and empty arrays, all at once; an older one of this name is replaced."""
     arrays = list(arrays)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    with _in_the_making(path) as temporary:
         write_dataset(temporary, name, coords)
         create_arrays(zarr.open_group(temporary, mode="r+"), arrays)
+        zarr.open_group(opened_by_zarr(path), mode="r+").require_group(name.rpartition("/")[0])
         target = path / name
-        zarr.open_group(path, mode="r+").require_group(name.rpartition("/")[0])
+        if isinstance(target, RemotePath):
+            remove_group(path, name)
+            put(temporary / name, target)
+            return
         if target.exists():  # moved away first: a kill while files are being removed leaves no half of a group
             target.rename(temporary / "replaced")
         (temporary / name).rename(target)
+
+
+def remove_group(path: Location, name: str) -> None:
+    """Remove a group with all that is in it; its metadata first, so that it is never seen half there."""
+    (path / name / "zarr.json").unlink(missing_ok=True)
+    remove(path / name)
+
+
+@contextlib.contextmanager
+def _in_the_making(path: Location) -> Iterator[Path]:
+    """Give a folder to make something in: beside a path, so that it can be moved there; else a temporary one."""
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory(prefix="dneuro-") as folder:
+            yield Path(folder) / path.name
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = files.partial(path)
+    try:
+        yield temporary
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
+
+
+def put(made: Path, target: RemotePath, last: str = "zarr.json") -> None:
+    """Send a folder, one file of it last: of a group its own metadata, for until they are there it is no group."""
+    found = sorted((p for p in made.rglob("*") if p.is_file()), key=lambda p: p == made / last)
+    for file in found:
+        (target / file.relative_to(made).as_posix()).write_bytes(file.read_bytes())
+
+
+def _note(path: RemotePath) -> RemotePath:
+    """Return the object that is there while a store is being created: what lies there is a half of ours."""
+    return RemotePath(f"{path}.units/creating")
+
+
+def _is_half(path: Location) -> bool:
+    return isinstance(path, RemotePath) and _note(path).is_file()
 
 
 def create_arrays(group: zarr.Group, arrays: Iterable[ArrayPlan]) -> None:
@@ -98,7 +142,7 @@ def create_arrays(group: zarr.Group, arrays: Iterable[ArrayPlan]) -> None:
             chunks=plan.chunks,
             dtype=plan.dtype,
             dimension_names=plan.dims,
-            compressors=CODEC,
+            compressors=CODECS[plan.codec],
             fill_value=False if plan.dtype == "bool" else 0,
             attributes={"units": meaning.unit, "long_name": meaning.text},
         )
@@ -106,12 +150,17 @@ def create_arrays(group: zarr.Group, arrays: Iterable[ArrayPlan]) -> None:
 
 def write_dataset(path: Path, group: str, dataset: xr.Dataset) -> None:
     """Write a small dataset as a group; text becomes variable-length UTF-8, which Zarr v3 specifies."""
+    renewed = _with_text(dataset)
+    renewed.to_zarr(path, group=group or None, mode="a" if path.exists() else "w", zarr_format=3, consolidated=False)
+
+
+def _with_text(dataset: xr.Dataset) -> xr.Dataset:
     renewed = dataset.copy()
     for name, variable in renewed.variables.items():
         if variable.dtype.kind in "UO":
             text = np.asarray(variable.values, dtype=np.dtypes.StringDType())
             renewed[name] = (variable.dims, text, variable.attrs)
-    renewed.to_zarr(path, group=group or None, mode="a" if path.exists() else "w", zarr_format=3, consolidated=False)
+    return renewed
 
 
 def root_coords(
@@ -135,11 +184,12 @@ def root_coords(
     return described
 
 
-def add_variables(path: Path, group: str, dataset: xr.Dataset) -> None:
+def add_variables(path: Location, group: str, dataset: xr.Dataset) -> None:
     """Write variables into a group that exists; older ones of these names are replaced."""
-    target = zarr.open_group(path / group, mode="r+")
+    store = opened_by_zarr(path)
+    target = zarr.open_group(store, path=group, mode="r+")
     for name in map(str, dataset.variables):
         if name in target:
             del target[name]
-    kept = dataset.drop_attrs().assign_attrs(target.attrs.asdict())  # writing replaces the group's attributes
-    kept.to_zarr(path, group=group, mode="a", zarr_format=3, consolidated=False)
+    kept = _with_text(dataset.drop_attrs(deep=False)).assign_attrs(target.attrs.asdict())  # else they are replaced
+    kept.to_zarr(store, group=group or None, mode="a", zarr_format=3, consolidated=False)

@@ -1,44 +1,70 @@
-"""Small files that are either whole or absent."""
+"""Small files that are either whole or absent, on a disk or in an object store."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
+import io
 import json
-import os
 import shutil
-import uuid
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
+from dneuro import files
 from dneuro.errors import StoreError
+from dneuro.store.remote import RemotePath, denied, is_url, zarr_store
+
+Location: TypeAlias = Path | RemotePath
+"""Where a store lies, or something that belongs to it."""
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that at `path` there is the old content or the whole new one, also after a crash.
-
-    Temporary file in the same folder, fsync, rename.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def locate(where: str | Location) -> Location:
+    """Return the place that a path or URL names."""
+    if isinstance(where, RemotePath):
+        return where
+    return RemotePath(where) if isinstance(where, str) and is_url(where) else Path(where)
 
 
-def write_json(path: Path, value: Any) -> None:
+def opened_by_zarr(where: str | Location) -> Any:
+    """Return what Zarr and xarray open for a place."""
+    place = locate(where)
+    # Absolute, for arrays go to workers that may have started in another folder.
+    return place.absolute() if isinstance(place, Path) else zarr_store(place)
+
+
+def write_atomically(path: Location, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that at `path` there is the old content or the whole new one, also after a crash."""
+    if isinstance(path, Path):
+        files.write_atomically(path, write)
+        return
+    content = io.BytesIO()
+    write(content)
+    path.write_bytes(content.getvalue())
+
+
+@contextlib.contextmanager
+def local_copy(where: str | None) -> Iterator[str | None]:
+    """Give the path of a file that lies on this machine: itself, or a copy that is gone afterwards."""
+    place = None if where is None else locate(where)
+    if not isinstance(place, RemotePath):
+        yield where
+        return
+    with tempfile.TemporaryDirectory(prefix="dneuro-") as folder:
+        copy = Path(folder) / place.name
+        copy.write_bytes(place.read_bytes())
+        yield str(copy)
+
+
+def write_json(path: Location, value: Any) -> None:
     """Write `value` as JSON, atomically."""
     text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     """Return the JSON in `path`, or None if there is none or it is not whole."""
     try:
         return json.loads(path.read_bytes())
@@ -46,7 +72,52 @@ def read_json(path: Path) -> Any:
         return None
 
 
-def disk_error(error: BaseException, store: Path) -> StoreError | None:
+def append(path: Location, line: str) -> str:
+    """Add a line to a file that one writer has, and return all of it."""
+    if isinstance(path, Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(line + "\n")
+        return path.read_text()
+    try:
+        before = path.read_text()
+    except FileNotFoundError:
+        before = ""
+    path.write_bytes(f"{before}{line}\n".encode())
+    return f"{before}{line}\n"
+
+
+def claim(folder: Location) -> bool:
+    """Make a folder, and return whether it was this call that made it: of several at once only one is told so."""
+    if isinstance(folder, RemotePath):
+        return (folder / "claimed").create(b"")
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        return False
+    return True
+
+
+def remove(path: Location) -> None:
+    """Remove a file or a folder with all that is in it; also if there is none."""
+    if isinstance(path, RemotePath):
+        path.remove_all()
+        path.unlink(missing_ok=True)
+    elif path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sizes(folder: Location) -> dict[str, int]:
+    """Return every file below a folder, by its path from there with ``/``, with its size in bytes."""
+    if isinstance(folder, RemotePath):
+        return folder.files()
+    found = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+
+
+def disk_error(error: BaseException, store: Location) -> StoreError | None:
     """Return what an error of the file system means for a store; None if it is an error of another kind."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT):
@@ -54,18 +125,22 @@ def disk_error(error: BaseException, store: Path) -> StoreError | None:
             f"the disk under {store} is full; everything done so far is kept",
             hint="make room and run the same command again: only what is unfinished is redone",
         )
+    if isinstance(error, PermissionError) and isinstance(store, RemotePath):
+        return denied(store, error)
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return StoreError(f"{store} cannot be written: {error}", hint="another path as store:")
     return None
 
 
-def sweep(store: Path, units: Path) -> int:
-    """Remove what a killed writer left half done in a store, in its markers and beside it; return how many."""
-    beside = store.parent.glob(f".{glob.escape(store.name)}.*.partial")
-    stray = [*store.rglob("*.partial"), *units.rglob("*.partial"), *beside]
+def sweep(store: Location, units: Location) -> int:
+    """Remove what a killed writer left half done in a store, in its markers and beside it; return how many.
+
+    In an object store there is nothing of the kind: an object appears whole.
+    """
+    if isinstance(store, RemotePath) or isinstance(units, RemotePath):
+        return 0
+    beside = store.parent.glob(f".{glob.escape(store.name)}.*{files.PARTIAL}")
+    stray = [*store.rglob(f"*{files.PARTIAL}"), *units.rglob(f"*{files.PARTIAL}"), *beside]
     for path in stray:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        remove(path)
     return len(stray)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dneuro.quantities import MiB
+from dneuro.spec.steps import DEFAULT_CODEC, Codec
 
 FORMAT = 1
 """Number of this layout; part of every fingerprint."""
@@ -76,6 +77,8 @@ class ArrayPlan:
         Length and chunk length along each dim.
     dtype : str
         NumPy name of the dtype.
+    codec : str
+        How its chunks are packed: a key of `dneuro.store.codecs.CODECS`.
     """
 
     group: str
@@ -84,6 +87,7 @@ class ArrayPlan:
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
     dtype: str
+    codec: Codec = DEFAULT_CODEC
 
     @property
     def path(self) -> str:
@@ -114,13 +118,16 @@ class LayerPlan:
     shape : tuple of int
         Of one image's activation: (channels,) or (channels, height, width).
     dtype : str
-        How activations are stored.
+        How activations are stored: ``float32``, ``float16``, or ``bfloat16``, which is float32 with 16 zero bits.
+    codec : str
+        How chunks are packed: a key of `dneuro.store.codecs.CODECS`.
     """
 
     name: str
     keep: str
     shape: tuple[int, ...]
     dtype: str
+    codec: Codec = DEFAULT_CODEC
 
     @property
     def group(self) -> str:
@@ -131,17 +138,26 @@ class LayerPlan:
         """Return the arrays of this layer for `images` images in units of `unit`."""
         channels = self.shape[:1]
         dims = ("channel", "y", "x")[: len(self.shape)]
+        stored = "float32" if self.dtype == "bfloat16" else self.dtype
         if self.keep == "stats":
             return []
         if self.keep == "full":
-            found = [("activation", dims, self.shape, self.dtype)]
+            found = [("activation", dims, self.shape, stored)]
         elif self.keep == "mean":
-            found = [("activation_mean", dims[:1], channels, self.dtype)]
+            found = [("activation_mean", dims[:1], channels, stored)]
         else:
-            found = [("activation_max", dims[:1], channels, self.dtype)]
+            found = [("activation_max", dims[:1], channels, stored)]
             found += [(f"activation_{dim}", dims[:1], channels, "int16") for dim in dims[1:]]
         return [
-            ArrayPlan(self.group, name, ("image", *of), (images, *shape), chunks(shape, _itemsize(dtype), unit), dtype)
+            ArrayPlan(
+                group=self.group,
+                name=name,
+                dims=("image", *of),
+                shape=(images, *shape),
+                chunks=chunks(shape, _itemsize(dtype), unit),
+                dtype=dtype,
+                codec=self.codec,
+            )
             for name, of, shape, dtype in found
         ]
 
@@ -198,6 +214,7 @@ def chunks(shape: Sequence[int], itemsize: int, unit: int) -> tuple[int, ...]:
     images = max(1, min(unit, _power_of_two(BUFFER_BYTES // per_image)))
     per_channel = itemsize * math.prod(shape[1:]) * images
     channels = max(1, min(shape[0], CHUNK_BYTES // per_channel))
+    channels = math.ceil(shape[0] / math.ceil(shape[0] / channels))  # all alike: the last is stored whole too
     return images, channels, *shape[1:]
 
 

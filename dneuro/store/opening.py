@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
 
 from dneuro.errors import StoreError, suggest
+from dneuro.store.files import Location, disk_error, locate, opened_by_zarr
+from dneuro.store.remote import RemotePath
 
 ACTIVATIONS = ("activation", "activation_max", "activation_mean")
 PLACES = ("activation_y", "activation_x")
@@ -19,8 +20,8 @@ class Store(Mapping[str, xr.DataArray]):
 
     Parameters
     ----------
-    path : str or Path
-        A store made by dneuro.
+    path : str, Path or RemotePath
+        A store made by dneuro: a folder, or a URL such as ``s3://bucket/acts.zarr``.
 
     Notes
     -----
@@ -30,15 +31,14 @@ class Store(Mapping[str, xr.DataArray]):
     coordinates. A layer of which only statistics were kept has no array: see `statistics`.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not (self.path / "zarr.json").is_file():
+    def __init__(self, path: str | Location) -> None:
+        self.path = locate(path)
+        if not _has_metadata(self.path):
             raise StoreError(
                 f"there is no store at {self.path}", hint="dneuro run JOB makes one; dn.extract(…, out=…) too"
             )
         try:
-            # Absolute, for the arrays go to workers that may have started in another folder.
-            tree = xr.open_datatree(self.path.absolute(), engine="zarr", chunks={}, consolidated=False)
+            tree = xr.open_datatree(opened_by_zarr(self.path), engine="zarr", chunks={}, consolidated=False)
         except Exception as error:  # an array, broken JSON: there is no common error for what is no group
             raise StoreError(f"{self.path} is no Zarr group that can be opened: {error}") from error
         self.tree: xr.DataTree = tree
@@ -123,6 +123,16 @@ class Store(Mapping[str, xr.DataArray]):
         return "\n".join(lines)
 
 
+def _has_metadata(path: Location) -> bool:
+    try:
+        found = (path / "zarr.json").is_file()
+    except PermissionError as error:
+        raise disk_error(error, path) or error from error
+    if not found and isinstance(path, RemotePath):
+        path.check_bucket()
+    return found
+
+
 def _children(node: xr.DataTree | None) -> list[xr.DataTree]:
     return [] if node is None else list(node.children.values())
 
@@ -140,7 +150,7 @@ def _with_own_coords(node: xr.DataTree) -> xr.Dataset:
     return dataset.drop_vars([name for name in dataset.coords if not set(dataset[name].dims) <= used])
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Location) -> Store:
     """Open a store; see `Store`. Reads metadata only.
 
     Raises

@@ -2,26 +2,50 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import zlib
+from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import xarray as xr
+import zarr
 
 from dneuro.store.creating import add_group
+from dneuro.store.files import Location, opened_by_zarr
 from dneuro.store.units import Unit, units_folder
 
 
-def unit(store: Path, step: str, layer: str) -> Unit:
+def checksums(store: Location, group: str, names: Iterable[str] | None = None) -> dict[str, int]:
+    """Return the CRC-32 of the content of arrays of a group, all or those named, as they lie in the store."""
+    opened = zarr.open_group(opened_by_zarr(store), path=group, mode="r")
+    wanted = sorted(opened.array_keys()) if names is None else sorted(names)
+    return {name: _checksum(opened[name]) for name in wanted}  # type: ignore[arg-type]
+
+
+def _checksum(array: zarr.Array[Any]) -> int:
+    found = 0
+    step = max(1, array.chunks[0]) if array.ndim else 1
+    for start in range(0, array.shape[0] if array.ndim else 1, step):
+        values = np.asarray(array[start : start + step] if array.ndim else array[()])
+        if values.dtype.kind in "OUT":
+            data = "\0".join(map(str, values.ravel().tolist())).encode("utf-8", "surrogatepass")
+        else:
+            data = np.ascontiguousarray(values).tobytes()
+        found = zlib.crc32(data, found)
+    return found
+
+
+def unit(store: Location, step: str, layer: str) -> Unit:
     """Return the unit that one step's result for one layer is."""
     return Unit(units_folder(store) / "results" / step, layer)
 
 
-def write(store: Path, step: str, layer: str, result: xr.Dataset, fingerprint: str, attrs: dict[str, Any]) -> None:
+def write(store: Location, step: str, layer: str, result: xr.Dataset, fingerprint: str, attrs: dict[str, Any]) -> None:
     """Write a result into ``/results/<step>/<layer>`` and mark it done.
 
     Parameters
     ----------
-    store : Path
+    store : Path or RemotePath
         The store.
     step, layer : str
         Where it goes.
@@ -35,4 +59,4 @@ def write(store: Path, step: str, layer: str, result: xr.Dataset, fingerprint: s
     its = unit(store, step, layer)
     its.begin(0)
     add_group(store, f"results/{step}/{layer}", result.assign_attrs({**attrs, "fingerprint": fingerprint}), [])
-    its.publish({"fingerprint": fingerprint})
+    its.publish({"fingerprint": fingerprint, "checksums": checksums(store, f"results/{step}/{layer}")})

@@ -12,30 +12,36 @@ writer leaves some. Everything here lies beside the store, in ``<store>.units/``
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.store.files import read_json, write_atomically, write_json
+from dneuro.store.files import Location, append, locate, read_json, write_atomically, write_json
 
 MAX_ATTEMPTS = 3
 """A unit that was begun this often in one run and never finished is not begun again."""
 
 
-def units_folder(store: str | Path) -> Path:
+def units_folder(store: str | Location) -> Location:
     """Return the folder of markers that belongs to a store."""
-    return Path(f"{str(store).rstrip('/')}.units")
+    return locate(f"{str(store).rstrip('/')}.units")
 
 
 def fingerprint(inputs: Mapping[str, Any]) -> str:
     """Return the SHA-256, in hexadecimal, of what a result depends on."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def layer_identity(identity: Mapping[str, Any], layer: str, keep: str, dtype: str) -> dict[str, Any]:
+    """Return what the arrays of one layer depend on, of all that the store depends on."""
+    of_layers = {key: value for key, value in identity.items() if key not in ("predictions", "thumbnails")}
+    return {**of_layers, "layer": layer, "keep": keep, "dtype": dtype}
 
 
 @dataclass(frozen=True)
@@ -44,16 +50,16 @@ class Unit:
 
     Parameters
     ----------
-    folder : Path
+    folder : Path or RemotePath
         ``<store>.units/<step>/<part>``.
     name : str
         Name of the unit within it, such as ``00017``.
     """
 
-    folder: Path
+    folder: Location
     name: str
 
-    def _file(self, suffix: str) -> Path:
+    def _file(self, suffix: str) -> Location:
         return self.folder / f"{self.name}.{suffix}"
 
     def marker(self, wanted: str) -> dict[str, Any] | None:
@@ -76,14 +82,14 @@ class Unit:
         found = read_json(self._file("done"))
         return found if isinstance(found, dict) else None
 
+    def withdraw(self) -> None:
+        """Take the marker away: the unit is not done."""
+        self._file("done").unlink(missing_ok=True)
+
     def begin(self, attempt: int) -> int:
         """Withdraw the marker, count this attempt on disk and return how many the run `attempt` has made."""
-        self._file("done").unlink(missing_ok=True)
-        path = self._file("attempts")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(f"{attempt}\n")
-        return path.read_text().split().count(str(attempt))
+        self.withdraw()
+        return append(self._file("attempts"), str(attempt)).split().count(str(attempt))
 
     def save_partials(self, states: Mapping[str, Mapping[str, NDArray[Any]]]) -> dict[str, Any]:
         """Write mergeable states of kernels; return what the marker says of them."""
@@ -93,10 +99,19 @@ class Unit:
         data = path.read_bytes()
         return {"partial_bytes": len(data), "partial_crc32": zlib.crc32(data), "kernels": sorted(states)}
 
+    def partials_are_whole(self, marker: Mapping[str, Any]) -> bool:
+        """Return whether the partial statistics are those that the marker speaks of."""
+        if "partial_crc32" not in marker:
+            return True
+        try:
+            return bool(zlib.crc32(self._file("npz").read_bytes()) == marker["partial_crc32"])
+        except FileNotFoundError:
+            return False
+
     def load_partials(self, kernels: Collection[str] | None = None) -> dict[str, dict[str, NDArray[Any]]]:
         """Return the states that `save_partials` wrote, by kernel; of some kernels alone, if they are named."""
         states: dict[str, dict[str, NDArray[Any]]] = {}
-        with np.load(self._file("npz"), allow_pickle=False) as file:
+        with np.load(io.BytesIO(self._file("npz").read_bytes()), allow_pickle=False) as file:
             for key in file.files:
                 kernel, name = key.rsplit("/", 1)
                 if kernels is None or kernel in kernels:

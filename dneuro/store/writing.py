@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from dneuro.errors import StoreError
+from dneuro.store.files import Location, opened_by_zarr
 from dneuro.store.layout import ArrayPlan
 
 
@@ -19,7 +19,7 @@ class RowWriter:
 
     Parameters
     ----------
-    store : Path
+    store : Path or RemotePath
         The store.
     plan : ArrayPlan
         The array.
@@ -31,8 +31,8 @@ class RowWriter:
     Each chunk row is read back after it was written. `checksum` is the CRC-32 over the whole unit's rows.
     """
 
-    def __init__(self, store: Path, plan: ArrayPlan, start: int, stop: int) -> None:
-        array = zarr.open_array(store, path=plan.path, mode="r+")
+    def __init__(self, store: Location, plan: ArrayPlan, start: int, stop: int) -> None:
+        array = zarr.open_array(opened_by_zarr(store), path=plan.path, mode="r+")
         self._array = array
         self._plan = plan
         self._next, self._stop = start, stop

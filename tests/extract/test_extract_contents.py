@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -21,6 +21,8 @@ from dneuro.extract.pipeline import cast
 from dneuro.jobs.driver import run_job
 from dneuro.nets.convnet import ConvNet
 from dneuro.spec import JobSpec
+from dneuro.spec.steps import Codec
+from dneuro.store.rounding import to_bfloat16
 
 MakeJob = Callable[..., JobSpec]
 PICTURES = np.random.default_rng(1).integers(0, 256, (40, 28, 28), np.uint8)
@@ -143,6 +145,25 @@ def test_float16__is_the_float32_rounded(job: MakeJob, threads: ThreadExecutor) 
     np.testing.assert_array_equal(half["relu2"].values, whole["relu2"].values.astype(np.float16))
     # what is recorded is about what is stored
     np.testing.assert_array_equal(half.statistics("relu2")["max"], half["relu2"].values.max(axis=0))
+
+
+def test_bfloat16__is_the_float32_rounded(job: MakeJob, threads: ThreadExecutor) -> None:
+    kept = {"conv1": {"keep": "full"}, "relu2": {"keep": "max"}, "relu1": {"keep": "mean"}}
+    whole = dn.open(run_job(job(kept, store="whole.zarr"), threads).store)
+    half = dn.open(run_job(job(kept, dtype="bfloat16", store="half.zarr"), threads).store)
+    for layer in kept:
+        assert half[layer].dtype == np.float32
+        np.testing.assert_array_equal(half[layer].values, to_bfloat16(whole[layer].values))
+    mean = half["conv1"].max(("y", "x")).values.astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(half.statistics("conv1")["mean"], mean, err_msg="taken of the values as they are stored")
+
+
+@pytest.mark.parametrize("codec", get_args(Codec))
+def test_codec__changes_no_number(job: MakeJob, threads: ThreadExecutor, codec: str) -> None:
+    whole = dn.open(run_job(job(["conv1"], store="whole.zarr"), threads).store)
+    packed = dn.open(run_job(job(["conv1"], codec=codec, store="packed.zarr"), threads).store)
+    np.testing.assert_array_equal(packed["conv1"].values, whole["conv1"].values)
+    assert packed["conv1"].attrs["codec"] == codec
 
 
 def test_float16__refuses_what_it_cannot_hold(

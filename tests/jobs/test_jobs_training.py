@@ -69,7 +69,7 @@ def test_train__with_other_settings_is_another_network(make_job: MakeJob, thread
 def test_train__that_was_killed_begins_again(
     make_job: MakeJob, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dneuro.nets import train as nets_train
+    from dneuro.nets import weights as nets_weights
 
     job = make_job({"train": {"epochs": 2}}, images=IMAGES)
     with monkeypatch.context() as patched:
@@ -77,7 +77,7 @@ def test_train__that_was_killed_begins_again(
         def die(*_: Any) -> None:
             raise RuntimeError("killed")
 
-        patched.setattr(nets_train, "save_state", die)
+        patched.setattr(nets_weights, "state_bytes", die)
         with pytest.raises(RuntimeError, match="killed"):
             run_job(job, threads)
     assert not list((units_folder(job.store) / "train").glob("*.done"))

@@ -35,7 +35,7 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     caption = (
         f"How many of the {counted_images} of {counted(counts.shape[0], what)} of {layer.name} belong to each of "
         f"{counted(len(classes), 'class', 'classes')}; rows are ordered by the class with the highest count, then by "
-        f"that count. n = {counted(int(studio.images.usable.sum()), 'image')}."
+        f"that count. n = {counted(studio.taking_part(result), 'image')}."
     )
     if heatmaps.block(max(counts.shape)) > 1:
         cell = " × ".join(str(heatmaps.block(length)) for length in counts.shape)

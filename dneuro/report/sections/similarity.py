@@ -30,7 +30,7 @@ def _plate(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
     caption = f"{_TITLES[metric]} of every two of {counted(total, what)} of {layer.name}, in the layer's order."
     of = result.parameters.get("of", "activation")
     if of == "activation":
-        caption += f" Compared: activations, n = {counted(int(studio.images.usable.sum()), 'image')}."
+        caption += f" Compared: activations, n = {counted(studio.taking_part(result), 'image')}."
     else:
         caption += f" Compared: rows of step {of}."
     if step > 1:

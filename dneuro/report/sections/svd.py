@@ -38,7 +38,7 @@ def _spectrum(result: Result, layer: Layer, studio: Studio) -> Plate:
     explained = None
     caption = f"The first {counted(singular.size, 'singular value')} of {layer.name}"
     if "image" in data.sizes:
-        caption += f", n = {counted(int(studio.images.usable.sum()), 'image')}"
+        caption += f", n = {counted(studio.taking_part(result), 'image')}"
     if "explained_variance_ratio" in data:
         explained = np.asarray(data["explained_variance_ratio"].values, dtype=np.float64)
         together = percent(float(np.nansum(explained)))

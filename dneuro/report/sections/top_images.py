@@ -26,7 +26,7 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     caption = (
         f"{counted(len(chosen), what).capitalize()} of {total:,} {order}. Left: the images that excite "
         f"{'it' if len(chosen) == 1 else 'each'} most, with class and activation; right, smaller: those that excite "
-        f"it least. n = {counted(int(studio.images.usable.sum()), 'image')}. "
+        f"it least. n = {counted(studio.taking_part(result), 'image')}. "
         f"{framing.words(layer, placed=placed)}{_ties(chosen, dims, result, studio)}{quoted(result.parameters)}"
     )
     return Block(heading(result), rows=rows, caption=caption, facts=facts(result))

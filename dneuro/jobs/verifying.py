@@ -1,0 +1,255 @@
+"""`dneuro verify`: is everything there, is it what was written, and in the order of the images?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from dneuro import events
+from dneuro.engine.executors import Executor, get_executor
+from dneuro.engine.window import each
+from dneuro.errors import PartialError, StoreError
+from dneuro.images.manifest import Manifest
+from dneuro.jobs.lease import Lease
+from dneuro.store import verify as parts
+from dneuro.store.catalogue import Catalogue, catalogue
+from dneuro.store.creating import add_variables, remove_group, root_coords
+from dneuro.store.files import Location, locate, opened_by_zarr, remove
+from dneuro.store.units import Unit, units_folder
+from dneuro.store.verify import Finding
+
+LABELS = "labels"
+"""The part of a finding about names and labels: they come from the manifest, not from a unit."""
+
+_AGAIN = "run the job again: only what is missing is made"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found.
+
+    Parameters
+    ----------
+    store : Path or RemotePath
+        The store.
+    findings : list of Finding
+        Everything that is not as it should be; empty if all is well.
+    units : int
+        Units that were compared, of all layers and of the images together.
+    repaired : int
+        Damaged parts whose markers were withdrawn, so that the next run makes them again.
+    """
+
+    store: Location
+    findings: list[Finding]
+    units: int
+    repaired: int = 0
+
+    @property
+    def damaged(self) -> list[Finding]:
+        """What lies in the store is not what was written."""
+        return [finding for finding in self.findings if finding.kind == "damaged"]
+
+    @property
+    def missing(self) -> list[Finding]:
+        """What was never finished."""
+        return [finding for finding in self.findings if finding.kind == "missing"]
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is there and as it was written; what is foreign harms nobody."""
+        return not self.damaged and not self.missing
+
+    @property
+    def _still_damaged(self) -> bool:
+        return any(not self.repaired or not finding.part for finding in self.damaged)
+
+    @property
+    def exit_code(self) -> int:
+        """0 all is well, 3 something is missing, 4 something is damaged; after a repair it is missing."""
+        if self._still_damaged:
+            return StoreError.exit_code
+        return 0 if self.ok else PartialError.exit_code
+
+    @property
+    def advice(self) -> str:
+        """What to do; empty if nothing."""
+        if any(not finding.part for finding in self.damaged):
+            return "move the store and its .units folder away and run the job again"
+        if self._still_damaged:
+            return f"dneuro verify {self.store} --repair withdraws what is damaged; then run the job again"
+        return "" if self.ok else _AGAIN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verification as a plain dictionary."""
+        found = [finding.to_dict() for finding in self.findings]
+        return {
+            "store": str(self.store), "ok": self.ok, "units": self.units, "damaged": len(self.damaged),
+            "missing": len(self.missing), "repaired": self.repaired, "findings": found, "advice": self.advice,
+        }  # fmt: skip
+
+
+def verify(store: str | Location, *, repair: bool = False, client: Any = None) -> Verification:
+    """Compare everything that lies in a store with what its markers say was written.
+
+    Parameters
+    ----------
+    store : str or Path
+        A store made by dneuro, or its URL.
+    repair : bool
+        Withdraw the markers of what is damaged, so that the next run of the job makes it again, and only that; names
+        and labels are written again from the list of images beside the store.
+    client : distributed.Client, optional
+        Where to read; the default is the active dask client, else threads.
+
+    Returns
+    -------
+    Verification
+        With one finding per damaged array and unit, missing unit, result, and foreign file.
+
+    Raises
+    ------
+    StoreError
+        If there is no store, or so little of one that nothing can be compared.
+    BusyError
+        If a run is at work on the store that is to be repaired.
+
+    Notes
+    -----
+    **Cost**: reads every chunk once; memory of one row of chunks per thread.
+    """
+    path = locate(store)
+    executor = get_executor(client)
+    if not repair:
+        return _verify(path, executor)
+    _listed(path)  # refuses what is no store, before anything is made beside it
+    lease = Lease.acquire(units_folder(path) / "attempts")
+    try:
+        found = _verify(path, executor)
+        made_again = {(finding.part, finding.unit) for finding in found.damaged if finding.part}
+        for part, unit in sorted(made_again, key=str):
+            _withdraw(path, part, unit, found)
+        return Verification(path, found.findings, found.units, len(made_again))
+    finally:
+        lease.release()
+
+
+def _verify(path: Location, executor: Executor) -> Verification:
+    found = _listed(path)
+    findings = [*parts.structure(found), *_labels(path, found)]
+    todo = list(parts.checks(path, found))
+    events.emit("started", "verify", total=len(todo), what="units")
+    read: dict[int, list[Finding]] = {}
+    calls = ((number, parts.check, (one,)) for number, one in enumerate(todo))
+    for number, future in each(executor, calls):
+        read[number] = future.result()
+        events.emit("progress", "verify", done=len(read), total=len(todo), what="units")
+    findings += [finding for number in sorted(read) for finding in read[number]]
+    findings += [*parts.statistics(path, found), *parts.results(path, found)]
+    damaged = sum(finding.kind == "damaged" for finding in findings)
+    events.emit("finished", "verify", f"{damaged} damaged", done=len(todo), total=len(todo), what="units")
+    return Verification(path, findings, len(todo))
+
+
+def _listed(path: Location) -> Catalogue:
+    found = catalogue(path)
+    if "" not in found.nodes or "identity" not in found.attrs("").get("dneuro", {}):
+        why = found.broken.get("", "it says nothing of its origin")
+        raise StoreError(
+            f"{path} is no store made by dneuro, or its metadata are damaged: {why}",
+            hint="move it and its .units folder away and run the job again",
+        )
+    return found
+
+
+def _labels(path: Location, found: Catalogue) -> Iterator[Finding]:
+    """Yield where numbers, names and labels of the images differ from the manifest."""
+    manifest = _manifest(path)
+    if isinstance(manifest, Finding):
+        yield manifest
+        return
+    if manifest.fingerprint() != found.attrs("")["dneuro"]["identity"]["images"]:
+        what = "the list of images is not the one that the store was made from"
+        yield Finding("damaged", "manifest.npz", what, part=LABELS)
+        return
+    for group in ("", *(f"layers/{layer}" for layer in found.below("layers"))):
+        wanted = _coords(manifest, found, group)
+        for name in wanted.variables:
+            node = f"{group}/{name}".lstrip("/")
+            if node not in found.nodes:
+                if not group or found.nodes.get(group, {}).get("attributes", {}).get("keep") != "stats":
+                    yield Finding("damaged", node, "the array is not there", part=LABELS)
+            elif what := _differs(path, node, wanted[name].values):
+                yield Finding("damaged", node, what, part=LABELS)
+
+
+def _coords(manifest: Manifest, found: Catalogue, group: str) -> xr.Dataset:
+    """Return the coordinates that a group must have."""
+    if group:
+        return root_coords(manifest.names, manifest.labels, [])
+    count = found.nodes["class"]["shape"][0] if "class" in found.nodes else 0
+    names = list(manifest.class_names) or [str(number) for number in range(count)]
+    return root_coords(manifest.names, manifest.labels, names, manifest.wnids)
+
+
+def _manifest(path: Location) -> Manifest | Finding:
+    place = units_folder(path) / "manifest.npz"
+    try:
+        return Manifest.from_bytes(place.read_bytes(), str(place))
+    except FileNotFoundError:
+        return Finding("missing", place.name, "the list of images is not there; names and labels were not compared")
+    except StoreError as error:
+        return Finding("damaged", place.name, error.message, part=LABELS)
+
+
+def _differs(path: Location, node: str, wanted: Any) -> str:
+    """Return how an array differs from what it must hold; empty if not at all."""
+    try:
+        there = np.asarray(zarr.open_array(opened_by_zarr(path), path=node, mode="r")[:])
+    except Exception as error:  # each codec has errors of its own
+        return f"cannot be read: {str(error) or type(error).__name__}"
+    if there.shape != np.shape(wanted):
+        return f"has {len(there)} entries, the list of images {len(wanted)}"
+    different = np.flatnonzero(there.astype(object) != np.asarray(wanted, dtype=object))
+    if not len(different):
+        return ""
+    first = int(different[0])
+    example = f"first {first}: {there[first]!r}, not {wanted[first]!r}"
+    return f"{len(different)} entries differ from the list of images, {example}"
+
+
+def _withdraw(path: Location, part: str, unit: int | None, found: Verification) -> None:
+    """Make the next run of the job make this part again."""
+    units = units_folder(path)
+    step, _, rest = part.partition("/")
+    if part == LABELS:
+        _write_labels(path)
+    elif part == "statistics":
+        Unit(units / "extract", part).withdraw()
+    elif step == "results" and rest:
+        Unit(units / "results" / rest.partition("/")[0], rest.partition("/")[2]).withdraw()
+        remove_group(path, part)
+    elif unit is not None:
+        Unit(units / "extract" / part, f"{unit:05d}").withdraw()
+    elif part:  # metadata of a layer: without them its chunks are nothing
+        remove(units / "extract" / part)
+        Unit(units / "extract", "statistics").withdraw()
+        remove_group(path, f"layers/{part}")
+
+
+def _write_labels(path: Location) -> None:
+    manifest = _manifest(path)
+    if isinstance(manifest, Finding):
+        (units_folder(path) / "manifest.npz").unlink(missing_ok=True)  # the next run lists the images anew
+        return
+    found = catalogue(path)
+    for group in ("", *(f"layers/{layer}" for layer in found.below("layers"))):
+        if group in found.nodes and found.attrs(group).get("keep") != "stats":
+            add_variables(path, group, _coords(manifest, found, group).reset_coords())
+
+

@@ -1,0 +1,222 @@
+"""Whether a store holds what its markers say."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import zarr
+
+from dneuro.store.catalogue import Catalogue
+from dneuro.store.files import Location, opened_by_zarr, sizes
+from dneuro.store.layout import LayerPlan
+from dneuro.store.results import checksums
+from dneuro.store.units import Unit, fingerprint, layer_identity, units_folder
+
+IMAGES = "images"
+"""The part with one entry per image; the others are layers."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as it should be.
+
+    Parameters
+    ----------
+    kind : {"damaged", "missing", "foreign"}
+        The content is not what was written; it was never finished, or its marker is gone; it does not belong there.
+    where : str
+        Array, group or file of the store.
+    what : str
+        What is wrong.
+    part : str
+        What has to be made again: a layer, ``images``, ``results/<step>/<layer>``, ``statistics``, ``labels``; empty
+        for what is foreign.
+    unit : int or None
+        Number of the unit.
+    images : (int, int) or None
+        First and last image.
+    """
+
+    kind: Literal["damaged", "missing", "foreign"]
+    where: str
+    what: str
+    part: str = ""
+    unit: int | None = None
+    images: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        place = self.where
+        if self.unit is not None:
+            place += f", unit {self.unit}"
+        if self.images is not None:
+            place += f" (images {self.images[0]} to {self.images[1]})"
+        return f"{self.kind}: {place}: {self.what}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the finding as a plain dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One unit of one part, to be read and compared with its marker.
+
+    Parameters
+    ----------
+    path : Path or RemotePath
+        The store.
+    part : str
+        The layer, or `IMAGES`.
+    group : str
+        Where its arrays lie; those of `IMAGES` lie in the root and in ``pictures``.
+    number, start, stop : int
+        The unit, its first image and the one after its last.
+    fingerprint : str
+        What its marker must carry.
+    arrays : tuple of str
+        Arrays it must have, by their paths.
+    """
+
+    path: Location
+    part: str
+    number: int
+    start: int
+    stop: int
+    fingerprint: str
+    arrays: tuple[str, ...]
+
+    @property
+    def unit(self) -> Unit:
+        """The unit."""
+        return Unit(units_folder(self.path) / "extract" / self.part, f"{self.number:05d}")
+
+
+def checks(path: Location, found: Catalogue) -> Iterator[Check]:
+    """Yield every unit that the store must have, part by part."""
+    identity = found.attrs("")["dneuro"]["identity"]
+    total, length = _images(found), int(identity["images_per_unit"])
+    parts = {IMAGES: (fingerprint(identity), _image_arrays(found))}
+    for layer in found.below("layers"):
+        if (node := f"layers/{layer}") in found.nodes:
+            attrs = found.attrs(node)
+            plan = LayerPlan(layer, attrs["keep"], tuple(attrs["shape"]), attrs["dtype"])
+            wanted = fingerprint(layer_identity(identity, layer, plan.keep, plan.dtype))
+            parts[layer] = (wanted, tuple(array.path for array in plan.arrays(total, length)))
+    for part, (wanted, arrays) in parts.items():
+        for number in range(math.ceil(total / length)):
+            yield Check(path, part, number, number * length, min((number + 1) * length, total), wanted, arrays)
+
+
+def check(one: Check) -> list[Finding]:
+    """Read one unit and compare it with its marker.
+
+    Notes
+    -----
+    **Cost**: every chunk of the unit is read once; memory of one row of chunks.
+    """
+    marker = one.unit.read()
+    of_unit = {"part": one.part, "unit": one.number, "images": (one.start, one.stop - 1)}
+    name = "images" if one.part == IMAGES else f"layers/{one.part}"
+    if marker is None or marker.get("fingerprint") != one.fingerprint:
+        why = "is not marked as done" if marker is None else "its marker belongs to another extraction"
+        return [Finding("missing", name, why, **of_unit)]  # type: ignore[arg-type]
+    wanted: Mapping[str, int] = marker.get("checksums", {})
+    found = []
+    for path in one.arrays:
+        what = _compare(one, path, wanted.get(path.rpartition("/")[2]))
+        if what:
+            found.append(Finding("damaged", path, what, **of_unit))  # type: ignore[arg-type]
+    if not one.unit.partials_are_whole(marker):
+        what = "its partial statistics are not those that were written"
+        found.append(Finding("damaged", name, what, **of_unit))  # type: ignore[arg-type]
+    return found
+
+
+def _compare(one: Check, path: str, wanted: int | None) -> str:
+    """Return what is wrong with the rows of an array; empty if nothing."""
+    if wanted is None:
+        return "its marker has no checksum of this array"
+    begin, crc = one.start, 0
+    try:
+        array = zarr.open_array(opened_by_zarr(one.path), path=path, mode="r")
+        for begin in range(one.start, one.stop, array.chunks[0]):
+            rows = np.ascontiguousarray(array[begin : min(begin + array.chunks[0], one.stop)])
+            crc = zlib.crc32(rows.data, crc)
+    except FileNotFoundError:
+        return "the array is not there"
+    except Exception as error:  # each codec has errors of its own
+        return f"cannot be read from image {begin} on: {str(error) or type(error).__name__}"
+    return "" if crc == wanted else "what is stored is not what was written (checksums differ)"
+
+
+def structure(found: Catalogue) -> Iterator[Finding]:
+    """Yield what the files alone show: broken metadata, files that do not belong there."""
+    for node, why in found.broken.items():
+        yield Finding("damaged", node or "the root", f"its metadata cannot be read: {why}", part=_part(node))
+    for name in found.foreign:
+        yield Finding("foreign", name, "is no part of the store; nothing reads it")
+
+
+def statistics(path: Location, found: Catalogue) -> Iterator[Finding]:
+    """Yield what is wrong with the statistics that were taken along."""
+    marker = Unit(units_folder(path) / "extract", "statistics").read() or {}
+    for layer, wanted in marker.get("checksums", {}).items():
+        if f"layers/{layer}" in found.nodes:
+            yield from _contents(path, f"layers/{layer}", "statistics", wanted)
+
+
+def results(path: Location, found: Catalogue) -> Iterator[Finding]:
+    """Yield what is wrong with results, and with their markers."""
+    folder = units_folder(path) / "results"
+    marked = {name.removesuffix(".done") for name in sizes(folder) if name.endswith(".done")}
+    there = {f"{step}/{layer}" for step in found.below("results") for layer in found.below(f"results/{step}")}
+    for name in sorted(marked | there):
+        node = part = f"results/{name}"
+        step, _, layer = name.partition("/")
+        if node in found.broken or f"results/{step}" in found.broken:
+            continue
+        marker = Unit(folder / step, layer).read()
+        if marker is None:
+            yield Finding("missing", node, "is not marked as done", part=part)
+        elif node not in found.nodes:
+            yield Finding("damaged", node, "is marked as done and not there", part=part)
+        elif found.attrs(node).get("fingerprint") != marker.get("fingerprint"):
+            yield Finding("damaged", node, "is another result than its marker speaks of", part=part)
+        else:
+            yield from _contents(path, node, part, marker.get("checksums", {}))
+
+
+def _contents(path: Location, group: str, part: str, wanted: Mapping[str, int]) -> Iterator[Finding]:
+    for name, crc in wanted.items():
+        try:
+            same = checksums(path, group, [name])[name] == crc
+            what = "what is stored is not what was written (checksums differ)"
+        except KeyError:
+            same, what = False, "the array is not there"
+        except Exception as error:  # each codec has errors of its own
+            same, what = False, f"cannot be read: {str(error) or type(error).__name__}"
+        if not same:
+            yield Finding("damaged", f"{group}/{name}", what, part=part)
+
+
+def _images(found: Catalogue) -> int:
+    known = (found.nodes[name] for name in ("status", "image", "label") if name in found.nodes)
+    return int(next(known, {"shape": [0]})["shape"][0])
+
+
+def _image_arrays(found: Catalogue) -> tuple[str, ...]:
+    names = ("status", "checksum", "prediction", "correct", "pictures/picture")
+    return tuple(name for name in names if name in found.nodes or name in found.broken)
+
+
+def _part(node: str) -> str:
+    """Return what has to be made again where the metadata of a node are lost."""
+    top, _, rest = node.partition("/")
+    if top == "layers":
+        return rest.partition("/")[0]
+    return "/".join(node.split("/")[:3]) if top == "results" else ""

@@ -1,0 +1,160 @@
+"""A selection changes which images an analysis sees, and nothing else."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+
+import dneuro as dn
+from dneuro.analysis import ANALYSES
+from dneuro.engine.executors import ThreadExecutor
+from dneuro.errors import ArrayError
+
+IMAGES, CHANNELS = 60, 5
+CLASSES = ["cat", "dog", "crane", "crane"]
+
+
+@pytest.fixture
+def x() -> xr.DataArray:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(IMAGES, CHANNELS, 2, 3)).astype(np.float32)
+    status = np.zeros(IMAGES, np.uint8)
+    status[[4, 33]] = 1
+    values[status == 1] = np.nan
+    labels = rng.integers(-1, 4, IMAGES)
+    return xr.DataArray(
+        da.from_array(values, chunks=(8, 2, 2, 3)),
+        dims=("image", "channel", "y", "x"),
+        coords={
+            "image": np.arange(IMAGES),
+            "filename": ("image", np.array([f"{number}.png" for number in range(IMAGES)], dtype=object)),
+            "label": ("image", labels),
+            "correct": ("image", (rng.random(IMAGES) < 0.5) & (labels >= 0) & (status == 0)),
+            "status": ("image", status),
+        },
+        attrs={"layer": "conv", "class_names": CLASSES},
+    )
+
+
+def chosen(x: xr.DataArray) -> list[int]:
+    return np.flatnonzero(x["selected"].values).tolist()
+
+
+def test_select__takes_what_fits_every_condition(x: xr.DataArray) -> None:
+    label, correct = x["label"].values, x["correct"].values
+    readable = x["status"].values == 0
+    assert chosen(dn.select(x, correct=True)) == np.flatnonzero(correct).tolist()
+    assert chosen(dn.select(x, correct=False)) == np.flatnonzero(readable & ~correct & (label >= 0)).tolist()
+    assert chosen(dn.select(x, classes=["cat", 1])) == np.flatnonzero(readable & np.isin(label, [0, 1])).tolist()
+    assert chosen(dn.select(x, classes=["crane"])) == np.flatnonzero(readable & (label >= 2)).tolist()
+    assert chosen(dn.select(x, images=[7, "9.png", 4])) == [7, 9], "what could not be read never takes part"
+    both = dn.select(x, correct=True, classes=["dog"])
+    assert chosen(both) == np.flatnonzero(correct & (label == 1)).tolist()
+    assert both.attrs["selection"] == {"correct": True, "classes": ["dog"], "images": len(chosen(both)), "of": IMAGES}
+    narrower = dn.select(dn.select(x, correct=True), classes=["dog"])
+    assert chosen(narrower) == chosen(both)
+    assert narrower.attrs["selection"]["within"] == dn.select(x, correct=True).attrs["selection"]
+
+
+def test_select__draws_a_sample_that_the_seed_repeats(x: xr.DataArray) -> None:
+    one, same, other = (dn.select(x, sample=20, seed=seed) for seed in (3, 3, 4))
+    assert len(chosen(one)) == 20
+    assert chosen(one) == chosen(same) != chosen(other)
+    assert set(chosen(dn.select(x, sample=7, seed=3))) < set(chosen(one)), "a larger sample holds the smaller"
+    assert {4, 33}.isdisjoint(chosen(dn.select(x, sample=58)))
+    right = dn.select(x, correct=True, sample=5)
+    assert set(chosen(right)) < set(chosen(dn.select(x, correct=True)))
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "moments": {},
+    "top_images": {"k": 4},
+    "cooccurrence": {"k": 4},
+    "svd": {"rank": 3},
+    "similarity": {},
+    "selectivity": {"chance": 5},
+    "random_projections": {"directions": 4, "k": 3},
+    "clusters": {"count": 2},
+    "kmeans": {"count": 2},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_select__is_as_if_the_others_were_not_there(name: str, x: xr.DataArray, threads: ThreadExecutor) -> None:
+    selected = dn.select(x, correct=True)
+    assert 4 < len(chosen(selected)) < 50
+    found = ANALYSES[name](selected, client=threads, **CALLS[name])
+    alone = ANALYSES[name](x.isel(image=chosen(selected)).compute(), client=threads, **CALLS[name])
+    assert found.attrs["selection"] == selected.attrs["selection"]
+    assert "selection" not in alone.attrs
+    if "image" in found.dims:  # some name those that took part, some all
+        found = found.sel(image=alone["image"])
+    xr.testing.assert_allclose(found, alone, rtol=1e-9)
+
+
+def test_select__every_analysis_says_it() -> None:
+    assert CALLS.keys() == ANALYSES.keys()
+    assert [name for name, analysis in ANALYSES.items() if not hasattr(analysis, "__wrapped__")] == []
+    assert all("client" in inspect.signature(analysis).parameters for analysis in ANALYSES.values())
+
+
+@pytest.mark.parametrize("chunk", [4, 8])
+def test_select__reads_no_chunk_without_a_chosen_image(chunk: int, threads: ThreadExecutor) -> None:
+    read: set[int] = set()
+
+    def block(number: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        read.add(int(number.ravel()[0]))
+        return np.repeat(number.astype(np.float32), chunk, axis=0)[:, :, None] * np.ones((1, 1, 3), np.float32)
+
+    numbers = da.arange(IMAGES // chunk, chunks=1).reshape(-1, 1)
+    values = da.map_blocks(block, numbers, chunks=((chunk,) * (IMAGES // chunk), (1,), (3,)), new_axis=2,
+                           meta=np.empty((0, 0, 0), np.float32))[:, 0]  # fmt: skip
+    x = xr.DataArray(values, dims=("image", "channel"))
+    total = x.sizes["image"]
+    read.clear()
+    found = dn.moments(dn.select(x, images=[0, 1, chunk * 5 + 1, total - 1]), client=threads)
+    assert read == {0, 5, IMAGES // chunk - 1}
+    assert found["count"].values.tolist() == [4, 4, 4]
+    np.testing.assert_allclose(found["mean"].values, (0 + 0 + 5 + IMAGES // chunk - 1) / 4)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message", "hint"),
+    [
+        ({"classes": ["cta"]}, "class 'cta' is unknown", "did you mean 'cat'"),
+        ({"classes": [9]}, "class 9 is unknown", "0 to 3"),
+        ({"classes": "cat"}, "a list of names or indices", "classes="),
+        ({"images": ["9.pgn"]}, "image '9.pgn' is unknown", "9.png"),
+        ({"images": [99]}, "image 99 is unknown", "0 to 59"),
+        ({"images": [4]}, "the selection is empty: of 58 images 1 images named leaves 0", "leave out"),
+        ({"sample": 59}, "sample=59 of 58 images", "sample=58"),
+        ({"sample": 0}, "at least 1", ""),
+    ],
+)
+def test_select__refuses_what_cannot_be(
+    x: xr.DataArray, conditions: dict[str, Any], message: str, hint: str
+) -> None:
+    with pytest.raises(ArrayError) as caught:
+        dn.select(x, **conditions)
+    assert message in caught.value.message
+    assert hint in str(caught.value.hint)
+
+
+def test_select__needs_predictions_for_correct(x: xr.DataArray) -> None:
+    with pytest.raises(ArrayError, match="does not say which images were classified correctly") as caught:
+        dn.select(x.drop_vars("correct"), correct=True)
+    assert "predictions: true" in str(caught.value.hint)
+
+
+def test_select__leaves_the_array_as_it_is(x: xr.DataArray) -> None:
+    selected = dn.select(x, correct=True)
+    assert selected.shape == x.shape
+    assert "selected" not in x.coords
+    part: Callable[..., xr.DataArray] = selected.isel
+    assert part(image=selected["selected"]).sizes["image"] == len(chosen(selected))

@@ -1,0 +1,197 @@
+"""`verify` finds what was altered, and only that; after a repair the job makes it again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import dneuro as dn
+from dneuro.engine.executors import ThreadExecutor
+from dneuro.errors import StoreError
+from dneuro.jobs.driver import run_job
+from dneuro.jobs.verifying import Verification, verify
+from dneuro.spec import JobSpec
+from dneuro.store.units import units_folder
+
+MakeJob = Callable[..., JobSpec]
+Same = Callable[[Path, Path], None]
+LAYERS = {"relu1": {"keep": "full"}, "relu2": {"keep": "max"}, "fc": {"keep": "stats"}}
+STEPS: tuple[Any, ...] = ("moments", {"svd": {"layer": "relu1", "rank": 2}})
+
+
+@pytest.fixture
+def job(make_job: MakeJob) -> JobSpec:
+    return make_job(*STEPS, layers=LAYERS)
+
+
+@pytest.fixture
+def store(job: JobSpec, threads: ThreadExecutor) -> Path:
+    """Three units: images 0 to 15, 16 to 31, 32 to 39."""
+    path = run_job(job, threads).store
+    assert isinstance(path, Path)
+    shutil.copytree(path, path.with_name("as-written.zarr"))
+    return path
+
+
+def chunk(store: Path, row: int, array: str = "layers/relu1/activation") -> Path:
+    return next(path for path in sorted((store / array / "c" / str(row)).rglob("0")) if path.is_file())
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def flip_chunk(store: Path) -> None:
+    flip(chunk(store, 1))
+
+
+def truncate(store: Path) -> None:
+    path = chunk(store, 1)
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def delete(store: Path) -> None:
+    chunk(store, 1).unlink()
+
+
+def swap(store: Path) -> None:
+    a, b = chunk(store, 0), chunk(store, 1)
+    one, other = a.read_bytes(), b.read_bytes()
+    a.write_bytes(other)
+    b.write_bytes(one)
+
+
+def flip_partial(store: Path) -> None:
+    flip(units_folder(store) / "extract/fc/00001.npz")
+
+
+def alter_result(store: Path) -> None:
+    zarr.open_array(store, path="results/svd/relu1/score", mode="r+")[3, 0] = 0.5
+
+
+def drop_result(store: Path) -> None:
+    shutil.rmtree(store / "results/moments/fc")
+
+
+def alter_statistics(store: Path) -> None:
+    zarr.open_array(store, path="layers/relu2/mean", mode="r+")[0] = 9.0
+
+
+def alter_labels(store: Path) -> None:
+    zarr.open_array(store, path="layers/relu1/label", mode="r+")[7] = 0
+
+
+def reorder_names(store: Path) -> None:
+    array = zarr.open_array(store, path="filename", mode="r+")
+    array[:] = array[:][::-1]
+
+
+def break_array(store: Path) -> None:
+    (store / "layers/relu2/activation_y/zarr.json").write_text('{"zarr_format": 3')
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], list[tuple[str, int | None]]]] = {
+    "a flipped bit": (flip_chunk, [("layers/relu1/activation", 1)]),
+    "a truncated chunk": (truncate, [("layers/relu1/activation", 1)]),
+    "a deleted chunk": (delete, [("layers/relu1/activation", 1)]),
+    "two chunks swapped": (swap, [("layers/relu1/activation", 0), ("layers/relu1/activation", 1)]),
+    "a flipped bit of partial statistics": (flip_partial, [("layers/fc", 1)]),
+    "another result": (alter_result, [("results/svd/relu1/score", None)]),
+    "a result gone": (drop_result, [("results/moments/fc", None)]),
+    "other statistics": (alter_statistics, [("layers/relu2/mean", None)]),
+    "another label": (alter_labels, [("layers/relu1/label", None)]),
+    "names in another order": (reorder_names, [("filename", None)]),
+}
+
+
+def places(found: Verification) -> list[tuple[str, int | None]]:
+    return [(finding.where, finding.unit) for finding in found.damaged]
+
+
+def test_verify__finds_nothing_wrong_with_what_was_written(store: Path, threads: ThreadExecutor) -> None:
+    found = verify(store, client=threads)
+    assert (found.ok, found.exit_code, found.findings, found.advice) == (True, 0, [], "")
+    assert found.units == 4 * 3, "images and three layers, three units each"
+    assert dn.verify(store, client=threads).to_dict() == found.to_dict()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_verify__names_what_is_damaged_and_repairs_it(
+    fault: str, job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same
+) -> None:
+    alter, expected = FAULTS[fault]
+    alter(store)
+    found = verify(store, client=threads)
+    assert places(found) == expected
+    assert found.exit_code == 4
+    assert "--repair" in found.advice
+    for finding in found.damaged:
+        assert finding.images == (None if finding.unit is None else (16 * finding.unit, 16 * finding.unit + 15))
+    repaired = verify(store, repair=True, client=threads)
+    assert (repaired.exit_code, repaired.repaired) == (3, len(expected))
+    units = {unit for _, unit in expected if unit is not None}
+    again = run_job(job, threads)
+    assert again.outcome.images == 16 * len(units), "only what was damaged is made again"
+    assert verify(store, client=threads).ok
+    if "label" not in fault and "names" not in fault:  # those are written in one piece, in other chunks perhaps
+        same_store(store, store.with_name("as-written.zarr"))
+
+
+def test_verify__repairs_metadata_that_cannot_be_read(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    break_array(store)
+    found = verify(store, client=threads)
+    assert {where for where, _ in places(found)} == {"layers/relu2/activation_y"}
+    verify(store, repair=True, client=threads)
+    assert run_job(job, threads).outcome.images == 40
+    assert verify(store, client=threads).ok
+    before = zarr.open_array(store.with_name("as-written.zarr"), path="layers/relu1/activation", mode="r")
+    np.testing.assert_array_equal(zarr.open_array(store, path="layers/relu1/activation", mode="r")[:], before[:])
+
+
+def test_verify__tells_missing_from_damaged(store: Path, threads: ThreadExecutor) -> None:
+    (units_folder(store) / "extract/relu2/00002.done").unlink()
+    (units_folder(store) / "results/svd/relu1.done").unlink()
+    found = verify(store, client=threads)
+    assert found.damaged == []
+    assert [str(finding) for finding in found.missing] == [
+        "missing: layers/relu2, unit 2 (images 32 to 39): is not marked as done",
+        "missing: results/svd/relu1: is not marked as done",
+    ]
+    assert found.exit_code == 3
+
+
+def test_verify__takes_another_extractions_marker_for_none(store: Path, threads: ThreadExecutor) -> None:
+    path = units_folder(store) / "extract/relu1/00000.done"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "fingerprint": "other"}))
+    (finding,) = verify(store, client=threads).findings
+    assert (finding.kind, finding.unit) == ("missing", 0)
+    assert "another extraction" in finding.what
+
+
+def test_verify__lists_what_is_foreign_and_lets_it_be(store: Path, threads: ThreadExecutor) -> None:
+    strange = ["notes.txt", "layers/relu1/activation/c/7/0/0/0", "layers/old/c/0", "layers/relu1/activation/x"]
+    for name in strange:
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_text("mine")
+    found = verify(store, repair=True, client=threads)
+    assert sorted(finding.where for finding in found.findings) == sorted(strange)
+    assert {finding.kind for finding in found.findings} == {"foreign"}
+    assert found.exit_code == 0
+    assert all((store / name).exists() for name in strange)
+
+
+@pytest.mark.parametrize("path", ["nothing.zarr", "empty.zarr"])
+def test_verify__refuses_what_is_no_store(path: str, tmp_path: Path, threads: ThreadExecutor) -> None:
+    zarr.create_group(tmp_path / "empty.zarr")
+    with pytest.raises(StoreError, match="no store"):
+        verify(tmp_path / path, repair=True, client=threads)
+    assert not (tmp_path / f"{path}.units").exists()
