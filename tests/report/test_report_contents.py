@@ -74,7 +74,7 @@ def test_thin__keeps_what_fits_and_halves_what_does_not():
 
 def test_cooccurrence__rows_come_by_dominating_class_then_by_devotion():
     counts = np.array([[0, 0, 0], [1, 2, 7], [9, 1, 0], [0, 1, 9], [5, 4, 1]], dtype=np.float32)
-    assert [*cooccurrence._by_dominating_class(counts)] == [2, 4, 3, 1, 0]
+    assert [*cooccurrence.by_dominating_class(counts)] == [2, 4, 3, 1, 0]
 
 
 @pytest.mark.parametrize("described", [None, {"size": [3, 3], "stride": [1, 1], "start": [0, 0]}])
