@@ -138,7 +138,9 @@ class View:
         """Return whether what a kernel finds was taken along, so that it needs no pass."""
         return self.taken is not None and self.taken.serves(Feed(self.look, kernel))
 
-    def reduce(self, kernels: dict[str, Kernel], executor: Executor, step: str) -> dict[str, dict[str, NDArray[Any]]]:
+    def reduce(
+        self, kernels: dict[str, Kernel], executor: Executor, step: str, every: int = 1
+    ) -> dict[str, dict[str, NDArray[Any]]]:
         """Run one pass, unless the answers were taken along; see `dneuro.engine.passes.reduce`."""
         found: dict[str, dict[str, NDArray[Any]]] = {}
         if self.taken is not None and self.taken.answer is not None:
@@ -148,8 +150,9 @@ class View:
         if not rest:
             return found
         return found | reduce(
-            self.xs, rest, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step
-        )
+            self.xs, rest, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step,
+            every=every,
+        )  # fmt: skip
 
     def plan(
         self, operation: str, kernels: dict[str, Kernel], executor: Sizes, *, passes: int = 1, **known: Any

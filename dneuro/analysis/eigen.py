@@ -1,8 +1,8 @@
-"""The leading eigenvectors of ZᵀZ, Z being standardised images × neurons that never exist as a whole."""
+"""The leading right singular vectors of Z, standardised images × neurons that never exist as a whole."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,21 +10,23 @@ from numpy.typing import NDArray
 from dneuro import events
 from dneuro.analysis.arrays import View
 from dneuro.engine.executors import Executor
-from dneuro.kernels import Energy, Standardise
+from dneuro.engine.plan import fit
+from dneuro.kernels import Energy, Standardise, Step, Triangle
 
 Matrix = NDArray[np.float64]
 
-OVERSAMPLING = 10
-"""Vectors beyond the rank that a Krylov block has."""
 MAX_STEPS = 12
 """Most passes of the Krylov method before it says that it has not converged."""
-TOLERANCE = 1e-4
-"""Krylov stops when every certificate is below this share of its singular value. The error of a singular value goes
-with the square of that."""
 RESOLVED = 1e-7
 """Singular values below this share of the largest one drown in the rounding of ZᵀZ; they hold up nobody."""
 DUST = 1e-13
 """What ZᵀZ adds to a basis is rounding if it is below this share of the largest eigenvalue."""
+SAMPLE = 8
+"""The start block is made from one block of images in so many."""
+SAMPLE_STEPS = 3
+"""Steps on that sample: together less than half a pass, and they save more than one."""
+SAMPLED_BLOCKS = 16
+"""With fewer blocks a pass is short, and the start is random."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Eigenvectors:
     Parameters
     ----------
     vectors : array (neurons, rank)
-        V, orthonormal, largest eigenvalue first.
+        V, orthonormal, largest singular value first.
     applied : array (neurons, rank)
         ZᵀZ V.
     total : float
@@ -43,6 +45,10 @@ class Eigenvectors:
         Times that the array was read.
     converged : bool
         False if the Krylov method ran out of passes.
+    images, scores : array (images,), (images, rank), optional
+        ZV, where the method has it.
+    rounding : float
+        What rounding may have added to a singular value; 0 for float64.
     """
 
     vectors: Matrix
@@ -50,48 +56,165 @@ class Eigenvectors:
     total: float
     passes: int
     converged: bool
+    images: NDArray[np.int64] | None = None
+    scores: Matrix | None = None
+    rounding: float = 0.0
+
+    def leading(self, count: int) -> Eigenvectors:
+        """Return the first so many."""
+        scores = None if self.scores is None else self.scores[:, :count]
+        return replace(self, vectors=self.vectors[:, :count], applied=self.applied[:, :count], scores=scores)
 
 
-def gram(seen: View, standardise: Standardise, rank: int, executor: Executor) -> Eigenvectors:
-    """Diagonalise ZᵀZ (neurons × neurons), made in one pass."""
+def widened(vectors: Matrix, columns: int, seed: int) -> Matrix:
+    """Return orthonormal columns that begin with these vectors and go on at random."""
+    more = np.random.default_rng(seed + 1).standard_normal((len(vectors), columns - vectors.shape[1]))
+    return np.linalg.qr(np.hstack([vectors, more]))[0]
+
+
+def columns_of(rank: int, images: int, neurons: int) -> int:
+    """Return the columns of a Krylov block: half as many again as the rank, at least 10 and at most 24 more.
+
+    A step costs its reading; wider blocks need fewer.
+    """
+    return min(rank + min(max(10, 3 * rank // 2), 24), images, neurons)
+
+
+def gram(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:
+    """Diagonalise ZᵀZ (neurons × neurons), made in one pass; return all singular values too."""
     from scipy.linalg import eigh  # not at the top: workers load this file too, and SciPy is large
 
     energy = Energy(standardise)
     found = seen.reduce({"energy": energy}, executor, "svd")["energy"]
-    product, p = found["product"], seen.labels.count
-    vectors = eigh(product, subset_by_index=(p - rank, p - 1))[1][:, ::-1]
-    return Eigenvectors(vectors, product @ vectors, float(found["total"]), int(not seen.knows(energy)), True)
+    squares, vectors = eigh(found["product"])
+    squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
+    passes = int(not seen.knows(energy))
+    return np.sqrt(squares), Eigenvectors(vectors, found["product"] @ vectors, float(found["total"]), passes, True)
 
 
-def krylov(seen: View, standardise: Standardise, rank: int, seed: int, executor: Executor) -> Eigenvectors:
+def tsqr(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:
+    """Decompose the triangle R of Z = QR, made in one pass; nothing is squared."""
+    found = seen.reduce({"triangle": Triangle(standardise)}, executor, "svd")["triangle"]["triangle"]
+    _, values, vectors = np.linalg.svd(found)
+    values = np.pad(values, (0, found.shape[1] - len(values)))
+    total = float(np.sum(found * found))
+    return values, Eigenvectors(vectors.T, found.T @ (found @ vectors.T), total, 1, True)
+
+
+def krylov(
+    seen: View, standardise: Standardise, rank: int, seed: int, tolerance: float, executor: Executor,
+    start: Matrix | None = None,
+) -> Eigenvectors:  # fmt: skip
     """Build a block Krylov space of ZᵀZ, one pass per block, until the certificates are small.
 
-    The basis grows by one orthonormal block per pass. The pass gives ZᵀZ times the new block, so ZᵀZ is known on the
-    whole basis, and both the Rayleigh-Ritz values and their residuals come without another read.
+    The basis grows by one orthonormal block Q per pass. The pass gives ZQ and ZᵀZQ, so ZᵀZ is known on the whole
+    basis: the Rayleigh-Ritz values, their residuals and in the end ZV come without another read. Products are
+    float32 where the activations are and where it does no harm; how far projected ZᵀZ is from symmetric says so.
     """
-    p = seen.labels.count
-    columns = min(rank + OVERSAMPLING, len(seen.taking_part), p)
-    block = np.linalg.qr(np.random.default_rng(seed).standard_normal((p, columns)))[0]
-    basis, applied = np.empty((p, 0)), np.empty((p, 0))
-    passes, converged = 0, False
+    p, wide = seen.labels.count, columns_of(rank, len(seen.taking_part), seen.labels.count)
+    single = seen.xs[0].dtype.itemsize <= 4
+    sampled = start is None and _is_worth_sampling(seen, standardise, wide, executor)
+    if start is None:
+        start = np.linalg.qr(np.random.default_rng(seed).standard_normal((p, wide)))[0]
+    if sampled:
+        start = _start(seen, standardise, start, single, executor)
+    space, passes, converged = _Space(start), int(sampled), False
     while not converged and passes < MAX_STEPS:
-        found = seen.reduce({"energy": Energy(standardise, block)}, executor, "svd")["energy"]
+        space.add(seen.reduce({"step": Step(standardise, space.block, single)}, executor, "svd")["step"])
         passes += 1
-        basis, applied = np.hstack([basis, block]), np.hstack([applied, found["product"]])
-        projected = basis.T @ applied
-        squares, small = np.linalg.eigh((projected + projected.T) / 2)
-        squares, small = squares[::-1], small[:, ::-1][:, :rank]
-        values = np.sqrt(np.maximum(squares[:rank], 0.0))
-        vectors, images = basis @ small, applied @ small
-        matter = values > RESOLVED * values[0]
-        open_share = (certify(images, vectors, values)[matter] / values[matter]).max(initial=0.0)
-        block = _beyond(basis, found["product"], DUST * squares[0])
+        if single and not space.is_sound(rank, tolerance):
+            events.emit("note", "svd", "products in float32 do not resolve the smallest of these; going on in float64")
+            single, space = False, _Space(space.ritz(wide))
+            continue
         # Where nothing is left to add, the space holds all that Z does to it, and the values are exact.
-        converged = bool(open_share <= TOLERANCE) or block.shape[1] == 0
+        converged = space.open_share(rank) <= tolerance or space.block.shape[1] == 0
     if not converged:
-        message = f"not converged after {passes} passes: a certificate is {open_share:.1e} of its σ"
+        message = f"not converged after {passes} passes: a certificate is {space.open_share(rank):.1e} of its σ"
         events.emit("warning", "svd", message)
-    return Eigenvectors(vectors, images, float(found["total"]), passes, converged)
+    rounding = float(np.finfo(np.float32).eps) * np.sqrt(space.total) if single else 0.0
+    vectors, applied, scores = space.ritz(rank), space.applied(rank), space.scores(rank)
+    return Eigenvectors(vectors, applied, space.total, passes, converged, space.images, scores, rounding)
+
+
+def _is_worth_sampling(seen: View, standardise: Standardise, wide: int, executor: Executor) -> bool:
+    if seen.rows is not None:
+        return False
+    step = Step(standardise, np.broadcast_to(0.0, (seen.labels.count, wide)))
+    return fit(seen.xs, {"step": step}, executor)[0].blocks >= SAMPLED_BLOCKS
+
+
+def _start(seen: View, standardise: Standardise, block: Matrix, single: bool, executor: Executor) -> Matrix:
+    """Return a start block: what a few steps on a sample of the images make of a random one."""
+    space = _Space(block)
+    for _ in range(SAMPLE_STEPS):
+        if space.block.shape[1]:
+            space.add(seen.reduce({"step": Step(standardise, space.block, single)}, executor, "svd", SAMPLE)["step"])
+    made = space.ritz(block.shape[1])
+    return made if np.isfinite(made).all() else block
+
+
+class _Space:
+    """A growing orthonormal basis, and what Z and ZᵀZ make of it.
+
+    Parameters
+    ----------
+    block : array (neurons, columns)
+        Orthonormal; the first block of the basis, and whatever `add` leaves here the next.
+    """
+
+    def __init__(self, block: Matrix) -> None:
+        self.block = block
+        self.basis, self._images = np.empty((len(block), 0)), np.empty((len(block), 0))
+        self._parts: list[NDArray[np.floating]] = []
+        self.total = 0.0
+
+    def add(self, found: dict[str, NDArray[np.float64]]) -> None:
+        """Take the results of the pass over `block`."""
+        self.basis = np.hstack([self.basis, self.block])
+        self._images = np.hstack([self._images, found["product"]])
+        self._parts.append(found["score"])
+        self.images, self.total = found["image"].astype(np.int64), float(found["total"])
+        projected = self.basis.T @ self._images
+        if not np.isfinite(projected).all():
+            self.doubt, self.squares, self._small = np.inf, np.zeros(len(projected)), np.eye(len(projected))
+            self.block = self.basis[:, :0]
+            return
+        self.doubt = float(np.abs(projected - projected.T).max())
+        squares, small = np.linalg.eigh((projected + projected.T) / 2)
+        self.squares, self._small = np.maximum(squares[::-1], 0.0), small[:, ::-1]
+        self.block = _beyond(self.basis, found["product"], DUST * self.squares[0])
+
+    def ritz(self, count: int) -> Matrix:
+        """Return the leading Ritz vectors (neurons, count)."""
+        return np.asarray(self.basis @ self._small[:, :count])
+
+    def applied(self, count: int) -> Matrix:
+        """Return ZᵀZ times them."""
+        return np.asarray(self._images @ self._small[:, :count])
+
+    def scores(self, count: int) -> Matrix:
+        """Return Z times them (images, count)."""
+        made = np.zeros((len(self._parts[0]), count))
+        first = 0
+        for part in self._parts:
+            made += part @ self._small[first : first + part.shape[1], :count]
+            first += part.shape[1]
+        return made
+
+    def open_share(self, rank: int) -> float:
+        """Return the largest certificate, as a share of its singular value, of those that can be resolved."""
+        values = np.sqrt(self.squares[:rank])
+        matter = values > RESOLVED * values[0]
+        radii = certify(self.applied(rank), self.ritz(rank), values)
+        return float((radii[matter] / values[matter]).max(initial=0.0))
+
+    def is_sound(self, rank: int, tolerance: float) -> bool:
+        """Return whether rounding in float32 leaves the certificates of all singular values alone."""
+        least = self.squares[:rank].min(initial=np.inf)
+        largest = max((float(np.abs(part).max(initial=0.0)) for part in self._parts), default=0.0)
+        if largest == 0 and self.total == 0:
+            return True
+        return 1e-12 < largest < 1e12 and self.doubt <= 0.1 * tolerance * float(least)
 
 
 def _beyond(basis: Matrix, product: Matrix, dust: float) -> Matrix:

@@ -7,7 +7,7 @@ it by a few vectors, and forgets it.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -15,28 +15,37 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import View, choose, is_count, view
-from dneuro.analysis.eigen import MAX_STEPS, OVERSAMPLING, certify, gram, krylov
+from dneuro.analysis.arrays import View, choose, view
+from dneuro.analysis.components import Rank, Wanted
+from dneuro.analysis.eigen import MAX_STEPS, Eigenvectors, certify, columns_of, gram, krylov, tsqr, widened
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
+from dneuro.analysis.turned import has_panels, standardisation_turned, turned
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
-from dneuro.kernels import Energy, Moments, Scores, Standardise
+from dneuro.kernels import Energy, Kernel, Moments, Scores, Standardise, Step, Triangle
 from dneuro.kernels.standardise import Mode
 
-Method = Literal["auto", "gram", "krylov"]
-GRAM_NEURONS = 4096
-"""``method="auto"`` takes the neuron × neuron matrix up to this size (128 MiB)."""
+Method = Literal["auto", "tsqr", "gram", "krylov"]
+TOLERANCE = 2e-3
+"""Certificates that are good enough, as a share of their singular value: it is then right to some 1e-6."""
+TSQR_NEURONS, SPECTRUM_NEURONS = 256, 2048
+"""``method="auto"`` takes the triangle up to the first size, and up to the second where the rank is not known."""
+GRAM_NEURONS = 1024
+"""``method="auto"`` takes the neuron × neuron matrix up to this size; beyond, it costs more than the Krylov steps."""
 
 
 @says_selection
 def svd(
     x: xr.DataArray,
     *,
-    rank: int,
+    rank: Rank = None,
+    threshold: float | None = None,
+    explained_variance: float | None = None,
     standardize: Mode = "image",
     method: Method = "auto",
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     client: Any = None,
 ) -> xr.Dataset:
@@ -46,15 +55,26 @@ def svd(
     ----------
     x : DataArray, dims (image N, features… P)
         Activations; float16, float32 or float64, backed by dask or NumPy, chunked in any way.
-    rank : int
-        Number of singular triplets K, at most min(N, P).
+    rank : int or "all", optional
+        Number of singular triplets K, at most min(N, P), or the whole spectrum.
+    threshold : float, optional
+        Instead of `rank`: all with a singular value of at least this.
+    explained_variance : float, optional
+        Instead of `rank`: as few as explain this share of ‖Z‖²_F.
     standardize : {"image", "neuron", "center", None}
         ``"image"``: each image to mean 0 and variance 1 over its neurons, as Zhang does; ``"neuron"``: each neuron to
         mean 0 and variance 1 over the images; ``"center"``: each neuron to mean 0; None: as it is. What does not vary
         gets weight 0.
-    method : {"auto", "gram", "krylov"}
-        ``"gram"`` diagonalises ZᵀZ (P × P, float64); ``"krylov"`` builds a block Krylov space of it and
-        stops when the certificate says so; ``"auto"`` takes the first up to 4,096 neurons if it fits into a worker.
+    method : {"auto", "tsqr", "gram", "krylov"}
+        ``"tsqr"`` reduces Z to a triangle, block by block; nothing is squared, so the smallest singular values are
+        right too. ``"gram"`` diagonalises ZᵀZ (P × P, float64). ``"krylov"`` builds a block Krylov space of it and
+        stops when the certificate says so. ``"auto"`` takes the first for layers of up to 256 neurons (2,048 where the
+        rank is not known), the second up to 1,024 or where the rank is an eighth of what there is, else the third. An
+        array in panels (all images, some neurons per chunk) is decomposed on the side of the images, with ZZᵀ in place
+        of ZᵀZ.
+    tolerance : float
+        ``"krylov"`` stops when every certificate is below this share of its singular value. The error of a singular
+        value goes with the square of that.
     seed : int
         Seed of the start block of ``"krylov"``.
     client : distributed.Client, optional
@@ -81,10 +101,14 @@ def svd(
 
     Notes
     -----
-    **Cost**: ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` up to 13, as a rule 4 to 7, state
-    8·P·(K + 10) bytes, flat in N, and in the driver twice that per pass; one pass more for the moments under
-    ``"neuron"`` and ``"center"``. Products in float64; the singular values are those of the N × K matrix Z V, so that
-    small ones do not suffer from squaring.
+    **Cost**: ``"tsqr"`` and ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` as a rule 4 passes, at most 13, state
+    8·P·l bytes per task, l = K + 10 … K + 24, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
+    for the moments under ``"neuron"`` and ``"center"``. On the side of the images N and P change places. Where
+    the rank is not known ``"krylov"`` looks for 16, 64 and at most 256 components, each time from what it has.
+
+    ``"tsqr"`` and ``"gram"`` compute in float64. ``"krylov"`` multiplies float32 activations in float32 and sums in
+    float64, as long as that leaves the certificates alone; else it goes on in float64 and says so. The singular values
+    are those of the N × K matrix Z V, so that small ones do not suffer from squaring.
 
     References
     ----------
@@ -92,23 +116,32 @@ def svd(
     block Krylov methods for stronger and faster approximate singular value decomposition" (2015).
     """
     executor = get_executor(client)
-    seen = _setup(x, rank, standardize, method)
-    plan = plan_svd(x, rank=rank, standardize=standardize, method=method, client=executor)
+    wanted = Wanted(rank, threshold, explained_variance)
+    seen = _setup(x, wanted, standardize, method)
+    asked = {"rank": rank, "threshold": threshold, "explained_variance": explained_variance}
+    options = {"standardize": standardize, "method": method, "tolerance": tolerance, "seed": seed}
+    plan, way = _choose(seen, wanted, standardize, method, executor)
     plan.check(executor.memory, hint="method='krylov', a lower rank, or workers with more memory")
     events.emit("note", "svd", f"{seen.layer or 'array'}: {plan.method}, {plan.passes} passes at most")
-    standardise, passes = standardisation(seen, standardize, executor, "svd")
-    if plan.method == "gram":
-        found = gram(seen, standardise, rank, executor)
-    else:
-        found = krylov(seen, standardise, rank, seed, executor)
-    scores = seen.reduce({"scores": Scores(standardise, found.vectors)}, executor, "svd")["scores"]
-    u, values, turn = np.linalg.svd(scores["score"], full_matrices=False)
-    rounding = np.finfo(float).eps * max(len(u), len(found.vectors)) * values[0]
+    side, before = _side(seen, way, standardize, executor)
+    found = _decompose(side, way.method, wanted, seed, tolerance, executor)
+    total, scores, images = found.total, found.scores, found.images
+    passes = before + found.passes
+    if scores is None or images is None:
+        made = side.view.reduce({"scores": Scores(side.standardise, found.vectors)}, executor, "svd")["scores"]
+        scores, images, passes = made["score"], made["image"], passes + 1
+    left, values, turn = np.linalg.svd(scores, full_matrices=False)
+    rounding = max(np.finfo(float).eps * max(len(left), len(found.vectors)) * values[0], found.rounding)
     values[values <= rounding] = 0.0
-    u[:, values == 0] = 0.0
     residuals = certify(found.applied @ turn.T, found.vectors @ turn.T, values) + rounding
-    u, vectors = _flip(u, found.vectors @ turn.T)
-    total = found.total
+    right = found.vectors @ turn.T
+    if way.side == "image":
+        left, right, images = right, left, np.arange(len(right))
+        numbers = seen.taking_part
+    else:
+        numbers = seen.images[images]
+    left = np.where(values == 0, 0.0, left)
+    u, vectors = _flip(left, right)
     rest = max(total - float(values @ values), 0.0)
     result = xr.Dataset(
         {
@@ -118,17 +151,18 @@ def svd(
             "score": (("image", "component"), u),
             "vector": (("component", *seen.labels.dims), vectors.T.reshape(-1, *seen.labels.sizes)),
         },
-        coords={**seen.labels.coords, "image": seen.images[scores["image"]], "component": np.arange(len(values))},
+        coords={**seen.labels.coords, "image": numbers, "component": np.arange(len(values))},
     )
     result.attrs = {
         "analysis": "svd",
         "layer": seen.layer,
         "standardize": standardize or "none",
-        "parameters": {"rank": rank, "standardize": standardize, "method": method, "seed": seed},
+        "parameters": {**{name: value for name, value in asked.items() if value is not None}, **options},
         "total_variance": total,
         "reconstruction_error": math.sqrt(rest),
-        "method": plan.method,
-        "passes": passes + found.passes + 1,
+        "method": way.method,
+        "side": way.side,
+        "passes": passes,
         "converged": found.converged,
     }
     return result
@@ -137,57 +171,143 @@ def svd(
 def plan_svd(
     x: xr.DataArray,
     *,
-    rank: int,
+    rank: Rank = None,
+    threshold: float | None = None,
+    explained_variance: float | None = None,
     standardize: Mode = "image",
     method: Method = "auto",
+    tolerance: float = TOLERANCE,
     seed: int = 0,
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `svd`; reads no data."""
-    executor = get_executor(client)
-    seen = _setup(x, rank, standardize, method)
-    if method == "krylov":
-        return _plan(seen, rank, standardize, "krylov", executor)
-    plan = _plan(seen, rank, standardize, "gram", executor)
-    if method == "auto" and (seen.labels.count > GRAM_NEURONS or plan.worker_bytes > executor.memory):
-        return _plan(seen, rank, standardize, "krylov", executor)
-    return plan
+    wanted = Wanted(rank, threshold, explained_variance)
+    return _choose(_setup(x, wanted, standardize, method), wanted, standardize, method, get_executor(client))[0]
 
 
-def _plan(seen: View, rank: int, standardize: Mode, method: str, executor: Executor) -> Plan:
-    """Return the plan of one method."""
+@dataclass(frozen=True)
+class _Way:
+    """A method, on the side of the neurons (ZᵀZ, blocks of images) or of the images (ZZᵀ, panels of neurons)."""
+
+    method: str
+    side: Literal["neuron", "image"]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What is decomposed: Z, or Zᵀ."""
+
+    view: View
+    standardise: Standardise
+
+
+def _side(seen: View, way: _Way, standardize: Mode, executor: Executor) -> tuple[_Side, int]:
+    """Return Z or Zᵀ, and the number of passes that its means took."""
+    if way.side == "image":
+        standardise, passes = standardisation_turned(seen, standardize, executor)
+        return _Side(turned(seen), standardise), passes
+    standardise, passes = standardisation(seen, standardize, executor, "svd")
+    return _Side(seen, standardise), passes
+
+
+def _decompose(
+    side: _Side, method: str, wanted: Wanted, seed: int, tolerance: float, executor: Executor
+) -> Eigenvectors:
+    """Return as many singular vectors as are wanted."""
+    view, standardise = side.view, side.standardise
+    smallest = min(len(view.taking_part), view.labels.count)
+    if method != "krylov":
+        values, found = (gram if method == "gram" else tsqr)(view, standardise, executor)
+        return found.leading(wanted.enough(values[:smallest], found.total, smallest) or smallest)
+    rank, passes, start = wanted.first(smallest), 0, None
+    while True:
+        found = krylov(view, standardise, rank, seed, tolerance, executor, start)
+        passes += found.passes
+        values = np.linalg.norm(np.asarray(found.scores), axis=0)
+        count = wanted.enough(values, found.total, smallest)
+        if count is not None:
+            return replace(found.leading(count), passes=passes)
+        if rank == wanted.most(smallest):
+            raise ArrayError(
+                f"the first {rank} singular values, down to {values[-1]:.4g}, explain "
+                f"{float(values @ values) / found.total:.1%} of the variance: not enough, and no more are sought",
+                hint="method='gram', workers with more memory, a higher threshold, or rank=",
+            )
+        rank = min(4 * rank, wanted.most(smallest))
+        start = widened(found.vectors, columns_of(rank, len(view.taking_part), view.labels.count), seed)
+
+
+def _choose(
+    seen: View, wanted: Wanted, standardize: Mode, method: Method, executor: Executor
+) -> tuple[Plan, _Way]:
+    """Return the first plan that fits, of the ways to go about it; if none does, the last."""
     n, p = len(seen.taking_part), seen.labels.count
-    stand_in = Standardise(standardize)
-    columns = min(rank + OVERSAMPLING, n, p)
-    before = seen.plan("svd", {"moments": Moments()}, executor).passes if standardize in ("neuron", "center") else 0
-    if method == "gram":
-        energy, steps, driver = Energy(stand_in), 1, 3 * p * p
+    sides: list[Literal["neuron", "image"]] = ["image", "neuron"] if has_panels(seen) else ["neuron", "image"]
+    if not has_panels(seen) and seen.xs[0].chunks is not None:
+        sides = ["neuron"]  # a panel of neurons would be read from all chunks
+    methods = [method] if method != "auto" else _methods(wanted, min(n, p))
+    plans = []
+    for name in methods:
+        for side in sides:
+            way = _Way(name, side)
+            plan = _plan(seen, wanted, standardize, way, executor)
+            if plan.worker_bytes <= executor.memory:
+                return plan, way
+            plans.append((plan, way))
+    return plans[-1]
+
+
+def _methods(wanted: Wanted, smallest: int) -> list[str]:
+    """Return the methods for `auto`, best first."""
+    if smallest <= TSQR_NEURONS or ((wanted.rank is None or wanted.rank == "all") and smallest <= SPECTRUM_NEURONS):
+        return ["tsqr", "gram", "krylov"]
+    if smallest <= GRAM_NEURONS or 8 * wanted.first(smallest) > smallest:
+        return ["gram", "krylov"]
+    return ["krylov"]
+
+
+def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Executor) -> Plan:
+    """Return the plan of one way."""
+    n, p = len(seen.taking_part), seen.labels.count
+    rank, stand_in = wanted.most(min(n, p)), Standardise(standardize)
+    view, rows, features = seen, n, p
+    if way.side == "image":
+        view, rows, features = turned(seen), p, n
+        stand_in = Standardise("center")
+    columns = columns_of(rank, rows, features)
+    before = int(way.side == "image" and standardize == "image")
+    if way.side == "neuron" and standardize in ("neuron", "center"):
+        before = seen.plan("svd", {"moments": Moments()}, executor).passes
+    kernel: Kernel
+    if way.method == "krylov":
+        single = seen.xs[0].dtype.itemsize <= 4
+        kernel, steps = Step(stand_in, np.broadcast_to(0.0, (features, columns)), single), MAX_STEPS
+        looks = 1 + max(0, math.ceil(math.log(rank / wanted.first(min(n, p)), 4)))
+        # The basis, its image, one of them being extended; Z times the basis.
+        driver = 8 * (3 * MAX_STEPS + 2) * features * columns + MAX_STEPS * (4 if single else 8) * rows * columns
     else:
-        energy, steps = Energy(stand_in, np.broadcast_to(0.0, (p, columns))), MAX_STEPS
-        driver = (3 * MAX_STEPS + 2) * p * columns  # basis, its image, and one of them being extended
-    plan = seen.plan(
+        kernel = Energy(stand_in) if way.method == "gram" else Triangle(stand_in)
+        steps, looks, driver = 1, 1, 24 * features**2
+    plan = view.plan(
         "svd",
-        {"energy": energy},
+        {"kernel": kernel},
         executor,
-        passes=before + steps + 1,
+        passes=looks * (steps + 1) + before,
         result_bytes=8 * rank * (n + p + 3),
-        driver_bytes=8 * driver + 24 * rank * (n + p),
-        method=method,
+        driver_bytes=driver + 24 * rank * (n + p),
+        method=way.method if way.side == "neuron" else f"{way.method} on the side of the images",
     )
-    last = seen.plan("svd", {"scores": Scores(stand_in, np.broadcast_to(0.0, (p, rank)))}, executor)
+    if way.method == "krylov":
+        return plan
+    last = view.plan("svd", {"scores": Scores(stand_in, np.broadcast_to(0.0, (features, rank)))}, executor)
     return replace(plan, worker_bytes=max(plan.worker_bytes, last.worker_bytes))
 
 
-def _setup(x: xr.DataArray, rank: int, standardize: Mode, method: Method) -> View:
+def _setup(x: xr.DataArray, wanted: Wanted, standardize: Mode, method: Method) -> View:
     seen = view(x, per="neuron")
-    smallest = min(len(seen.taking_part), seen.labels.count)
-    if not is_count(rank) or rank > smallest:
-        raise ArrayError(
-            f"rank={rank!r} of {len(seen.taking_part)} images × {seen.labels.count} neurons",
-            hint=f"a whole number from 1 to {smallest}",
-        )
+    wanted.check(len(seen.taking_part), seen.labels.count)
     choose("standardize", standardize, ("image", "neuron", "center", None))
-    choose("method", method, ("auto", "gram", "krylov"))
+    choose("method", method, ("auto", "tsqr", "gram", "krylov"))
     return seen
 
 

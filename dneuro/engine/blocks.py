@@ -141,6 +141,18 @@ def narrowed(grid: Grid, x: xr.DataArray, rows: NDArray[np.bool_]) -> Grid:
     return replace(grid, runs=tuple(run for run in runs if run))
 
 
+def thinned(grid: Grid, every: int) -> Grid:
+    """Return a grid with one block of images in `every`, each a run of its own as far as there may be so many."""
+    if every == 1:
+        return grid
+    kept = {columns: [block for run in runs for block in run][::every] for columns, runs in grid.panels.items()}
+    per_run = math.ceil(sum(map(len, kept.values())) / RUNS)
+    runs = [
+        tuple(blocks[i : i + per_run]) for blocks in kept.values() for i in range(0, len(blocks), per_run)
+    ]
+    return replace(grid, runs=tuple(runs))
+
+
 def _edges(x: xr.DataArray, axis: int, bytes_per_step: int, target: int) -> list[int]:
     """Return the chunk borders along an axis; of an array in memory, borders along the images that make sense."""
     if x.ndim <= axis:

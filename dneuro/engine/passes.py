@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro import events
-from dneuro.engine.blocks import Block, Grid, narrowed
+from dneuro.engine.blocks import Block, Grid, narrowed, thinned
 from dneuro.engine.executors import Executor, ThreadExecutor
+from dneuro.engine.panel import Panel, is_small
 from dneuro.engine.parts import Source, compute
 from dneuro.engine.plan import Plannable, fit
-from dneuro.engine.tree import Tree
 from dneuro.engine.window import Call, Window
 
 State = dict[str, Any]
@@ -69,6 +69,7 @@ def reduce(
     pooled: bool = False,
     rows: NDArray[np.bool_] | None = None,
     step: str = "",
+    every: int = 1,
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Run kernels over arrays in one pass and return the results of each.
 
@@ -89,6 +90,8 @@ def reduce(
         Images that take part; of the others only those are read that share a chunk with one of them.
     step : str
         Name under which progress is reported.
+    every : int
+        Read only one block of images in so many, evenly spread: a sample.
 
     Returns
     -------
@@ -98,8 +101,10 @@ def reduce(
     grid, _ = fit(xs, kernels, executor, pooled=pooled)
     if rows is not None:
         grid = narrowed(grid, xs[0], rows)
+    grid = thinned(grid, every)
     work = executor.share(_Work(dict(kernels), prepare, tuple(map(str, xs[0].dims)), rows))
-    trees = {columns: Tree(len(runs)) for columns, runs in grid.panels.items()}
+    panels = {columns: Panel(kernels, len(runs), here=is_small(grid, kernels, len(xs[0])))
+              for columns, runs in grid.panels.items()}  # fmt: skip
     window: Window[_Place] = Window(executor, _leaves(xs, grid, work))
     found: dict[tuple[int, int], dict[str, dict[str, NDArray[Any]]]] = {}
     done = 0
@@ -115,13 +120,11 @@ def reduce(
             if level == 0:
                 done += len(grid.panels[columns][place])
                 events.emit("progress", step, done=done, total=grid.blocks, what="blocks")
-            merge = trees[columns].put(level, place, future)
-            if merge is not None:
-                window.add((columns, merge.level, merge.place), _merge, work, merge.lower, merge.higher)
-            elif trees[columns].root is not None:
-                states = trees.pop(columns).root.result()
-                found[columns] = {name: kernel.finalise(states.pop(name)) for name, kernel in kernels.items()}
-            del future, merge  # whoever holds a future holds its result, and states would pile up on the workers
+            for to, function, arguments in panels[columns].put(level, place, future):
+                window.add((columns, *to), function, work, *arguments)
+            if panels[columns].is_complete:
+                found[columns] = panels.pop(columns).finalise()
+            del future  # whoever holds a future holds its result, and states would pile up on the workers
     events.emit("finished", step, done=done, total=grid.blocks, what="blocks")
     parts = [found[columns] for columns in sorted(found)]
     return {name: _join([part[name] for part in parts], 1 if pooled else xs[0].ndim - 1) for name in kernels}
@@ -164,10 +167,6 @@ def _run(
         for name, kernel in work.kernels.items():
             states[name] = kernel.update(states[name], values, origin)
     return states
-
-
-def _merge(work: _Work, a: dict[str, State], b: dict[str, State]) -> dict[str, State]:
-    return {name: kernel.merge(a[name], b[name]) for name, kernel in work.kernels.items()}
 
 
 def _join(parts: list[dict[str, NDArray[Any]]], feature_dims: int) -> dict[str, NDArray[Any]]:

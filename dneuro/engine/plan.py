@@ -121,14 +121,33 @@ def _pass_bytes(grid: Grid, images: int, kernels: Mapping[str, Plannable], slots
     per_run = math.ceil(images / runs)
     levels = math.ceil(math.log2(runs)) if runs > 1 else 0
     leaf, _ = _memory(grid, per_run, kernels)
-    waiting = sum(_memory(grid, min(images, per_run << level), kernels)[0] for level in range(levels))
-    _, work = _memory(grid, images, kernels)
+    waiting = sum(_memory(grid, min(images, per_run << level), kernels, per_run)[0] for level in range(levels))
+    _, work = _memory(grid, images, kernels, per_run)
     return slots * (2 * grid.block_bytes + grid.chunk_bytes + 2 * leaf + work) + waiting
 
 
-def _memory(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> tuple[int, int]:
-    """Return (bytes of the states of all kernels, bytes of work of one after the other)."""
-    states, works = zip(*(k.memory(images, grid.rows, grid.features) for k in kernels.values()), strict=True)
+def run_state(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> int:
+    """Return the bytes of the states of one run."""
+    return _memory(grid, math.ceil(images / max(map(len, grid.panels.values()))), kernels)[0]
+
+
+def by_image(kernel: Any) -> tuple[str, ...]:
+    """Return the names of what a kernel's state holds one row per image of, that are not merged."""
+    return tuple(getattr(kernel, "by_image", ()))
+
+
+def _memory(
+    grid: Grid, images: int, kernels: Mapping[str, Plannable], per_run: int | None = None
+) -> tuple[int, int]:
+    """Return (bytes of the states of all kernels, bytes of work of one after the other).
+
+    Rows of images are not merged: no state knows more of them than those of one run.
+    """
+    found = [
+        k.memory(images if per_run is None or not by_image(k) else min(images, per_run), grid.rows, grid.features)
+        for k in kernels.values()
+    ]
+    states, works = zip(*found, strict=True)
     return sum(states), max(works)
 
 

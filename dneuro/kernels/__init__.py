@@ -8,10 +8,12 @@ pass over the store.
 from dneuro.kernels.base import Kernel, Origin, State
 from dneuro.kernels.class_sums import ClassSums
 from dneuro.kernels.factorise import Energy, Scores
+from dneuro.kernels.krylov import Step
 from dneuro.kernels.moments import ImageMoments, Moments
 from dneuro.kernels.products import CrossProducts
 from dneuro.kernels.standardise import Standardise
 from dneuro.kernels.top import TopK
+from dneuro.kernels.triangle import Triangle
 
 __all__ = [
     "ClassSums",
@@ -24,5 +26,7 @@ __all__ = [
     "Scores",
     "Standardise",
     "State",
+    "Step",
     "TopK",
+    "Triangle",
 ]

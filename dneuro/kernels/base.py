@@ -39,7 +39,10 @@ class Kernel(Protocol):
     """
 
     whole_rows: ClassVar[bool]
-    """True if a block must hold all features of its images."""
+    """True if a block must hold all features of its images.
+
+    A kernel may also have ``by_image``, names of what its state holds one row per image of: a pass brings those to
+    the driver as they are, in the order of the images, and `merge` does not see them."""
 
     def start(self) -> State:
         """Return the state that knows nothing."""

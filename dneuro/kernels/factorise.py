@@ -1,4 +1,4 @@
-"""The two kernels of the singular value decomposition: ZᵀZ·Q on the way down, Z·V on the way back."""
+"""Kernels of the singular value decomposition: ZᵀZ on the way down, Z·V on the way back."""
 
 from __future__ import annotations
 
@@ -16,24 +16,21 @@ from dneuro.kernels.standardise import Standardise
 
 @dataclass(frozen=True)
 class Energy:
-    """ZᵀZ, or ZᵀZ applied to a block of vectors, and ‖Z‖²_F; Z never exists as a whole.
+    """ZᵀZ and ‖Z‖²_F; Z never exists as a whole.
 
     Parameters
     ----------
     standardise : Standardise
         How activations become Z.
-    vectors : array (features, columns) of float64, optional
-        Q of ZᵀZQ; none for ZᵀZ itself.
     """
 
     standardise: Standardise
-    vectors: NDArray[np.float64] | None = None
     whole_rows: ClassVar[bool] = True
 
     @property
     def key(self) -> str:
-        """Name of its states; empty where Z or the vectors follow from an earlier pass."""
-        if self.vectors is not None or self.standardise.mode not in (None, "image"):
+        """Name of its states; empty where Z follows from an earlier pass."""
+        if self.standardise.mode not in (None, "image"):
             return ""
         return f"energy-{self.standardise.mode or 'none'}"
 
@@ -44,23 +41,21 @@ class Energy:
         table = flat(blocks[0])
         xp = array_api_compat.array_namespace(table)
         where = array_api_compat.device(table)
-        q = None if self.vectors is None else xp.asarray(self.vectors, device=where)
         if not state:
-            columns = table.shape[1] if q is None else q.shape[1]
             state = {
                 "total": xp.zeros((), dtype=xp.float64, device=where),
-                "product": xp.zeros((table.shape[1], columns), dtype=xp.float64, device=where),
+                "product": xp.zeros((table.shape[1], table.shape[1]), dtype=xp.float64, device=where),
             }
-        for rows in row_slices(table, self._least_rows(state["product"].shape[1])):
+        for rows in row_slices(table, self._least_rows(table.shape[1])):
             z = self.standardise.apply(table[rows, :])
             state["total"] = state["total"] + xp.sum(z * z)
-            state["product"] += xp.matmul(z.T, z if q is None else xp.matmul(z, q))
+            state["product"] += xp.matmul(z.T, z)
         return state
 
     @staticmethod
-    def _least_rows(columns: int) -> int:
-        # Each slice adds a product features × columns to the state; with fewer rows that costs more than the slice.
-        return min(512, 1 + columns // 4)
+    def _least_rows(features: int) -> int:
+        # Each slice adds a whole product to the state; with fewer rows that costs more than the slice.
+        return min(512, 1 + features // 4)
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
         if not a or not b:
@@ -68,15 +63,13 @@ class Energy:
         return {name: a[name] + b[name] for name in a}
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return total () and product (features, columns)."""
+        """Return total () and product (features, features)."""
         return {name: to_numpy(array) for name, array in state.items()}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
-        columns = features if self.vectors is None else self.vectors.shape[1]
-        one_slice = max(SLICE_ITEMS, min(rows, self._least_rows(columns)) * features)
-        state = 8 * features * columns + 8
-        # The product that is added or merged, and the vectors, which every worker holds.
-        return state, 24 * one_slice + (1 if self.vectors is None else 2) * state
+        one_slice = max(SLICE_ITEMS, min(rows, self._least_rows(features)) * features)
+        state = 8 * features**2 + 8
+        return state, 24 * one_slice + state  # the product that is added or merged
 
 
 @dataclass(frozen=True)
@@ -94,6 +87,7 @@ class Scores:
     standardise: Standardise
     vectors: NDArray[np.float64]
     whole_rows: ClassVar[bool] = True
+    by_image: ClassVar[tuple[str, ...]] = ("image", "score")
 
     def start(self) -> State:  # noqa: D102
         return {}

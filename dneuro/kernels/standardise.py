@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from dneuro.kernels.base import SLICE_ITEMS, Array, Kernel, Origin, State, flat, row_slices
 
 Mode = Literal["image", "neuron", "center"] | None
+RowMode = Literal["level"]
+"""Each row to mean 0: what centring neurons is to neurons × images."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class Standardise:
 
     Parameters
     ----------
-    mode : {"image", "neuron", "center", None}
+    mode : {"image", "neuron", "center", "level", None}
         ``image``: each row to mean 0 and variance 1 over the features; ``neuron``: each column over the
-        images; ``center``: each column to mean 0; None: unchanged.
+        images; ``center``: each column to mean 0; ``level``: each row to mean 0; None: unchanged.
     mean, std : array (features,) of float64, optional
         Of each feature over the images: `mean` for ``neuron`` and ``center``, `std` for ``neuron``.
 
@@ -32,15 +34,25 @@ class Standardise:
     What does not vary (σ = 0) gets weight 0 instead of being divided by it.
     """
 
-    mode: Mode
+    mode: Mode | RowMode
     mean: NDArray[np.float64] | None = None
     std: NDArray[np.float64] | None = None
 
-    def apply(self, rows: Array) -> Array:
-        """Return Z (rows, features) in float64 of a slice (rows, features)."""
+    def apply(self, rows: Array, *, single: bool = False) -> Array:
+        """Return Z (rows, features) of a slice (rows, features), in float64, or with `single` in float32.
+
+        In float32 nothing is lost beside the rounding of each entry of Z: means are taken away in two steps, the
+        second of which takes what the first has left.
+        """
+        if single:
+            return self._single(rows)
         xp = array_api_compat.array_namespace(rows)
         z = xp.astype(rows, xp.float64)
-        if self.mode == "image":
+        if self.mode == "level":
+            # Of a constant row nothing is left, not even the rounding of its mean.
+            constant = xp.max(rows, axis=1, keepdims=True) == xp.min(rows, axis=1, keepdims=True)
+            z = xp.where(constant, xp.zeros_like(z), z - xp.mean(z, axis=1, keepdims=True))
+        elif self.mode == "image":
             z -= xp.mean(z, axis=1, keepdims=True)
             spread = xp.sqrt(xp.mean(z * z, axis=1, keepdims=True))
             # A constant row leaves rounding dust of its mean behind; it must not be blown up to size 1.
@@ -52,6 +64,31 @@ class Standardise:
             z -= xp.asarray(self.mean, device=where)
             if self.mode == "neuron":
                 z *= xp.asarray(self.weight, device=where)
+        return z
+
+    def _single(self, rows: Array) -> Array:
+        xp = array_api_compat.array_namespace(rows)
+        where = array_api_compat.device(rows)
+        if self.mode is None:
+            return xp.astype(rows, xp.float32, copy=False)
+        if self.mode in ("image", "level"):
+            z = xp.astype(rows, xp.float32, copy=False)
+            ones = xp.full((rows.shape[1], 1), 1.0 / rows.shape[1], dtype=xp.float32, device=where)
+            rough = xp.matmul(z, ones)
+            z = z - rough
+            z -= xp.matmul(z, ones)
+            if self.mode == "level":
+                return z
+            spread = xp.sqrt(xp.matmul(z * z, ones))
+            live = spread > 1e-12 * xp.abs(rough)  # of a constant row the second step leaves less
+            z *= xp.where(live, 1.0 / xp.where(live, spread, xp.ones_like(spread)), xp.zeros_like(spread))
+            return z
+        mean = np.asarray(self.mean)
+        most = mean.astype(np.float32)
+        z = xp.astype(rows, xp.float32, copy=False) - xp.asarray(most, device=where)
+        z -= xp.asarray((mean - most).astype(np.float32), device=where)
+        if self.mode == "neuron":
+            z *= xp.asarray(self.weight.astype(np.float32), device=where)
         return z
 
     @property

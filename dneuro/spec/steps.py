@@ -255,15 +255,30 @@ class SvdStep(AnalysisStep):
     """Truncated singular value decomposition of images × neurons."""
 
     kind: ClassVar[str] = "svd"
-    rank: Positive
-    """Number of singular triplets."""
+    rank: Positive | Literal["all"] | None = None
+    """Number of singular triplets, or ``all``."""
+    threshold: Annotated[float, Field(gt=0)] | None = None
+    """Instead of ``rank``: all with a singular value of at least this."""
+    explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Instead of ``rank``: as few as explain this share of the variance."""
     standardize: Literal["image", "neuron", "center"] | None = "image"
     """``image``: each image to mean 0, variance 1 over its neurons; ``neuron``: each neuron over the images;
     ``center``: each neuron to mean 0; null: as it is."""
-    method: Literal["auto", "gram", "krylov"] = "auto"
-    """``gram``: exact, through the neuron × neuron matrix; ``krylov``: for layers where that does not fit."""
+    method: Literal["auto", "tsqr", "gram", "krylov"] = "auto"
+    """``tsqr``: exact down to the smallest, for narrow layers; ``gram``: exact, through the neuron × neuron matrix;
+    ``krylov``: for wide layers."""
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 2e-3
+    """``krylov`` stops when every certificate is below this share of its singular value."""
     seed: Seed = 0
     """Seed of the start block of ``krylov``."""
+
+    @model_validator(mode="after")
+    def _need_one_way_to_end(self) -> SvdStep:
+        given = [n for n in ("rank", "threshold", "explained_variance") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise refusal(f"takes one of rank, threshold and explained_variance, got {' and '.join(given) or 'none'}",
+                          "write `rank: 16`")  # fmt: skip
+        return self
 
 
 class RandomProjectionsStep(AnalysisStep):

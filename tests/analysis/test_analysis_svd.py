@@ -15,7 +15,7 @@ from sklearn.decomposition import PCA
 import dneuro as dn
 from dneuro import events
 
-METHODS = pytest.mark.parametrize("method", ["gram", "krylov"])
+METHODS = pytest.mark.parametrize("method", ["tsqr", "gram", "krylov"])
 MODES = pytest.mark.parametrize("standardize", ["image", "neuron", "center", None])
 
 
@@ -37,11 +37,12 @@ def test_svd__falling_spectrum_in_float32(method: Any) -> None:
     """Power iteration that is not orthonormalised is wrong by 80 % here, subspace iteration with 5 reads by 0.5 %."""
     values, true = falling(1500, 400)
     found = dn.svd(labelled(values), rank=20, standardize=None, method=method)
-    np.testing.assert_allclose(found["singular_value"], true[:20], rtol=1e-7)
+    accuracy = 1e-6 if method == "krylov" else 1e-10  # which multiplies float32 in float32
+    np.testing.assert_allclose(found["singular_value"], true[:20], rtol=accuracy)
     assert found.attrs["passes"] <= 8
     z = values.astype("f8")
     np.testing.assert_allclose(
-        z @ found["vector"].values.T, found["score"] * found["singular_value"], atol=1e-10 * true[0]
+        z @ found["vector"].values.T, found["score"] * found["singular_value"], atol=accuracy * true[0]
     )
 
 
@@ -54,11 +55,11 @@ def test_svd__krylov_and_gram_agree(standardize: Any) -> None:
     gram, krylov = (
         dn.svd(labelled(values), rank=5, standardize=standardize, method=method) for method in ("gram", "krylov")
     )
-    np.testing.assert_allclose(gram["singular_value"], krylov["singular_value"], rtol=1e-7)
+    np.testing.assert_allclose(gram["singular_value"], krylov["singular_value"], rtol=1e-5)
     for name in ("vector", "score"):
-        np.testing.assert_allclose(gram[name], krylov[name], atol=1e-4)  # signs too
-    np.testing.assert_allclose(gram.attrs["total_variance"], krylov.attrs["total_variance"], rtol=1e-12)
-    np.testing.assert_allclose(gram.attrs["reconstruction_error"], krylov.attrs["reconstruction_error"], rtol=1e-7)
+        np.testing.assert_allclose(gram[name], krylov[name], atol=5e-3)  # signs too
+    np.testing.assert_allclose(gram.attrs["total_variance"], krylov.attrs["total_variance"], rtol=1e-6)
+    np.testing.assert_allclose(gram.attrs["reconstruction_error"], krylov.attrs["reconstruction_error"], rtol=1e-5)
 
 
 def test_svd__center_is_principal_components() -> None:
@@ -84,7 +85,7 @@ def test_svd__residual_bounds_the_error_where_it_has_not_converged(
     radius = np.abs(found["singular_value"].values[:, None] - true[None]).min(1)
     assert (radius <= found["residual"].values).all()
     warnings = [event.message for event in seen if event.kind == "warning"]
-    if method == "gram":
+    if method != "krylov":
         assert found.attrs["converged"]
         assert (found["residual"] <= 1e-8).all()
         assert warnings == []
@@ -166,7 +167,7 @@ def test_svd__krylov_is_the_same_for_the_same_seed() -> None:
     for name in first:
         assert first[name].values.tobytes() == again[name].values.tobytes()
     assert first["vector"].values.tobytes() != other["vector"].values.tobytes()
-    np.testing.assert_allclose(first["singular_value"], other["singular_value"], rtol=1e-7)
+    np.testing.assert_allclose(first["singular_value"], other["singular_value"], rtol=1e-6)
 
 
 def test_svd__zhangs_normalisation_is_of_each_image() -> None:

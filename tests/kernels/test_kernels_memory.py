@@ -17,7 +17,9 @@ from dneuro.kernels import (
     Moments,
     Scores,
     Standardise,
+    Step,
     TopK,
+    Triangle,
 )
 from dneuro.kernels.base import State
 from dneuro.kernels.products import PairDistances
@@ -45,8 +47,12 @@ CASES: list[tuple[str, Kernel, int, int, str]] = [
     ("class sums, wide", ClassSums(LABELS, 200), 500, 5000, "f2"),
     ("gram, rows", Energy(Standardise("image")), 3000, 600, "f4"),
     ("gram, wide", Energy(Standardise("image")), 100, 2000, "f4"),
-    ("krylov", Energy(Standardise("neuron", np.zeros(5000), np.ones(5000)), vectors(5000, 60)), 1000, 5000, "f4"),
-    ("krylov, half", Energy(Standardise(None), vectors(300, 20)), 20_000, 300, "f2"),
+    ("krylov", Step(Standardise("neuron", np.zeros(5000), np.ones(5000)), vectors(5000, 60), True), 1000, 5000, "f4"),
+    ("krylov, raw", Step(Standardise(None), vectors(5000, 60)), 1000, 5000, "f8"),
+    ("krylov, half", Step(Standardise("image"), vectors(300, 20), True), 20_000, 300, "f2"),
+    ("triangle", Triangle(Standardise("image")), 3000, 600, "f4"),
+    ("triangle, narrow", Triangle(Standardise("neuron", np.zeros(8), np.ones(8))), 200_000, 8, "f4"),
+    ("triangle, wide", Triangle(Standardise(None)), 100, 2000, "f4"),
     ("scores", Scores(Standardise("center", np.zeros(500)), vectors(500, 50)), 20_000, 500, "f4"),
 ]
 

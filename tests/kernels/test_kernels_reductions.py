@@ -21,7 +21,9 @@ from dneuro.kernels import (
     Moments,
     Scores,
     Standardise,
+    Step,
     TopK,
+    Triangle,
 )
 from dneuro.kernels.base import State, state_to_numpy
 from dneuro.kernels.products import PairDistances
@@ -40,7 +42,8 @@ KERNELS: dict[str, Kernel] = {
     "pairs": PairDistances(PAIRS),
     "class_sums": ClassSums(LABELS, 4),
     "gram": Energy(Standardise("image")),
-    "energy": Energy(Standardise(None), VECTORS),
+    "step": Step(Standardise(None), VECTORS),
+    "triangle": Triangle(Standardise(None)),
     "scores": Scores(Standardise("center", mean=np.arange(4.0)), VECTORS),
 }
 
@@ -82,7 +85,9 @@ def whole(name: str, table: Array) -> dict[str, Array]:
         "bottom": lambda: top(5, 1),
         "pairs": lambda: {"squared": ((x[:, PAIRS[:, 0]] - x[:, PAIRS[:, 1]]) ** 2).sum(0)},
         "gram": lambda: {"total": (z() ** 2).sum(), "product": z().T @ z()},
-        "energy": lambda: {"total": (x**2).sum(), "product": x.T @ (x @ VECTORS)},
+        "step": lambda: {
+            "total": (x**2).sum(), "product": x.T @ (x @ VECTORS), "image": images, "score": x @ VECTORS,
+        },
         "scores": lambda: {"image": images, "score": (x - np.arange(4.0)) @ VECTORS},
     }[name]()
 
@@ -114,6 +119,11 @@ def tables(draw: st.DrawFn) -> tuple[Array, list[int]]:
 
 
 def check(name: str, found: dict[str, Array], table: Array) -> None:
+    if name == "triangle":
+        r, x = found["triangle"], table.astype(np.float64)
+        np.testing.assert_allclose(r.T @ r, x.T @ x, rtol=0, atol=1e-12 * (np.abs(x).max() ** 2 + 1) * len(x))
+        assert (np.tril(r, -1) == 0).all()
+        return
     if name == "products":
         x, n = table.astype(np.float64), len(table)
         assert found["count"] == n
@@ -188,7 +198,7 @@ def test_finalise__keeps_the_shape_of_the_features(name: str) -> None:
 def test_finalise__products_and_scores_have_flat_features() -> None:
     block = np.random.default_rng(4).standard_normal((6, 2, 2, 1)).astype(np.float32)
     shapes = {}
-    for name in ("products", "gram", "energy", "scores"):
+    for name in ("products", "gram", "step", "scores", "triangle"):
         state = KERNELS[name].update({}, (block,), {"image": np.arange(6)})
         shapes |= {(name, key): array.shape for key, array in KERNELS[name].finalise(state).items()}
     assert shapes == {
@@ -198,8 +208,11 @@ def test_finalise__products_and_scores_have_flat_features() -> None:
         ("products", "products"): (4, 4),
         ("gram", "total"): (),
         ("gram", "product"): (4, 4),
-        ("energy", "total"): (),
-        ("energy", "product"): (4, 2),
+        ("step", "total"): (),
+        ("step", "product"): (4, 2),
+        ("step", "image"): (6,),
+        ("step", "score"): (6, 2),
+        ("triangle", "triangle"): (4, 4),
         ("scores", "image"): (6,),
         ("scores", "score"): (6, 2),
     }
