@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from dneuro.analysis.taken import TAKEN, Taken
 from dneuro.engine.executors import Executor, Sizes
+from dneuro.engine.parts import Source
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan, plan_pass
 from dneuro.errors import ArrayError, suggest
@@ -109,6 +111,10 @@ class View:
     look: Look = "neuron"
     taken: Taken | None = None
 
+    @cached_property
+    def _sources(self) -> list[Source]:
+        return [Source(x) for x in self.xs]
+
     @property
     def layer(self) -> str:
         """Name of the layer, as far as known."""
@@ -151,7 +157,7 @@ class View:
             return found
         return found | reduce(
             self.xs, rest, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step,
-            every=every,
+            every=every, sources=self._sources,
         )  # fmt: skip
 
     def plan(

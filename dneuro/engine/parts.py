@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cloudpickle
@@ -46,7 +47,11 @@ class Part:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Threads take any graph; a cluster those that can be pickled, and its scheduler need not look inside.
-        return _Packed, (cloudpickle.dumps((self.graph, self.keys, self.finish, self.extra, self.holes)),)
+        return _Packed, (self._pickled,)
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return bytes(cloudpickle.dumps((self.graph, self.keys, self.finish, self.extra, self.holes)))
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Source:
         self._data: Any = x.data
         self._lazy = dask.is_dask_collection(x.data)
         self._persisted = _futures(x.data) if self._lazy else {}
+        self._parts: dict[Block, tuple[Any, list[Future]]] = {}
 
     def part(self, block: Block) -> tuple[Any, list[Future]]:
         """Return the array's part in a block, or the values if they are in memory, and the futures it needs.
@@ -84,6 +90,11 @@ class Source:
         A task cannot wait for futures that lie inside a graph; those among its arguments the scheduler brings to
         the worker before it starts. So the chunks of a persisted array are named here and passed beside the graph.
         """
+        if block not in self._parts:
+            self._parts[block] = self._part(block)
+        return self._parts[block]
+
+    def _part(self, block: Block) -> tuple[Any, list[Future]]:
         array = self._data[(slice(*block.rows), slice(*block.columns))[: self._data.ndim]]
         if not self._lazy:
             return array, []

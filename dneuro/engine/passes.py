@@ -70,6 +70,7 @@ def reduce(
     rows: NDArray[np.bool_] | None = None,
     step: str = "",
     every: int = 1,
+    sources: Sequence[Source] | None = None,
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """Run kernels over arrays in one pass and return the results of each.
 
@@ -92,6 +93,8 @@ def reduce(
         Name under which progress is reported.
     every : int
         Read only one block of images in so many, evenly spread: a sample.
+    sources : sequence of Source, optional
+        Of `xs`, where more passes follow: what a task needs of an array is then found out once.
 
     Returns
     -------
@@ -105,7 +108,7 @@ def reduce(
     work = executor.share(_Work(dict(kernels), prepare, tuple(map(str, xs[0].dims)), rows))
     panels = {columns: Panel(kernels, len(runs), here=is_small(grid, kernels, len(xs[0])))
               for columns, runs in grid.panels.items()}  # fmt: skip
-    window: Window[_Place] = Window(executor, _leaves(xs, grid, work))
+    window: Window[_Place] = Window(executor, _leaves(sources or [Source(x) for x in xs], grid, work))
     found: dict[tuple[int, int], dict[str, dict[str, NDArray[Any]]]] = {}
     done = 0
     events.emit("started", step, total=grid.blocks, what="blocks")
@@ -135,9 +138,8 @@ def _one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[An
     return threadpool_limits(1, user_api="blas") if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
 
 
-def _leaves(xs: Sequence[xr.DataArray], grid: Grid, work: Any) -> Iterator[Call[_Place]]:
+def _leaves(sources: Sequence[Source], grid: Grid, work: Any) -> Iterator[Call[_Place]]:
     """Yield one task per run."""
-    sources = [Source(x) for x in xs]
     for columns, runs in grid.panels.items():
         for place, run in enumerate(runs):
             packed = [[source.part(block) for source in sources] for block in run]

@@ -54,7 +54,9 @@ class _OneKey:
 
 
 def _needs_settings(step: type[Step]) -> bool:
-    return any(field.is_required() for field in step.model_fields.values())
+    extra = step.model_config.get("json_schema_extra")
+    alternatives = isinstance(extra, dict) and "oneOf" in extra
+    return alternatives or any(field.is_required() for field in step.model_fields.values())
 
 
 def _kind(step: Any) -> str:

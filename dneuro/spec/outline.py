@@ -80,6 +80,8 @@ class Outline:
         """Return the alternatives that `node` is made of, references followed."""
         if "$ref" in node:
             return self._flat(self.schema["$defs"][node["$ref"].removeprefix("#/$defs/")])
+        if "properties" in node:  # alternatives beside them say which keys go together, nothing about what they are
+            return [node]
         parts = node.get("anyOf") or node.get("oneOf")
         return [flat for part in parts for flat in self._flat(part)] if parts else [node]
 

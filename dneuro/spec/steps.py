@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Tag, field_validator, model_validator
 
 from dneuro.spec.base import (
     ONE,
@@ -255,12 +255,15 @@ class SvdStep(AnalysisStep):
     """Truncated singular value decomposition of images × neurons."""
 
     kind: ClassVar[str] = "svd"
-    rank: Positive | Literal["all"] | None = None
-    """Number of singular triplets, or ``all``."""
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [name]} for name in ("rank", "threshold", "explained_variance")]}
+    )
+    rank: Positive | None = None
+    """Number of singular triplets."""
     threshold: Annotated[float, Field(gt=0)] | None = None
     """Instead of ``rank``: all with a singular value of at least this."""
     explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Instead of ``rank``: as few as explain this share of the variance."""
+    """Instead of ``rank``: as few as explain this share of the variance; 1 for the whole spectrum."""
     standardize: Literal["image", "neuron", "center"] | None = "image"
     """``image``: each image to mean 0, variance 1 over its neurons; ``neuron``: each neuron over the images;
     ``center``: each neuron to mean 0; null: as it is."""

@@ -70,14 +70,14 @@ CASES = {
     "missing in a step": (
         "- svd:\n      layer: features.12\n      rank: 8",
         "- ¦svd:\n      layer: features.12",
-        "steps[1].svd.rank: missing",
-        "add `rank: …` - Number of singular triplets",
+        "steps[1].svd: takes one of rank, threshold and explained_variance, got none",
+        "write `rank: 16`",
     ),
     "missing in a bare step": (
         "- report:",
         "- report\n  - ¦svd: {name: again}",
-        "steps[5].svd.rank: missing",
-        "add `rank",
+        "steps[5].svd: takes one of rank, threshold and explained_variance, got none",
+        "write `rank",
     ),
     "key given twice": (
         "rank: 8",
@@ -110,11 +110,11 @@ CASES = {
         "steps[1].svd.rank: must be a number, not true",
         "triplets",
     ),
-    "nothing for a number": (
-        "rank: 8",
-        "¦rank:",
-        "steps[1].svd.rank: must be a whole number, not nothing",
-        "triplets",
+    "nothing for the number that is needed": (
+        "- svd:\n      layer: features.12\n      rank: 8",
+        "- ¦svd:\n      layer: features.12\n      rank:",
+        "steps[1].svd: takes one of rank, threshold and explained_variance, got none",
+        "write `rank: 16`",
     ),
     "negative seed": (
         "rank: 8",
