@@ -104,6 +104,10 @@ def fit(
         grid = cut(xs, whole_rows=whole, pooled=pooled, target=target)
         if RUNS * _memory(grid, math.ceil(images / RUNS), kernels)[0] > size:
             grid = cut(xs, whole_rows=whole, pooled=pooled, target=target, runs=FEW_RUNS)
+        elif all(getattr(kernel, "long_runs", False) for kernel in kernels.values()):
+            # What such kernels find is the same however the images are cut, so it may depend on the workers.
+            runs = min(RUNS, max(FEW_RUNS, 4 * executor.slots))
+            grid = cut(xs, whole_rows=whole, pooled=pooled, target=target, runs=runs)
         peak = PROCESS_BYTES + _pass_bytes(grid, images, kernels, executor.slots_per_process)
         if peak <= executor.memory or target <= MiB:
             return grid, peak

@@ -42,7 +42,8 @@ class Kernel(Protocol):
     """True if a block must hold all features of its images.
 
     A kernel may also have ``by_image``, names of what its state holds one row per image of: a pass brings those to
-    the driver as they are, in the order of the images, and `merge` does not see them."""
+    the driver as they are, in the order of the images, and `merge` does not see them. One that is the faster the more
+    it has seen, and whose results do not depend on the cut, not even in rounding, has ``long_runs = True``."""
 
     def start(self) -> State:
         """Return the state that knows nothing."""

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, take_along, to_numpy
 
+LEAST_ROWS = 512
+"""Images that are looked at together, if there are so many."""
+
 _LOW = 0xFFFFFFFF
 _NAN = -(2**31) + 1  # below the key of -inf: NaN comes last, at either end
 
@@ -45,6 +48,30 @@ def _unpack(keys: NDArray[np.int64], largest: bool) -> tuple[NDArray[np.float32]
     return values, _LOW - (keys & _LOW)
 
 
+def _entering(
+    values: NDArray[np.float32], images: NDArray[np.int64], bar: NDArray[np.int64], largest: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return rows and columns of the values whose keys are above the bar of their column; no key is made for it."""
+    least, holder = _unpack(bar, largest)
+    enters = values > least if largest else values < least
+    if images.min() < holder.max():  # a tie goes to the lower image: never to a later one
+        enters |= (values == least) & (images[:, None] < holder)
+    if np.isnan(least).any():  # NaN is last: whatever is none goes before it
+        enters |= np.isnan(least) & (~np.isnan(values) | (images[:, None] < holder))
+    rows, columns = np.nonzero(enters)
+    return rows, columns
+
+
+def _stacked(columns: NDArray[np.int64], features: int) -> tuple[NDArray[np.int64], int]:
+    """Return for entries of columns the row of a table in which each column's entries lie on top of each other."""
+    counts = np.bincount(columns, minlength=features)
+    order = np.argsort(columns.astype(np.uint16) if features <= 1 << 16 else columns, kind="stable")
+    starts = np.repeat(np.cumsum(counts) - counts, counts)
+    place = np.empty(len(columns), dtype=np.int64)
+    place[order] = np.arange(len(columns)) - starts
+    return place, int(counts.max(initial=0))
+
+
 def _first(keys: Array, k: int) -> Array:
     """Return the row numbers (k, features) of the k largest keys of every column, in no order."""
     if array_api_compat.is_torch_array(keys):
@@ -69,6 +96,7 @@ class TopK:
     k: int
     largest: bool = True
     whole_rows: ClassVar[bool] = False
+    long_runs: ClassVar[bool] = True
 
     @property
     def key(self) -> str:
@@ -98,11 +126,41 @@ class TopK:
         if len(blocks) > 1 and blocks[1] is not None:
             tables["position"] = flat(blocks[1])
 
-        def candidates(columns: slice) -> State:
-            keys = _pack(table[:, columns], origin["image"], self.largest)
-            return {name: keys if name == "key" else t[:, columns] for name, t in tables.items()}
+        shape = tuple(block.shape[1:])
+        # Long enough that looking up what is kept costs little, short enough that the first does not sort everything.
+        for rows in spans(table.shape[0], max(4 * self.k, LEAST_ROWS, SLICE_ITEMS // table.shape[1])):
+            images, some = origin["image"][rows], {name: t[rows, :] for name, t in tables.items()}
+            if isinstance(table, np.ndarray) and state and state["key"].shape[0] == self.k:
+                self._let_in(state, some, images)
+                continue
 
-        return self._enter(state, tables, tuple(block.shape[1:]), candidates, in_place=True)
+            def candidates(columns: slice, some: State = some, images: Any = images) -> State:
+                keys = _pack(some["key"][:, columns], images, self.largest)
+                return {name: keys if name == "key" else t[:, columns] for name, t in some.items()}
+
+            state = self._enter(state, some, shape, candidates, in_place=True)
+        return state
+
+    def _let_in(self, state: State, tables: State, images: NDArray[np.int64]) -> None:
+        """Let the few values in that beat the worst kept of their feature, into a state that is full; in place."""
+        rows, features = tables["key"].shape
+        old = {name: array.reshape(self.k, features) for name, array in state.items()}
+        for columns in spans(features, max(1, SLICE_ITEMS // (2 * (rows + self.k)))):
+            kept = {name: array[:, columns] for name, array in old.items()}
+            values = tables["key"][:, columns].astype(np.float32, copy=False)
+            bar = kept["key"].min(axis=0)
+            row, column = _entering(values, images, bar, self.largest)
+            if not len(row):
+                continue
+            place, height = _stacked(column, len(bar))
+            keys = np.full((height, len(bar)), np.iinfo(np.int64).min)
+            keys[place, column] = _pack(values[row, column][:, None], images[row], self.largest)[:, 0]
+            new = {"key": keys}
+            if "position" in tables:
+                new["position"] = np.zeros(keys.shape, dtype=np.int32)
+                new["position"][place, column] = tables["position"][:, columns][row, column]
+            for name, best in self._first_of(kept, new).items():
+                kept[name][...] = best
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
         if not a or not b:
@@ -144,7 +202,7 @@ class TopK:
     def _first_of(self, old: State, new: State) -> State:
         """Return the first `k` of both, in no order."""
         xp = array_api_compat.array_namespace(new["key"])
-        if old and old["key"].shape[0] == self.k:
+        if old and old["key"].shape[0] == self.k and array_api_compat.is_torch_array(new["key"]):
             # Most rows hold nothing that beats the worst kept: only the others are sorted.
             rows = xp.any(new["key"] > xp.min(old["key"], axis=0)[None, :], axis=1)
             if not bool(xp.any(rows)):
@@ -153,6 +211,11 @@ class TopK:
         both = {name: xp.concat([old[name], new[name]]) for name in new} if old else new
         if both["key"].shape[0] <= self.k:
             return both
+        if len(both) == 1 and isinstance(both["key"], np.ndarray):
+            # Keys say all there is to know: no need to know where each was. Along contiguous rows it is fastest.
+            keys = np.ascontiguousarray(both["key"].T)
+            keys.partition(keys.shape[1] - self.k, axis=1)
+            return {"key": keys[:, keys.shape[1] - self.k :].T}
         which = _first(both["key"], self.k)
         return {name: take_along(table, which, 0) for name, table in both.items()}
 
