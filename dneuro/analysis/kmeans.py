@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -238,6 +237,8 @@ def _iterate(
 
 def _table(seen: View, standardise: Standardise) -> Any:
     """Return Z as a dask array images × features, whole rows in each chunk; in float32, or float64 if `x` is."""
+    import dask.array as da  # not at the top: with it come Numba and SciPy, which other analyses' workers do without
+
     x = seen.xs[0]
     data = x.data
     if x.chunks is None:

@@ -58,8 +58,9 @@ def _entering(
         enters |= (values == least) & (images[:, None] < holder)
     if np.isnan(least).any():  # NaN is last: whatever is none goes before it
         enters |= np.isnan(least) & (~np.isnan(values) | (images[:, None] < holder))
-    rows, columns = np.nonzero(enters)
-    return rows, columns
+    found = np.flatnonzero(enters)  # several times as fast as by rows and columns
+    rows = found // enters.shape[1]
+    return rows, found - rows * enters.shape[1]
 
 
 def _stacked(columns: NDArray[np.int64], features: int) -> tuple[NDArray[np.int64], int]:
