@@ -34,6 +34,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "classes": {"cooccurrence": {"k": 7}},
     "classes of means": {"cooccurrence": {"k": 7, "pool": "mean"}},
     "classes per neuron": {"cooccurrence": {"k": 3, "per": "neuron"}},
+    "selectivity": {"selectivity": {"chance": 0}},
+    "selectivity per neuron": {"selectivity": {"chance": 0, "per": "neuron"}},
     "similarity": {"similarity": {}},
     "similarity of means": {"similarity": {"pool": "mean", "metric": "pearson"}},
     "similarity per neuron": {"similarity": {"per": "neuron", "metric": "euclidean"}},
@@ -54,7 +56,7 @@ def assert_same(found: xr.Dataset, expected: xr.Dataset) -> None:
         if name.startswith(EXACT):
             np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
         else:
-            scale = float(np.nanmax(np.abs(expected[name].values)))
+            scale = float(np.abs(np.nan_to_num(expected[name].values, posinf=0)).max())
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12 * scale, err_msg=name)
     for name in map(str, expected.coords):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
