@@ -94,11 +94,13 @@ def gram(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDAr
 
 def tsqr(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:
     """Decompose the triangle R of Z = QR, made in one pass; nothing is squared."""
-    found = seen.reduce({"triangle": Triangle(standardise)}, executor, "svd")["triangle"]["triangle"]
+    triangle = Triangle(standardise)
+    found = seen.reduce({"triangle": triangle}, executor, "svd")["triangle"]["triangle"]
     _, values, vectors = np.linalg.svd(found)
     values = np.pad(values, (0, found.shape[1] - len(values)))
     total = float(np.sum(found * found))
-    return values, Eigenvectors(vectors.T, found.T @ (found @ vectors.T), total, 1, True)
+    passes = int(not seen.knows(triangle))
+    return values, Eigenvectors(vectors.T, found.T @ (found @ vectors.T), total, passes, True)
 
 
 def krylov(

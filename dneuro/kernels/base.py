@@ -170,7 +170,7 @@ def pool(block: Array, how: str) -> tuple[Array, Array | None]:
     for rows in spans(shape[0], SLICE_ITEMS // max(1, shape[1] * cells.shape[2])):
         some = cells[rows, :, :]
         if positions is None:
-            values[rows, :] = xp.astype(xp.mean(xp.astype(some, xp.float64), axis=2), xp.float32)
+            values[rows, :] = xp.astype(xp.sum(some, axis=2, dtype=xp.float64) / some.shape[2], xp.float32)
             continue
         # argmax of half precision is slow on the CPU and not defined everywhere; float32 holds it exactly.
         places = xp.argmax(xp.astype(some, xp.float32) if some.dtype.itemsize < 4 else some, axis=2)

@@ -32,6 +32,13 @@ class Triangle:
     standardise: Standardise
     whole_rows: ClassVar[bool] = True
 
+    @property
+    def key(self) -> str:
+        """Name of its states; empty where Z follows from an earlier pass."""
+        if self.standardise.mode not in (None, "image"):
+            return ""
+        return f"triangle-{self.standardise.mode or 'none'}"
+
     def start(self) -> State:  # noqa: D102
         return {}
 

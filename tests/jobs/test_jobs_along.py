@@ -105,7 +105,7 @@ def test_stats__answer_every_step_without_activations(
 def test_svd__is_spared_the_passes_whose_answers_came_along(
     make_job: MakeJob, threads: ThreadExecutor, standardize: str | None, layer: str, made: int
 ) -> None:
-    """The Gram of a narrow layer under ``image`` and null, the moments of every neuron under the others."""
+    """The triangle of a narrow layer under ``image`` and null, the moments of every neuron under the others."""
     job = make_job({"svd": {"rank": 3, "layer": layer, "standardize": standardize}})
     assert [plan.passes for _, plan in plan_job(job, threads).steps] == [made]
     result, seen = listen(job, threads)

@@ -7,12 +7,15 @@ import pytest
 
 from dneuro.kernels import ClassSums, CrossProducts, Energy, ImageMoments, Moments, Scores, Standardise, TopK
 from dneuro.kernels.base import key_of, serving
+from dneuro.kernels.triangle import Triangle
 
 
 def test_key__tells_kernels_apart() -> None:
     labels = np.array([0, 1, 1])
     kernels = [Moments(), ImageMoments(), CrossProducts(), TopK(5), TopK(6), TopK(5, largest=False),
-               Energy(Standardise("image")), Energy(Standardise(None)), ClassSums(labels, 2), ClassSums(labels, 3),
+               Triangle(Standardise("image")), Triangle(Standardise(None)),
+               Energy(Standardise("image")), Energy(Standardise(None)),
+               ClassSums(labels, 2), ClassSums(labels, 3),
                ClassSums(labels[::-1], 2)]  # fmt: skip
     keys = [key_of(kernel) for kernel in kernels]
     assert len(set(keys)) == len(keys)
@@ -20,9 +23,8 @@ def test_key__tells_kernels_apart() -> None:
 
 
 def test_key__is_empty_where_an_earlier_pass_is_needed() -> None:
-    vectors, mean = np.eye(3), np.zeros(3)
-    centred, products = Energy(Standardise("center", mean)), Energy(Standardise("image"), vectors)
-    for kernel in (centred, products, Energy(Standardise("neuron")), Scores(Standardise(None), vectors)):
+    centred, scores = Standardise("center", np.zeros(3)), Scores(Standardise(None), np.eye(3))
+    for kernel in (Energy(centred), Triangle(centred), Energy(Standardise("neuron")), scores):
         assert key_of(kernel) == ""
         assert serving(kernel, ["", "moments"], 10) is None
 
