@@ -62,18 +62,33 @@ def weights() -> str:
     return str(Path(data) / "weights" / f"{NETWORK}.safetensors") if data else "none"
 
 
-def network(memory_format: str) -> Any:
+def network(memory_format: str, device: str = "cpu") -> Any:
     """Return the network, as dneuro loads it."""
     from dneuro.nets.load import load
     from dneuro.spec import NetworkSpec
 
-    return load(NetworkSpec(name=f"torchvision:{NETWORK}", weights=weights(), memory_format=memory_format)).module  # type: ignore[arg-type]
+    named = {"name": f"torchvision:{NETWORK}", "weights": weights()}
+    return load(NetworkSpec.model_validate({**named, "memory_format": memory_format, "device": device})).module
+
+
+def scaling() -> tuple[Any, Any]:
+    """Return mean and standard deviation on the scale of pixels."""
+    import torch
+
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    return mean, std
 
 
 def ours(setting: Setting, clock: Clock) -> Callable[[], Any]:
-    """Extract with dneuro: one unit per core at a time; statistics, thumbnails and read-back included."""
+    """Extract with dneuro: one unit per core at a time, one thread each."""
     import torch
 
+    torch.set_num_threads(1)
+    return extraction(setting, device="cpu", batch=16, slots=free_cores(), threads=1)
+
+
+def extraction(setting: Setting, *, device: str, batch: int, slots: int, threads: int) -> Callable[[], Any]:
+    """Return the run of a job, planned: extraction, statistics, thumbnails, read-back."""
     from dneuro.engine import ThreadExecutor
     from dneuro.jobs.driver import run_job
     from dneuro.jobs.planning import plan_job
@@ -85,13 +100,13 @@ def ours(setting: Setting, clock: Clock) -> Callable[[], Any]:
         (folder / "photos" / f"{number:06d}.jpg").symlink_to(path)
     job = JobSpec.model_validate({
         "name": "benchmark", "images": {"source": "files", "root": str(folder / "photos")},
-        "network": {"name": f"torchvision:{NETWORK}", "weights": weights()}, "store": str(folder / "store.zarr"),
-        "steps": [{"extract": {"layers": {name: {"keep": keep} for name, keep in LAYERS.items()}}}],
+        "network": {"name": f"torchvision:{NETWORK}", "weights": weights(), "device": device},
+        "store": str(folder / "store.zarr"),
+        "steps": [{"extract": {"layers": {name: {"keep": keep} for name, keep in LAYERS.items()}, "batch": batch}}],
     })  # fmt: skip
-    torch.set_num_threads(1)
-    executor = ThreadExecutor(free_cores())
+    executor = ThreadExecutor(slots)
     plan = plan_job(job, executor)
-    return lambda: run_job(plan, executor).outcome.images
+    return lambda: run_job(plan, executor, threads=threads).outcome.images
 
 
 def decoded(path: Path) -> Any:
@@ -111,7 +126,7 @@ def plain_loop(how: str, batch: int, setting: Setting, clock: Clock) -> Callable
     import torch
 
     module, paths = network("channels_last"), photographs(setting)
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) * 255 for values in (MEAN, STD))
+    mean, std = scaling()
     pieces = [paths[i : i + batch] for i in range(0, len(paths), batch)]
 
     def forward(pictures: Sequence[Any]) -> None:

@@ -15,9 +15,10 @@ import dneuro
 ROOT = Path(dneuro.__file__).parent
 
 # What each room may import besides itself; the rooms are in ARCHITECTURE order, from the ground up.
-BASE = {"errors", "quantities", "events", "files"}
+BASE = {"allocation", "errors", "quantities", "events", "files"}
 ISLANDS = {"kernels", "nets", "images", "store"}
 MAY_IMPORT: dict[str, set[str]] = {
+    "allocation": set(),
     "errors": set(),
     "quantities": set(),
     "events": set(),

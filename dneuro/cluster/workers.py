@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from dneuro.nets.allocation import keep_memory
+from dneuro.allocation import keep_memory
 
 
 def dask_setup(worker: Any) -> None:

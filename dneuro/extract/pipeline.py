@@ -71,7 +71,7 @@ def network_of(work: ExtractWork) -> Network:
     """Return the network, loaded once per process."""
     import torch
 
-    from dneuro.nets.allocation import keep_memory
+    from dneuro.allocation import keep_memory
     from dneuro.nets.load import load
 
     # The fingerprint knows the weights themselves: a file may have other content now than in an earlier run.

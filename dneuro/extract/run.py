@@ -11,6 +11,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dneuro import events
+from dneuro.allocation import keep_memory, release_memory
 from dneuro.engine.executors import Executor
 from dneuro.engine.window import Window, each
 from dneuro.errors import DneuroError, FingerprintError, StoreError
@@ -18,7 +19,6 @@ from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import State
 from dneuro.kernels.feeds import Feed
-from dneuro.nets.allocation import keep_memory, release_memory
 from dneuro.store.files import disk_error
 from dneuro.store.units import MAX_ATTEMPTS
 

@@ -111,7 +111,7 @@ def test_tf32__is_refused_where_there_is_none() -> None:
 
 FAULTS = """
     import resource, sys, torch
-    from dneuro.nets import allocation
+    from dneuro import allocation
 
     if sys.argv[1] == "kept" and not allocation.keep_memory():
         sys.exit(77)
