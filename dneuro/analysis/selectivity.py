@@ -65,12 +65,14 @@ def selectivity(
 
     Notes
     -----
-    A row of zeros has flatness −1 and nothing else (NaN), and is left out of the fits; a row with a negative entry has
-    no gini, flatness, entropy and mf (NaN), and no class selectivity where the mean of the others is negative. A row of
-    equal entries has an infinite mf; it is left out of the fits too. Draws are without replacement from the images
-    of each class if the counts carry ``class_size`` (those of `cooccurrence` do), else from equal classes.
+    Classes without images (``class_size`` 0, or NaN) are left out, and a note says so. A row of zeros has flatness −1
+    and nothing else (NaN), and is left out of the fits; a row with a negative entry has no gini, flatness, entropy and
+    mf (NaN), and no class selectivity where the mean of the others is negative. A row of equal entries has an infinite
+    mf; it is left out of the fits too. Draws are without replacement from the images of each class if the counts carry
+    ``class_size`` (those of `cooccurrence` do), else from equal classes.
 
     **Cost**: of activations one pass, state 16 bytes per feature and class; exact to rounding. Of rows none.
+
     Sources: Chen et al., class selectivity of mean activations per class (a filter's is its spatial mean); Sadeghi,
     sparsity, flatness and MF of co-occurrence frequencies, p-values within the layer.
 
@@ -159,10 +161,11 @@ def _indices(rows: xr.DataArray, chance: int, seed: int) -> xr.Dataset:
     shape = tuple(rows.sizes[dim] for dim in dims)
     table = np.asarray(rows.values).reshape(-1, rows.sizes["class"])
     counts = table.dtype.kind in "iu"
-    known = np.ones(table.shape[1], dtype=bool) if counts else ~np.isnan(table).all(axis=0)
-    if not known.all():
+    sizes = _sizes(rows, table) if counts else None
+    known = sizes > 0 if sizes is not None else ~np.isnan(table).all(axis=0)
+    if known.any() and not known.all():
         events.emit("note", "selectivity", f"{int((~known).sum())} of {len(known)} classes have no images: left out")
-        table = table[:, known] if known.any() else table
+        table = table[:, known]
     flat, sparse = indices.flatness(table), indices.gini(table)
     facets = indices.multifacetedness(flat, sparse)
     low, high = p_values(facets)
@@ -176,10 +179,10 @@ def _indices(rows: xr.DataArray, chance: int, seed: int) -> xr.Dataset:
         "p_high": high,
         "preferred_class": _preferred(table, np.flatnonzero(known)),
     }
-    if counts:
+    if sizes is not None:
         found["counted"] = table.sum(axis=1, dtype=np.int64)
         if chance and table.min() >= 0:
-            by_chance = facets_by_chance(facets, found["counted"], _sizes(rows, found), draws=chance, seed=seed)
+            by_chance = facets_by_chance(facets, found["counted"], sizes[known], draws=chance, seed=seed)
             found |= {"mf_chance": by_chance.mean, "mf_chance_std": by_chance.std, "p_chance": by_chance.p}
     coords = {dim: rows.coords[dim] for dim in dims if dim in rows.coords}
     return xr.Dataset({name: (dims, values.reshape(shape)) for name, values in found.items()}, coords=coords)
@@ -192,9 +195,8 @@ def _preferred(table: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[np.in
     return np.where((table != 0).any(axis=1), classes[filled.argmax(axis=1)], -1).astype(np.int64)
 
 
-def _sizes(rows: xr.DataArray, found: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
-    """Return how many images each class has to draw from."""
-    most = int(found["counted"].max())
-    if "class_size" in rows.coords and int(rows.coords["class_size"].sum()) >= most:
-        return np.asarray(rows.coords["class_size"].values, dtype=np.int64)
-    return np.full(rows.sizes["class"], max(1, most), dtype=np.int64)
+def _sizes(rows: xr.DataArray, counts: NDArray[Any]) -> NDArray[np.int64]:
+    """Return how many images each class has to draw from: as the counts say, if they can be of such images."""
+    if "class_size" in rows.coords and (counts.max(axis=0) <= (size := rows.coords["class_size"].values)).all():
+        return np.asarray(size, dtype=np.int64)
+    return np.full(counts.shape[1], max(1, int(counts.sum(axis=1).max())), dtype=np.int64)

@@ -49,6 +49,8 @@ class Row:
     bottom: list[Tile]
     href: str | None = None
     """The page of its own, if it has one."""
+    end: str = "Highest"
+    """What the first pictures are."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def clustered(
     what : str
         What a feature is.
     """
+    if not len(values):
+        values, names = np.full((1, 1), np.nan, dtype=np.float32), [""]
     figure, ax = canvas(5.6, 5.9)
     figure.set_layout_engine("none")
     ax.set_position((0.13, 0.10, 0.66, 0.66 * 5.6 / 5.9))

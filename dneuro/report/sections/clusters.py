@@ -101,4 +101,4 @@ def _row(group: int, result: Result, layer: Layer, studio: Studio) -> Row:
                 replace(studio.tile(int(images[member, 0]), None), value=called[member])
                 for member in members[: studio.shown]
             ]
-    return Row(f"Cluster {group}", note, tiles, [])
+    return Row(f"Cluster {group}", note, tiles, [], end="Members")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.report import heatmaps
@@ -21,6 +22,7 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     classes = [str(name) for name in array["class"].values] if "class" in array.coords else [
         studio.images.class_name(label) for label in range(counts.shape[1])
     ]  # fmt: skip
+    counts, classes, without = _with_images(counts, classes, array)
     called = names(array, dims, step) if len(counts) <= heatmaps.MOST_NAMED else None
     order = by_dominating_class(counts)
     what = "channel" if dims == ("channel",) else "neuron"
@@ -37,6 +39,8 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
         f"{counted(len(classes), 'class', 'classes')}; rows are ordered by the class with the highest count, then by "
         f"that count. n = {counted(studio.taking_part(result), 'image')}."
     )
+    if without:
+        caption += f" Left out: {counted(without, 'class', 'classes')} without images."
     if heatmaps.block(max(counts.shape)) > 1:
         cell = " × ".join(str(heatmaps.block(length)) for length in counts.shape)
         caption += f" A cell of the map is the mean of {cell} (rows × classes)."
@@ -52,6 +56,16 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     alt = f"Heat map of counts, {counted(counts.shape[0], what)} by {counted(len(classes), 'class', 'classes')}"
     plate = studio.plate(figure, result, "classes", alt, caption + quoted(result.parameters))
     return Block(heading(result), plates=[plate], facts=facts(result))
+
+
+def _with_images(
+    counts: NDArray[np.float32], classes: list[str], array: xr.DataArray
+) -> tuple[NDArray[np.float32], list[str], int]:
+    """Return the counts of the classes that have images, their names, and how many have none."""
+    if "class_size" not in array.coords:
+        return counts, classes, 0
+    present = np.flatnonzero(array["class_size"].values)
+    return counts[:, present], [classes[label] for label in present], len(classes) - len(present)
 
 
 def by_dominating_class(counts: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -31,7 +31,8 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
 
 def _plate(result: Result, layer: Layer, studio: Studio) -> Plate:
     counts = np.asarray(result.data["class_count"].values, dtype=np.float32)
-    classes = [studio.images.class_name(label) for label in range(counts.shape[1])]
+    present = np.flatnonzero(counts.sum(axis=0))
+    counts, classes = counts[:, present], [studio.images.class_name(int(label)) for label in present]
     order = by_dominating_class(counts)
     called = [str(group) for group in order] if len(counts) <= heatmaps.MOST_NAMED else None
     known = float(counts.sum())
@@ -59,5 +60,6 @@ def _row(group: int, result: Result, studio: Studio) -> Row:
     numbers = data["image"].values if "image" in data.coords else np.arange(data.sizes["image"])
     distance = dict(zip(numbers.tolist(), np.asarray(data["distance"].values).tolist(), strict=True))
     members = [int(image) for image in data["member"].values[group] if image >= 0][: studio.shown]
-    return Row(f"Cluster {group}", ", ".join(note), [studio.tile(i, distance.get(i)) for i in members], [])
+    tiles = [studio.tile(image, distance.get(image)) for image in members]
+    return Row(f"Cluster {group}", ", ".join(note), tiles, [], end="Nearest")
 

@@ -150,12 +150,12 @@ def _extremes(result: Result, layer: Layer, studio: Studio) -> list[Row]:
     half = max(1, studio.neurons // 4)
     chosen = [*order[:half], *order[max(half, len(order) - half) :]]
     called, table = names(array, dims), images.values.reshape(len(values), -1)
-    return [_row(int(place), called, values, result, table, studio) for place in chosen]
+    return [_row(int(place), called, values, result, table, layer, studio) for place in chosen]
 
 
 def _row(
     place: int, called: list[str], values: NDArray[np.float64], result: Result, images: NDArray[np.int64],
-    studio: Studio,
+    layer: Layer, studio: Studio,
 ) -> Row:  # fmt: skip
     note = [f"MF {number(float(values[place]))}"]
     for name, words in (("gini", "Gini {}"), ("class_selectivity", "class selectivity {}")):
@@ -166,4 +166,5 @@ def _row(
         note += [f"prefers {studio.images.class_name(preferred)}"] if preferred >= 0 else []
     tiles: list[Tile] = [studio.tile(int(image), None) for image in images[place][: studio.shown] if image >= 0]
     what = "Neuron" if "," in called[place] else "Channel"
-    return Row(f"{what} {called[place]}", ", ".join(note), tiles, [])
+    href = studio.neuron_link(layer, place) if what == "Channel" else None
+    return Row(f"{what} {called[place]}", ", ".join(note), tiles, [], href, end="Top images")
