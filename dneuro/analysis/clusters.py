@@ -65,8 +65,8 @@ def clusters(
         does not vary; order (channel) int64: its place in the tree's order, those without a cluster last; pearson or
         euclidean (channel, other_channel) float64: what the tree is made of. Of each cluster (dim group): size and
         medoid (group) int64, spread (group): mean distance of two members (NaN of one), member (group, rank) int64,
-        −1 = none. Neurons are numbered as they lie. linkage (merge, column), leaf (leaf) int64: SciPy's tree, and the
-        neuron that each of its leaves is.
+        −1 = none. Neurons are numbered as they lie. linkage (merge, column), leaf_neuron (leaf) int64: SciPy's tree,
+        and the neuron that each of its leaves is.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def clusters(
         spread=("group", found.spread),
         member=(("group", "rank"), found.member),
         linkage=(("merge", "column"), tree),
-        leaf=("leaf", live),
+        leaf_neuron=("leaf", live),
     )
     result.attrs = {"analysis": "clusters", "layer": similar.attrs["layer"], "images": similar.attrs["images"],
                     "parameters": parameters}  # fmt: skip

@@ -78,7 +78,7 @@ def test_clusters__leave_out_what_does_not_vary() -> None:
     assert sorted(found["cluster"].values.tolist()) == [-1, -1, 0, 1, 2, 3, 4, 5]
     assert sorted(found["order"].values[[1, 4]].tolist()) == [6, 7]
     assert sorted(found["order"].values.tolist()) == list(range(8))
-    assert found["leaf"].values.tolist() == [0, 2, 3, 5, 6, 7]
+    assert found["leaf_neuron"].values.tolist() == [0, 2, 3, 5, 6, 7]
     assert np.isnan(found["spread"]).all(), "there is no distance within one"
     dead = dn.clusters(layer(values[:, [1, 4]]), count=2, client=EXECUTOR)
     assert dead["cluster"].values.tolist() == [-1, -1]

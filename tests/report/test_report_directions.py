@@ -54,7 +54,7 @@ def results() -> dict[str, xr.Dataset]:
                 "pearson": (("channel", "other_channel"), pearson), "cluster": ("channel", [0, 0, 1, -1]),
                 "order": ("channel", [1, 0, 2, 3]), "size": ("group", [2, 1]), "spread": ("group", [0.2, np.nan]),
                 "member": (("group", "rank"), [[1, 0], [2, -1]]), "linkage": (("merge", "column"), tree),
-                "leaf": ("leaf", [0, 1, 2]),
+                "leaf_neuron": ("leaf", [0, 1, 2]),
             },
             attrs=attrs("clusters", count=2),
         ),

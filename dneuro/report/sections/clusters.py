@@ -47,7 +47,7 @@ def _plate(result: Result, layer: Layer, studio: Studio) -> Plate:
     values = np.asarray(array.values, dtype=np.float32)[np.ix_(shown, shown)]
     called = names(array, (what,))
     figure = trees.clustered(
-        values, _in_order(tree, np.asarray(data["leaf"].values), order), _runs(cluster[shown]),
+        values, _in_order(tree, np.asarray(data["leaf_neuron"].values), order), _runs(cluster[shown]),
         [called[place] for place in shown], metric, what,
     )  # fmt: skip
     size = np.asarray(data["size"].values)
