@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import dask.array as da
@@ -19,6 +20,23 @@ from dneuro.engine import ThreadExecutor
 from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError
 
 EXECUTOR = ThreadExecutor(2)
+
+
+@pytest.fixture
+def threads_client() -> Iterator[Any]:
+    """A client whose only worker is a thread of this process."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, processes=False, memory_limit="4GiB",
+            dashboard_address=None, silence_logs=50,
+        ) as running,
+        Client(running) as client,
+    ):  # fmt: skip
+        yield client
+
+
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 4, 120)
 VALUES = (RNG.standard_normal((120, 5, 2, 2)) + 6 * RNG.standard_normal((4, 5, 2, 2))[LABELS]).astype("f4")
@@ -139,3 +157,15 @@ def test_kmeans__that_does_not_fit_is_refused() -> None:
     values[7, 4, 1, 1] = np.inf
     with pytest.raises(NonFiniteError, match=r"image 7, neuron \(4, 1, 1\)"):
         dn.kmeans(layer(values), count=2, client=EXECUTOR)
+
+
+def test_kmeans__on_the_workers_of_a_client(threads_client: Any) -> None:
+    x = layer(chunks=(30, 5, 2, 2))
+    found = dn.kmeans(x, count=4, seed=5, client=threads_client)
+    xr.testing.assert_identical(found["cluster"], dn.kmeans(x, count=4, seed=5, client=EXECUTOR)["cluster"])
+    done = {str(key) for key, events in threads_client.run_on_scheduler(_transitions).items() if events}
+    assert any("_centers_dense" in key or "from-delayed" in key for key in done), "dask-ml's tasks ran there"
+
+
+def _transitions(dask_scheduler: Any) -> dict[str, int]:
+    return {prefix: sum(counts.state_counts.values()) for prefix, counts in dask_scheduler.task_prefixes.items()}
