@@ -92,6 +92,14 @@ def test_search__sorts_by_what_the_store_has(look: Look, report_of_two_layers: P
         assert [n for _, n in rows] == np.argsort(sign * variance).tolist()
 
 
+def test_search__what_is_sorted_by_stands_first(look: Look):
+    for key in ("variance", "entropy"):
+        page = look(f"neurons.html#layer=10&sort={key}")
+        head = page.split("<thead>")[1].split("</thead>")[0]
+        assert re.findall(r"<button[^>]*>([^<]+)<", head)[0].endswith(key)
+        assert 'aria-sort="descending"' in head.split("<button")[0]
+
+
 def test_search__shows_some_rows_at_a_time_with_pictures_that_are_there(look: Look, report_of_two_layers: Path):
     page = look("neurons.html")
     assert len(found(page)) == 50

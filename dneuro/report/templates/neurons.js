@@ -164,7 +164,9 @@
 
   function draw() {
     const layers = [...new Set(found.map((row) => row.layer))];
-    const all = columns(layers), classes = found.some((row) => row.name);
+    const sorted = ({ key }) => key === form.sort.value;
+    const all = columns(layers).sort((a, b) => sorted(b) - sorted(a));  // in sight, however many there are
+    const classes = found.some((row) => row.name);
     drawHead(all, form.sort.value, classes);
     body.replaceChildren(...found.slice(0, shown).map((row) => drawRow(row, all, classes, layers.length === 1)));
     more.hidden = found.length <= shown;
