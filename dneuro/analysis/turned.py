@@ -20,18 +20,15 @@ from dneuro.kernels.standardise import Mode
 
 @dataclass(frozen=True)
 class PrepareTurned:
-    """Blocks (neurons, images), checked; an error names image and neuron as they are."""
+    """Blocks (neurons, images), checked; an error names the image, and the neuron by its place among all."""
 
     layer: str
     images: NDArray[np.int64]
-    sizes: tuple[int, ...]
     how: None = None
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return the blocks."""
-        first = tuple(int(i) for i in np.unravel_index(int(origin["image"][0]), self.sizes))
-        what = f"{self.layer or 'activations'}, counted from neuron {first}"
-        check_finite(blocks[0].T, {"image": self.images}, what)
+        check_finite(blocks[0].T, {"image": self.images, "neuron": origin["image"]}, self.layer)
         return blocks
 
 
@@ -49,7 +46,7 @@ def turned(seen: View) -> View:
     data = x.data if dask.is_dask_collection(x.data) else np.asarray(x.data)
     flat = data.reshape(len(x), math.prod(x.shape[1:])).T
     count = len(seen.taking_part)
-    prepare = PrepareTurned(seen.layer, seen.taking_part, seen.labels.sizes)
+    prepare = PrepareTurned(seen.layer, seen.taking_part)
     return replace(
         seen,
         xs=(xr.DataArray(flat, dims=("image", "neuron")),),  # rows are what the engine calls images

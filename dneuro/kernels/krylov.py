@@ -55,9 +55,10 @@ class Step:
         scores = []
         for rows in self._slices(table.shape):
             z = self.standardise.apply(table[rows, :], single=self.single)
-            score = xp.matmul(z, q)
+            with np.errstate(over="ignore", invalid="ignore"):  # seen by who asked, who then asks for float64
+                score = xp.matmul(z, q)
+                state["product"] += xp.matmul(score.T, z)
             state["total"] = state["total"] + self._energy(z)
-            state["product"] += xp.matmul(score.T, z)
             scores.append(score)
         images = xp.asarray(origin["image"], device=where)
         return self.merge(state, {"image": images, "score": xp.concat(scores)})

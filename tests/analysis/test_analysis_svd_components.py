@@ -1,0 +1,159 @@
+"""How many components, from which side, in which precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from dask_ml.decomposition import TruncatedSVD
+
+import dneuro as dn
+from dneuro import events
+from dneuro.errors import ArrayError, NonFiniteError
+
+METHODS = pytest.mark.parametrize("method", ["tsqr", "gram", "krylov"])
+
+
+def made(images: int, sizes: Any, neurons: int = 60, dtype: str = "f8") -> np.ndarray:
+    """A matrix of so many images and neurons with these singular values."""
+    rng = np.random.default_rng(8)
+    left, right = (np.linalg.qr(rng.standard_normal((n, len(sizes))))[0] for n in (images, neurons))
+    return ((left * np.asarray(sizes)) @ right.T).astype(dtype)
+
+
+def labelled(values: np.ndarray, chunks: Any = (50, -1)) -> xr.DataArray:
+    return xr.DataArray(da.from_array(values, chunks=chunks), dims=("image", "channel"))
+
+
+def notes(call: Any) -> tuple[Any, list[str]]:
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        result = call()
+    return result, [event.message for event in seen if event.kind in ("note", "warning")]
+
+
+SIZES = 100 * 0.9 ** np.arange(40)
+
+
+@METHODS
+@pytest.mark.parametrize("count", [1, 7, 25])
+def test_svd__threshold_keeps_those_above(method: Any, count: int) -> None:
+    found = dn.svd(labelled(made(200, SIZES)), threshold=(SIZES[count - 1] + SIZES[count]) / 2, method=method,
+                   standardize=None)  # fmt: skip
+    np.testing.assert_allclose(found["singular_value"], SIZES[:count], rtol=1e-5)
+    assert found.attrs["converged"]
+
+
+@METHODS
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99, 1.0])
+def test_svd__explained_variance_takes_the_smallest_rank(method: Any, share: float) -> None:
+    values = made(200, SIZES)
+    found = dn.svd(labelled(values), explained_variance=share, method=method, standardize=None)
+    shares = np.cumsum(SIZES**2) / np.sum(SIZES**2)
+    expected = int(np.flatnonzero(shares >= share - 1e-9)[0]) + 1
+    assert found.sizes["component"] >= expected
+    if share < 1:
+        assert found.sizes["component"] == expected
+    assert found["explained_variance_ratio"].sum() >= share - 1e-9
+
+
+def test_svd__threshold_that_nothing_reaches() -> None:
+    with pytest.raises(ArrayError, match="no singular value reaches threshold=101, the largest is 100"):
+        dn.svd(labelled(made(200, SIZES)), threshold=101, standardize=None)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{}, {"rank": 3, "threshold": 2.0}, {"rank": 0}, {"rank": 61}, {"rank": "most"}, {"threshold": -1.0},
+     {"threshold": float("nan")}, {"explained_variance": 0.0}, {"explained_variance": 1.5}],
+)  # fmt: skip
+def test_svd__refuses_what_says_not_how_many(asked: Any) -> None:
+    with pytest.raises(ArrayError):
+        dn.svd(labelled(made(200, SIZES)), **asked)
+
+
+@pytest.mark.parametrize("chunks", [(50, -1), (-1, 20)])
+def test_svd__whole_spectrum_of_a_narrow_layer(chunks: Any) -> None:
+    """Sixteen decades: ZᵀZ would lose all but eight of them."""
+    sizes = 10.0 ** -np.linspace(0, 12, 40)
+    values = made(300, sizes, neurons=40)
+    found = dn.svd(labelled(values, chunks), rank="all", standardize=None)
+    assert found.attrs["method"] == "tsqr"
+    np.testing.assert_allclose(found["singular_value"], sizes, rtol=1e-3)
+    u, v = found["score"].values, found["vector"].values.T
+    np.testing.assert_allclose(u * found["singular_value"].values @ v.T, values, atol=1e-14)
+
+
+def test_svd__tsqr_is_that_of_dask_ml() -> None:
+    values = np.random.default_rng(1).standard_normal((400, 30))
+    peer = TruncatedSVD(29, algorithm="tsqr").fit(da.from_array(values, chunks=(100, -1)))
+    found = dn.svd(labelled(values), rank=29, method="tsqr", standardize=None)
+    np.testing.assert_allclose(found["singular_value"], peer.singular_values_, rtol=1e-12)
+    np.testing.assert_allclose(np.abs((found["vector"].values * peer.components_).sum(1)), 1, rtol=1e-9)
+
+
+@METHODS
+@pytest.mark.parametrize("standardize", ["image", "neuron", "center", None])
+def test_svd__panels_are_decomposed_from_the_side_of_the_images(method: Any, standardize: Any) -> None:
+    values = np.maximum(np.random.default_rng(3).standard_normal((60, 6, 5, 2)) + np.arange(6)[:, None, None] / 3, 0)
+    values[:, 2], values[7] = 0.0, 0.1  # a dead channel, a constant image
+    dims = ("image", "channel", "y", "x")
+    status = xr.DataArray(np.arange(60) == 11, dims="image").astype("u1")
+    values[11] = np.nan
+    rows, panels = (
+        xr.DataArray(da.from_array(values.astype("f4"), chunks=chunks), dims=dims).assign_coords(status=status)
+        for chunks in ((20, 6, 5, 2), (60, 2, 5, 2))
+    )
+    a, b = (dn.svd(x, rank=4, method=method, standardize=standardize, tolerance=1e-5) for x in (rows, panels))
+    assert (a.attrs["side"], b.attrs["side"]) == ("neuron", "image")
+    np.testing.assert_allclose(a["singular_value"], b["singular_value"], rtol=1e-5)
+    assert a.attrs["total_variance"] == pytest.approx(b.attrs["total_variance"], rel=1e-5)
+    for name in ("vector", "score"):
+        assert a[name].dims == b[name].dims
+        np.testing.assert_allclose(a[name], b[name], atol=2e-3, err_msg=name)
+    np.testing.assert_array_equal(a["image"], b["image"])
+
+
+def test_svd__panels_name_the_image_that_is_no_number() -> None:
+    values = made(40, SIZES[:20], dtype="f4")
+    values[13, 44] = np.inf
+    with pytest.raises(NonFiniteError, match=r"image 13, neuron \(44,\) is inf"):
+        dn.svd(labelled(values, (-1, 20)), rank=2, standardize=None)
+
+
+def test_svd__goes_on_in_float64_where_float32_does_not_do() -> None:
+    """The smallest of these is 10⁻⁵ of the largest: its square drowns in the rounding of float32."""
+    sizes = [1.0, 0.1, 1e-3, 1e-5]
+    values = made(3000, sizes, dtype="f4")
+    true = np.linalg.svd(values.astype("f8"), compute_uv=False)[:4]
+    call = lambda: dn.svd(labelled(values, (200, -1)), rank=4, method="krylov", standardize=None)  # noqa: E731
+    found, said = notes(call)
+    assert any("going on in float64" in message for message in said)
+    np.testing.assert_allclose(found["singular_value"], true, rtol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e25])
+def test_svd__float32_neither_overflows_nor_vanishes(factor: float) -> None:
+    values = made(300, SIZES, dtype="f4")
+    plain, scaled = (
+        dn.svd(labelled(v.astype("f4")), rank=3, method="krylov", standardize=None) for v in (values, values * factor)
+    )
+    np.testing.assert_allclose(scaled["singular_value"], plain["singular_value"] * factor, rtol=1e-5)
+
+
+def test_svd__a_sample_makes_the_start() -> None:
+    """Half of a pass over a sample saves more than a pass: counted in reads of all chunks."""
+    rng = np.random.default_rng(5)
+    values = (rng.standard_normal((3200, 40)) / np.arange(1, 41) ** 0.7) @ rng.standard_normal((40, 300))
+    values += 0.5 * rng.standard_normal(values.shape)
+    many, few = labelled(values.astype("f4"), (50, -1)), labelled(values.astype("f4"), (400, -1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 16)
+        sampled, plain = (dn.svd(x, rank=8, method="krylov") for x in (many, few))
+    true = np.linalg.svd((values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True), compute_uv=False)[:8]
+    for found in (sampled, plain):
+        np.testing.assert_allclose(found["singular_value"], true, rtol=1e-5)
+    assert sampled.attrs["passes"] <= plain.attrs["passes"]
