@@ -176,11 +176,12 @@ class _Space:
         self._images = np.hstack([self._images, found["product"]])
         self._parts.append(found["score"])
         self.images, self.total = found["image"].astype(np.int64), float(found["total"])
-        projected = self.basis.T @ self._images
-        if not np.isfinite(projected).all():
-            self.doubt, self.squares, self._small = np.inf, np.zeros(len(projected)), np.eye(len(projected))
+        columns = self.basis.shape[1]
+        if not np.isfinite(found["product"]).all():  # too large for float32
+            self.doubt, self.squares, self._small = np.inf, np.zeros(columns), np.eye(columns)
             self.block = self.basis[:, :0]
             return
+        projected = self.basis.T @ self._images
         self.doubt = float(np.abs(projected - projected.T).max())
         squares, small = np.linalg.eigh((projected + projected.T) / 2)
         self.squares, self._small = np.maximum(squares[::-1], 0.0), small[:, ::-1]
