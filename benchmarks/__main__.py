@@ -22,7 +22,7 @@ from benchmarks.question import Question, run
 from benchmarks.setting import Setting
 from dneuro.quantities import format_bytes, parse_bytes
 
-HEADINGS = ("", "where", "seconds", "of it reading", "peak MiB", "largest worker MiB", "error", "dneuro ÷ this")
+HEADINGS = ("", "where", "seconds", "of it reading", "CPU s", "peak MiB", "worker MiB", "error", "dneuro ÷ this")
 
 
 def main() -> None:
@@ -105,12 +105,13 @@ def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> l
 def _cells(question: Question, runs: list[Measured], ours: list[Measured], truth: object) -> list[str]:
     dead = next((one for one in runs if one.failure), None)
     if dead is not None:
-        return [f"**{dead.failure}**", "", f"{dead.peak / 2**20:.0f}", f"{dead.worker / 2**20:.0f}", "", ""]
+        return [f"**{dead.failure}**", "", "", f"{dead.peak / 2**20:.0f}", f"{dead.worker / 2**20:.0f}", "", ""]
     error = question.error(runs[0].value, truth) if question.error and truth is not None else None
     ratios = [a.seconds / b.seconds for a, b in zip(ours, runs, strict=False)]  # of the same round
     return [
         f"{statistics.median(one.seconds for one in runs):.2f}",
         f"{statistics.median(one.reading for one in runs):.2f}" if runs[0].reading else "",
+        f"{statistics.median(one.cpu for one in runs):.1f}",
         f"{max(one.peak for one in runs) / 2**20:.0f}",
         f"{max(one.worker for one in runs) / 2**20:.0f}" if runs[0].worker else "",
         "" if error is None or error != error else f"{error:.0e}",

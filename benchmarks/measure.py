@@ -31,6 +31,8 @@ class Measured:
         Of the timed part; imports, workers and preparation do not count.
     reading : float
         Of them, getting the array into memory, where the candidate needs it there.
+    cpu : float
+        Seconds that all its processes computed meanwhile, sampled: steadier than `seconds` on a shared machine.
     peak : int
         Bytes of the process and all its children together (proportional set size: shared pages count once).
     worker : int
@@ -43,6 +45,7 @@ class Measured:
 
     seconds: float = float("nan")
     reading: float = 0.0
+    cpu: float = 0.0
     peak: int = 0
     worker: int = 0
     value: Any = None
@@ -87,7 +90,7 @@ def measure(task: Callable[..., Any], *args: Any, patience: float = 1800) -> Mea
     watch.join()
     process.join()
     return Measured(
-        found.get("seconds", float("nan")), found.get("reading", 0.0), watch.peak, watch.worker,
+        found.get("seconds", float("nan")), found.get("reading", 0.0), watch.cpu, watch.peak, watch.worker,
         found.get("value"), watch.why or found.get("failure", ""),
     )  # fmt: skip
 
@@ -119,6 +122,7 @@ class _Watch(threading.Thread):
         self.pid, self.deadline = pid, deadline
         self.on, self.stop = False, threading.Event()
         self.peak, self.worker, self.why = 0, 0, ""
+        self.cpu, self._before = 0.0, -1.0
 
     def run(self) -> None:
         while not self.stop.wait(PERIOD):
@@ -127,6 +131,9 @@ class _Watch(threading.Thread):
                 if self.on:
                     family = [self.pid, *children]
                     self.peak = max(self.peak, sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in family))
+                    spent = sum(_computed(pid) for pid in family)
+                    self._before = spent if self._before < 0 else self._before
+                    self.cpu = spent - self._before
                     self.worker = max([self.worker, *(_kilobytes(pid, "status", "VmHWM:") for pid in children)])
                 if psutil.virtual_memory().available < LEFT:
                     self._end("MemoryError (the machine was full)", children)
@@ -138,6 +145,14 @@ class _Watch(threading.Thread):
         for pid in [*children, self.pid]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 psutil.Process(pid).kill()
+
+
+def _computed(pid: int) -> float:
+    """Return the seconds that a process has computed, in all its threads."""
+    with contextlib.suppress(psutil.Error):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+    return 0.0
 
 
 def _kilobytes(pid: int, file: str, line: str) -> int:

@@ -44,7 +44,8 @@ class Setting:
         """Write a sparse, ReLU-like array with a falling spectrum, half of it zeros; leave it if it is there."""
         import zarr
 
-        from dneuro.store.creating import CODEC
+        from dneuro.spec.steps import DEFAULT_CODEC
+        from dneuro.store.codecs import CODECS
         from dneuro.store.layout import chunks, images_per_unit
 
         if self.path.exists():
@@ -52,9 +53,10 @@ class Setting:
         rng = np.random.default_rng(0)
         loadings = (rng.standard_normal((64, self.neurons)) / np.arange(1, 65)[:, None] ** 0.7).astype("f4")
         shape = chunks((self.neurons,), 4, images_per_unit(self.images))
+        codec = CODECS[DEFAULT_CODEC]
         partial = self.path.with_name(self.path.name + ".partial")
         array = zarr.create_array(
-            partial, shape=(self.images, self.neurons), chunks=shape, dtype="f4", compressors=CODEC, overwrite=True
+            partial, shape=(self.images, self.neurons), chunks=shape, dtype="f4", compressors=codec, overwrite=True
         )
         for start in range(0, self.images, shape[0]):
             rows = min(shape[0], self.images - start)
