@@ -87,23 +87,38 @@ def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = 
 
 
 @app.command()
-def plan(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson = False) -> None:
-    """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing."""
+def plan(
+    job: Job,
+    cluster: Cluster = None,
+    settings: Set = None,
+    calibrate: Annotated[
+        int, typer.Option(min=0, help="Also try the job on this many of its images, and say how long it will take.")
+    ] = 0,
+    json: AsJson = False,
+) -> None:
+    """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing but a trial."""
     from dneuro.cluster import profile_folders, worker_sizes
     from dneuro.jobs.planning import plan_job
     from dneuro.progress import showing
     from dneuro.spec import find_profile, read_job, read_profile
-    from dneuro.tables import show_plan
+    from dneuro.tables import show_forecast, show_plan
 
     profile = read_profile(find_profile(cluster or "local", profile_folders()))
     spec = read_job(_find_job(job), settings or ())
     sizes = worker_sizes(profile)
     with showing(quiet=True):
         found = plan_job(spec, sizes)
+        if not json:
+            show_plan(found, sizes)
+        foretold = None
+        if calibrate:
+            from dneuro.jobs.calibration import forecast
+
+            foretold = forecast(found, profile, sizes, calibrate)
     if json:
-        _print_json(found.to_dict())
-    else:
-        show_plan(found, sizes)
+        _print_json({**found.to_dict(), "forecast": foretold and foretold.to_dict()})
+    elif foretold:
+        show_forecast(foretold)
 
 
 @app.command()

@@ -84,6 +84,16 @@ def listening(listener: Listener) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def only(listener: Listener) -> Iterator[None]:
+    """Call `listener`, and nobody else, with every event emitted inside the ``with`` block."""
+    token = _listeners.set((listener,))
+    try:
+        yield
+    finally:
+        _listeners.reset(token)
+
+
+@contextlib.contextmanager
 def inside(step: str) -> Iterator[None]:
     """Mark every event emitted inside the ``with`` block as part of the step of a job."""
     token = _parent.set(step)

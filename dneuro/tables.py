@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from dneuro.quantities import format_bytes
+from dneuro.quantities import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from dneuro.cluster.local import WorkerSizes
+    from dneuro.jobs.calibration import Forecast
     from dneuro.jobs.planning import JobPlan
 
 
@@ -64,6 +65,20 @@ def show_plan(plan: JobPlan, sizes: WorkerSizes) -> None:
     console.print(
         f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {format_bytes(plan.worker_bytes)} of "
         f"{format_bytes(plan.memory)} per worker"
+    )
+
+
+def show_forecast(forecast: Forecast) -> None:
+    """Print what the trial of a job foretells, on stdout."""
+    console = _console()
+    console.print(f"\ntried on {forecast.tried} images: {forecast.rate:.1f} images/s")
+    table = _table("step", "will take>")
+    for step, seconds in forecast.seconds.items():
+        table.add_row(step, format_duration(seconds))
+    table.add_row("in all", format_duration(forecast.total))
+    console.print(table)
+    console.print(
+        f"on disk {format_bytes(forecast.disk_bytes)}; a worker held {format_bytes(forecast.worker_bytes)} at most"
     )
 
 
