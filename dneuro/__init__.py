@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from dneuro.analysis import plan
     from dneuro.analysis.clusters import clusters
     from dneuro.analysis.cooccurrence import cooccurrence
+    from dneuro.analysis.ica import ica
     from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
     from dneuro.analysis.kmeans import kmeans
     from dneuro.analysis.moments import moments
+    from dneuro.analysis.nonnegative import coupled_nmf, nmf
     from dneuro.analysis.random_projections import random_projections
     from dneuro.analysis.selection import select
     from dneuro.analysis.selectivity import selectivity
@@ -44,11 +46,14 @@ _WHERE = {
     "class_selectivity": "dneuro.analysis",
     "clusters": "dneuro.analysis",
     "cooccurrence": "dneuro.analysis",
+    "coupled_nmf": "dneuro.analysis",
     "extract": "dneuro.jobs.face",
     "gini": "dneuro.analysis",
+    "ica": "dneuro.analysis",
     "kmeans": "dneuro.analysis",
     "listening": "dneuro.events",
     "moments": "dneuro.analysis",
+    "nmf": "dneuro.analysis",
     "open": "dneuro.store.opening:open_store",
     "open_cluster": "dneuro.jobs.face",
     "plan": "dneuro.analysis",
@@ -70,11 +75,14 @@ __all__ = [
     "class_selectivity",
     "clusters",
     "cooccurrence",
+    "coupled_nmf",
     "extract",
     "gini",
+    "ica",
     "kmeans",
     "listening",
     "moments",
+    "nmf",
     "open",
     "open_cluster",
     "plan",

@@ -13,9 +13,11 @@ import xarray as xr
 
 from dneuro.analysis.clusters import clusters, plan_clusters
 from dneuro.analysis.cooccurrence import cooccurrence, plan_cooccurrence
+from dneuro.analysis.ica import ica, plan_ica
 from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
 from dneuro.analysis.kmeans import kmeans, plan_kmeans
 from dneuro.analysis.moments import moments, plan_moments
+from dneuro.analysis.nonnegative import coupled_nmf, nmf, plan_coupled_nmf, plan_nmf
 from dneuro.analysis.random_projections import plan_random_projections, random_projections
 from dneuro.analysis.selection import select
 from dneuro.analysis.selectivity import plan_selectivity, selectivity
@@ -27,13 +29,17 @@ from dneuro.errors import UsageError, suggest
 
 __all__ = [
     "ANALYSES",
+    "COUPLED",
     "PLANS",
     "class_selectivity",
     "clusters",
     "cooccurrence",
+    "coupled_nmf",
     "gini",
+    "ica",
     "kmeans",
     "moments",
+    "nmf",
     "plan",
     "random_projections",
     "select",
@@ -51,11 +57,15 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "selectivity": selectivity,
     "svd": svd,
     "random_projections": random_projections,
+    "nmf": nmf,
     "similarity": similarity,
     "clusters": clusters,
     "kmeans": kmeans,
 }
-"""Every analysis, by the name it has in ``dn.`` and in a job file."""
+"""Every analysis of one array, by the name it has in ``dn.`` and in a job file."""
+
+COUPLED: dict[str, Callable[..., xr.DataTree]] = {"coupled_nmf": coupled_nmf}
+"""Every analysis of several arrays over the same images: one result for all of them, and one for each."""
 
 PLANS: dict[str, Callable[..., Plan]] = {
     "moments": plan_moments,
@@ -64,13 +74,16 @@ PLANS: dict[str, Callable[..., Plan]] = {
     "selectivity": plan_selectivity,
     "svd": plan_svd,
     "random_projections": plan_random_projections,
+    "nmf": plan_nmf,
+    "coupled_nmf": plan_coupled_nmf,
+    "ica": plan_ica,
     "similarity": plan_similarity,
     "clusters": plan_clusters,
     "kmeans": plan_kmeans,
 }
 
 
-def plan(analysis: str, x: xr.DataArray, **parameters: Any) -> Plan:
+def plan(analysis: str, x: Any, **parameters: Any) -> Plan:
     """Return the passes, bytes and peak memory of an analysis; computes nothing.
 
     Parameters
@@ -78,7 +91,7 @@ def plan(analysis: str, x: xr.DataArray, **parameters: Any) -> Plan:
     analysis : str
         Name of the function, such as ``"svd"``.
     x : DataArray, dims (image, features…)
-        The array it would run on.
+        The array it would run on; several for ``"coupled_nmf"``.
     **parameters
         Its keyword arguments.
 

@@ -86,7 +86,7 @@ def cut(
     Parameters
     ----------
     xs : sequence of DataArray
-        The first dim is ``image``; the second, if columns may be cut, is the same in all.
+        The first dim is the same in all; the second too, if columns may be cut.
     whole_rows : bool
         Every block holds all features of its images.
     pooled : bool
@@ -97,9 +97,10 @@ def cut(
         Wished number of runs, at most.
     """
     lead = xs[0]
-    per_cell = sum(x.dtype.itemsize * math.prod(x.shape[2:]) for x in xs)
     width = lead.shape[1] if lead.ndim > 1 else 1
-    row_edges = _edges(lead, 0, per_cell * width, target)
+    per_row = sum(x.dtype.itemsize * math.prod(x.shape[1:]) for x in xs)
+    per_cell = math.ceil(per_row / width)
+    row_edges = _row_edges(xs, per_row, target)
     column_edges = [0, width]
     if not whole_rows:
         column_edges = _group(_edges(lead, 1, 0, target), target // (per_cell * _longest(row_edges)))
@@ -151,6 +152,20 @@ def thinned(grid: Grid, every: int) -> Grid:
         tuple(blocks[i : i + per_run]) for blocks in kept.values() for i in range(0, len(blocks), per_run)
     ]
     return replace(grid, runs=tuple(runs))
+
+
+def _row_edges(xs: Sequence[xr.DataArray], bytes_per_row: int, target: int) -> list[int]:
+    """Return the chunk borders along the images that arrays have in common.
+
+    Where that would make blocks larger than wished, it is the borders of the array with the longest chunks: chunks of
+    the others that reach across one of them are read for both blocks.
+    """
+    chunked = [_edges(x, 0, bytes_per_row, target) for x in xs if x.chunks is not None]
+    if not chunked:
+        return _edges(xs[0], 0, bytes_per_row, target)
+    common = sorted(set[int].intersection(*map(set, chunked)))
+    coarsest = max(chunked, key=_longest)
+    return common if _longest(common) <= max(_longest(coarsest), target // bytes_per_row) else coarsest
 
 
 def _edges(x: xr.DataArray, axis: int, bytes_per_step: int, target: int) -> list[int]:

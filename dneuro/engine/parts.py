@@ -84,18 +84,21 @@ class Source:
         self._persisted = _futures(x.data) if self._lazy else {}
         self._parts: dict[Block, tuple[Any, list[Future]]] = {}
 
-    def part(self, block: Block) -> tuple[Any, list[Future]]:
+    def part(self, block: Block, *, whole_rows: bool) -> tuple[Any, list[Future]]:
         """Return the array's part in a block, or the values if they are in memory, and the futures it needs.
+
+        Of whole rows the block counts the columns of the first array of its pass; another may have more or fewer.
 
         A task cannot wait for futures that lie inside a graph; those among its arguments the scheduler brings to
         the worker before it starts. So the chunks of a persisted array are named here and passed beside the graph.
         """
         if block not in self._parts:
-            self._parts[block] = self._part(block)
+            self._parts[block] = self._part(block, whole_rows)
         return self._parts[block]
 
-    def _part(self, block: Block) -> tuple[Any, list[Future]]:
-        array = self._data[(slice(*block.rows), slice(*block.columns))[: self._data.ndim]]
+    def _part(self, block: Block, whole_rows: bool) -> tuple[Any, list[Future]]:
+        where = (slice(*block.rows), slice(None) if whole_rows else slice(*block.columns))
+        array = self._data[where[: self._data.ndim]]
         if not self._lazy:
             return array, []
         (array,) = dask.optimize(array)

@@ -78,7 +78,7 @@ def reduce(
     ----------
     xs : sequence of DataArray, dims (image, …)
         Arrays that share their images, backed by dask or NumPy. Several at once reach the kernels as
-        several blocks.
+        several blocks; where the kernels want whole rows, they may differ in their features.
     kernels : mapping of str to Kernel
         All of them are fed from the same blocks.
     executor : Executor
@@ -140,9 +140,10 @@ def _one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[An
 
 def _leaves(sources: Sequence[Source], grid: Grid, work: Any) -> Iterator[Call[_Place]]:
     """Yield one task per run."""
+    whole = len(grid.panels) == 1
     for columns, runs in grid.panels.items():
         for place, run in enumerate(runs):
-            packed = [[source.part(block) for source in sources] for block in run]
+            packed = [[source.part(block, whole_rows=whole) for source in sources] for block in run]
             parts = [[part for part, _ in block] for block in packed]
             fillings = [[held for _, held in block] for block in packed]
             yield (columns, 0, place), _run, (work, run, parts, fillings)

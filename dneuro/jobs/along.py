@@ -15,11 +15,12 @@ from dneuro.engine.executors import Sizes
 from dneuro.errors import MemoryLimitError, UsageError
 from dneuro.extract.work import lacks
 from dneuro.jobs.analyses import Question, lacking, plan_step, rows_of, stand_in
+from dneuro.jobs.coupled import names_of
 from dneuro.jobs.study import Study
 from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed, channel_look, join
 from dneuro.quantities import MiB, format_bytes
-from dneuro.spec.steps import AnalysisStep, CooccurrenceStep
+from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, CoupledNmfStep
 from dneuro.store.layout import LayerPlan
 from dneuro.store.units import Unit, units_folder
 
@@ -108,6 +109,9 @@ def settle(study: Study, sizes: Sizes, *, store: bool) -> tuple[Study, list[Ques
     questions: list[Question] = []
     for step in study.job.steps:
         if not isinstance(step, AnalysisStep):
+            continue
+        if isinstance(step, CoupledNmfStep):
+            questions.append(Question(step, " + ".join(names_of(study, step)), recorded=False))
             continue
         named = [step.layer] if isinstance(step.layer, str) else step.layer
         for plan in study.plan.layers:

@@ -19,9 +19,18 @@ from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, StoreError, UsageError
 from dneuro.extract.run import merge_feeds
 from dneuro.extract.work import ExtractWork
+from dneuro.jobs.coupled import answer_coupled, done, identity, layers_of, plan_coupled
 from dneuro.jobs.study import Study
 from dneuro.kernels.feeds import Feed
-from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, RandomProjectionsStep, RowsStep, SvdStep
+from dneuro.spec.steps import (
+    AnalysisStep,
+    CooccurrenceStep,
+    CoupledNmfStep,
+    NmfStep,
+    RandomProjectionsStep,
+    RowsStep,
+    SvdStep,
+)
 from dneuro.store import results
 from dneuro.store.layout import LayerPlan
 from dneuro.store.opening import Store
@@ -84,7 +93,7 @@ def lacking(question: Question, plan: LayerPlan) -> str:
     if plan.keep == "stats":
         return "and the step needs its activations"
     pool = getattr(step, "pool", plan.keep)
-    if isinstance(step, SvdStep | RandomProjectionsStep) or getattr(step, "per", "channel") != "channel":
+    if isinstance(step, SvdStep | NmfStep | RandomProjectionsStep) or getattr(step, "per", "channel") != "channel":
         return "and the step needs every neuron" if len(plan.shape) > 1 else ""
     return f"and the step needs the {pool} over positions" if pool != plan.keep and len(plan.shape) > 1 else ""
 
@@ -138,8 +147,13 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     MemoryLimitError
         With the numbers and what to change.
     """
-    layer = next(plan for plan in study.plan.layers if plan.name == question.layer)
     name = f"{question.step.id} of {question.layer}"
+    if isinstance(question.step, CoupledNmfStep):
+        stand_ins = [stand_in(study, plan) for plan in layers_of(study, question.step)]
+        plan = replace(plan_coupled(study, question.step, stand_ins, executor), operation=name)
+        plan.check(executor.memory, hint="a lower rank, fewer layers, or a profile with more memory per worker")
+        return plan
+    layer = next(plan for plan in study.plan.layers if plan.name == question.layer)
     x = stand_in(study, layer, _taken(question, study.plan.unit))
     if question.rows is not None:
         x = stand_in_rows(x, question.rows, len(study.class_names))
@@ -189,27 +203,36 @@ def answer(
         "format": RESULT_FORMAT,
         "analysis": step.kind,
         "parameters": step.model_dump(mode="json", exclude=unsaid),
-        "layer": study.layer_identity(layer),
+        "layer": identity(study, step) if isinstance(step, CoupledNmfStep) else study.layer_identity(layer),
     }
     of = getattr(step, "of", "activation")
     if of != "activation":
         inputs["of"] = results.unit(study.store, of, layer).read()
     wanted = fingerprint(inputs)
+    position = 1000 * [s.id for s in study.job.steps].index(step.id)
+    if isinstance(step, CoupledNmfStep):
+        if done(study, step, wanted):
+            return False
+        answer_coupled(study, opened(), question.selected, step, executor, wanted, {"order": position})
+        return True
     if results.unit(study.store, step.id, layer).marker(wanted) is not None:
         return False
     store = opened()
-    try:
-        result = _compute(study, store, question, executor, work)
-    except DneuroError as error:
-        error.message = f"step {step.id}, layer {layer}: {error.message}"
-        raise
-    order = 1000 * [s.id for s in study.job.steps].index(step.id) + list(study.layers).index(layer)
-    attrs = {"step": step.id, "order": order}
-    results.write(study.store, step.id, layer, _all_images(result, store), wanted, attrs)
+    with results.state(study.store, step.id, layer, wanted) as kept:
+        goes_on = {"checkpoint": kept} if isinstance(step, NmfStep) else {}
+        try:
+            result = _compute(study, store, question, executor, work, **goes_on)
+        except DneuroError as error:
+            error.message = f"step {step.id}, layer {layer}: {error.message}"
+            raise
+        attrs = {"step": step.id, "order": position + list(study.layers).index(layer)}
+        results.write(study.store, step.id, layer, _all_images(result, store), wanted, attrs)
     return True
 
 
-def _compute(study: Study, store: Store, question: Question, executor: Executor, work: ExtractWork) -> xr.Dataset:
+def _compute(
+    study: Study, store: Store, question: Question, executor: Executor, work: ExtractWork, **goes_on: Any
+) -> xr.Dataset:
     step, layer = question.step, question.layer
     if question.rows is not None:
         counts = store.results[question.rows.id][layer]["count"].load().assign_attrs(layer=layer)
@@ -226,7 +249,7 @@ def _compute(study: Study, store: Store, question: Question, executor: Executor,
     plan = next(plan for plan in study.plan.layers if plan.name == layer)
     x = _unread(store, study, plan) if question.recorded else store[layer]
     x = x.assign_attrs({TAKEN: _taken(question, study.plan.unit, found)})
-    return ANALYSES[step.kind](question.selected(x), client=executor, **question.parameters)
+    return ANALYSES[step.kind](question.selected(x), client=executor, **question.parameters, **goes_on)
 
 
 def _all_images(result: xr.Dataset, store: Store) -> xr.Dataset:

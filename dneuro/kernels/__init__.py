@@ -10,12 +10,14 @@ from dneuro.kernels.class_sums import ClassSums
 from dneuro.kernels.factorise import Energy, Scores
 from dneuro.kernels.krylov import Step
 from dneuro.kernels.moments import ImageMoments, Moments
+from dneuro.kernels.nmf import Alternate, Totals
 from dneuro.kernels.products import CrossProducts
 from dneuro.kernels.standardise import Standardise
 from dneuro.kernels.top import TopK
 from dneuro.kernels.triangle import Triangle
 
 __all__ = [
+    "Alternate",
     "ClassSums",
     "CrossProducts",
     "Energy",
@@ -28,5 +30,6 @@ __all__ = [
     "State",
     "Step",
     "TopK",
+    "Totals",
     "Triangle",
 ]

@@ -82,6 +82,23 @@ def spectrum(singular: Numbers, explained: Numbers | None) -> Figure:
     return figure
 
 
+def convergence(errors: Numbers) -> Figure:
+    """Draw the relative error after each iteration.
+
+    Parameters
+    ----------
+    errors : ndarray (iterations,)
+        ‖X − FOᵀ‖ / ‖X‖.
+    """
+    figure, ax = canvas(5.6, 2.8)
+    shown = _thin(errors.size)
+    ax.plot(shown + 1, errors[shown], color=BLUE, lw=1.6, marker="o" if errors.size <= 40 else None, ms=3.5)
+    count_along(ax, errors.size)
+    ax.yaxis.set_major_formatter(PercentFormatter(1.0))
+    label(ax, "iteration", "error, share of ‖X‖")
+    return figure
+
+
 def spans(
     components: Numbers, channels: Numbers | None, classes: int, k: int, what: str = "component"
 ) -> Figure:

@@ -49,6 +49,23 @@ def cooccurrence(
     return figure
 
 
+def shares(values: Values, what: str) -> Figure:
+    """Draw how much of each component lies in each channel or neuron.
+
+    Parameters
+    ----------
+    values : ndarray (components, features)
+        Shares of 1.
+    what : str
+        What a feature is.
+    """
+    figure, ax = canvas(8.4, float(np.clip(0.2 * len(values) + 1.2, 2.2, 6.4)))
+    _heat(figure, ax, values, "GnBu", "share")
+    name_ticks(ax, [str(number + 1) for number in range(len(values))], [str(i) for i in range(values.shape[1])])
+    label(ax, what, "component")
+    return figure
+
+
 def similarity(values: Values, names: Sequence[str], metric: str, what: str) -> Figure:
     """Draw the similarity of every two features; pearson about 0 from −1 to 1, others from 0; NaN is grey.
 

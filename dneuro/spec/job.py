@@ -26,9 +26,11 @@ from dneuro.spec.steps import (
     STEPS,
     ClustersStep,
     CooccurrenceStep,
+    CoupledNmfStep,
     ExtractStep,
     KmeansStep,
     MomentsStep,
+    NmfStep,
     RandomProjectionsStep,
     ReportStep,
     SelectivityStep,
@@ -101,6 +103,8 @@ AnyStep = Annotated[
     | Annotated[CooccurrenceStep, Tag(CooccurrenceStep.kind)]
     | Annotated[SelectivityStep, Tag(SelectivityStep.kind)]
     | Annotated[SvdStep, Tag(SvdStep.kind)]
+    | Annotated[NmfStep, Tag(NmfStep.kind)]
+    | Annotated[CoupledNmfStep, Tag(CoupledNmfStep.kind)]
     | Annotated[RandomProjectionsStep, Tag(RandomProjectionsStep.kind)]
     | Annotated[SimilarityStep, Tag(SimilarityStep.kind)]
     | Annotated[ClustersStep, Tag(ClustersStep.kind)]

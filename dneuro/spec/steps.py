@@ -11,6 +11,7 @@ from dneuro.spec.base import (
     SEVERAL,
     Name,
     NotNegative,
+    Number,
     OrBlank,
     OrWritten,
     Positive,
@@ -284,6 +285,44 @@ class SvdStep(AnalysisStep):
         return self
 
 
+class _Factorisation(AnalysisStep):
+    """What both non-negative factorisations are asked."""
+
+    rank: Positive
+    """Number of components."""
+    update: Literal["hals", "mu"] = "hals"
+    """``hals``: hierarchical alternating least squares; ``mu``: the multiplicative updates of the paper."""
+    init: Literal["nndsvda", "random"] = "nndsvda"
+    """Start: from the singular vectors, or drawn from (0, 1) as in the paper."""
+    sweeps: Positive | None = None
+    """Updates of each factor per iteration; 10 for ``hals``, 1 for ``mu``. They cost no reading."""
+    max_iter: Positive = 200
+    """Iterations, at most; each is one pass over the layer."""
+    tol: Annotated[Number, Field(ge=0, lt=1)] = 1e-5
+    """It has converged when an iteration lowers the error by no more than this share of ‖X‖; 0 never stops early."""
+    seed: Seed = 0
+    """Seed of the start."""
+
+
+class NmfStep(_Factorisation):
+    """Non-negative factorisation of images × neurons: parts that add up."""
+
+    kind: ClassVar[str] = "nmf"
+
+
+class CoupledNmfStep(_Factorisation):
+    """Non-negative factorisation of several layers, and the pictures if asked, with one set of image weights."""
+
+    kind: ClassVar[str] = "coupled_nmf"
+    pictures: bool = False
+    """Couple the pictures too, as the store keeps them, in [0, 1]; their components are latent images."""
+    weights: Annotated[
+        Annotated[Literal["equal"], Tag(ONE)] | Annotated[list[PositiveNumber], Tag(SEVERAL)], by_count
+    ] | None = None
+    """One number per layer (pictures first), or ``equal``: each counts alike; the default is 1 for each, as in the
+    paper."""
+
+
 class RandomProjectionsStep(AnalysisStep):
     """Scores of the images on random directions, with their variances and the images at their ends."""
 
@@ -404,6 +443,8 @@ STEPS: dict[str, type[Step]] = {
         CooccurrenceStep,
         SelectivityStep,
         SvdStep,
+        NmfStep,
+        CoupledNmfStep,
         RandomProjectionsStep,
         SimilarityStep,
         ClustersStep,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import xarray as xr
 import zarr
 
 from dneuro.store.creating import add_group
-from dneuro.store.files import Location, opened_by_zarr
+from dneuro.store.files import Location, opened_by_zarr, remove
 from dneuro.store.units import Unit, units_folder
 
 
@@ -38,6 +39,18 @@ def _checksum(array: zarr.Array[Any]) -> int:
 def unit(store: Location, step: str, layer: str) -> Unit:
     """Return the unit that one step's result for one layer is."""
     return Unit(units_folder(store) / "results" / step, layer)
+
+
+@contextlib.contextmanager
+def state(store: Location, step: str, part: str, fingerprint: str) -> Iterator[Location]:
+    """Give the file in which an iterative analysis keeps its state until its result is written.
+
+    It carries the fingerprint in its name: the state of something else is not gone on from. When the result is
+    there, the states of this part are removed; on an error they stay.
+    """
+    folder = units_folder(store) / "results" / step / f"{part}.state"
+    yield folder / f"{fingerprint[:16]}.npz"
+    remove(folder)
 
 
 def write(store: Location, step: str, layer: str, result: xr.Dataset, fingerprint: str, attrs: dict[str, Any]) -> None:

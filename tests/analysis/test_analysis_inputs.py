@@ -18,6 +18,7 @@ ALL: dict[str, dict[str, Any]] = {
     "top_images": {"k": 2},
     "cooccurrence": {"k": 2},
     "svd": {"rank": 1},
+    "nmf": {"rank": 1, "max_iter": 3, "tol": 0},
     "similarity": {},
 }
 EVERY = pytest.mark.parametrize(("analysis", "parameters"), ALL.items())
@@ -27,7 +28,7 @@ RNG = np.random.default_rng(0)
 def layer(*shape: int, dtype: str = "f4") -> xr.DataArray:
     """An array as the store gives it."""
     x = xr.DataArray(
-        RNG.standard_normal(shape).astype(dtype),
+        np.abs(RNG.standard_normal(shape)).astype(dtype),  # as after a ReLU: every analysis takes them
         dims=("image", "channel", "y", "x")[: len(shape)],
         coords={"image": np.arange(shape[0]), "label": ("image", np.arange(shape[0]) % 2)},
         attrs={"layer": "features.9", "class_names": ["cat", "dog"]},
@@ -152,7 +153,7 @@ def test_masked__images_are_left_out_everywhere(
 ) -> None:
     """As if they had never been there, and the others keep their numbers."""
     monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 64)
-    x = layer(12, 4, 2, 2)
+    x = layer(12, 4, 2, 2, dtype="f8" if analysis == "nmf" else "f4")  # nmf multiplies in the dtype of the array
     numbers = np.arange(12) if not coordinate else np.array([3, 1, 4, 15, 9, 2, 6, 5, 35, 8, 97, 93])
     x = x.assign_coords(image=numbers) if coordinate else x.drop_vars("image")
     gone = [1, 6, 7, 11]

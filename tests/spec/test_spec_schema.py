@@ -143,7 +143,7 @@ def test_schema__a_step_is_one_of_the_kinds() -> None:
         1,
         False,
     )
-    assert set(STEPS) - set(bare["enum"]) == {"extract", "kmeans", "svd"}
+    assert set(STEPS) - set(bare["enum"]) == {"coupled_nmf", "extract", "kmeans", "nmf", "svd"}
 
 
 def test_committed_schemas__are_current(tmp_path: Path) -> None:

@@ -1,0 +1,187 @@
+"""Non-negative factorisations: how low in how many seconds, what an iteration costs beside a read; many small ICAs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import Clock
+from benchmarks.question import Candidate, Question
+from benchmarks.reading import read
+from benchmarks.setting import Setting
+
+ITERATIONS = 50
+"""Of scikit-learn, and of multiplicative updates."""
+FEWER = 20
+"""Of HALS with ten sweeps: each is worth several of the others."""
+READS = 10
+"""Iterations, and bare reads, of which the cost is compared."""
+
+
+def hals(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask dneuro, ten sweeps per read."""
+    return _nmf(setting, FEWER, "hals")
+
+
+def hals_as_often(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask dneuro for as many iterations as the others take."""
+    return _nmf(setting, ITERATIONS, "hals")
+
+
+def multiplicative(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask dneuro for the updates of the paper."""
+    return _nmf(setting, ITERATIONS, "mu")
+
+
+def _nmf(setting: Setting, iterations: int, update: Any) -> Callable[[], Any]:
+    import dneuro as dn
+
+    x = setting.lazy()
+    asked: dict[str, Any] = {"rank": setting.rank, "update": update, "max_iter": iterations, "tol": 0}
+    return lambda: dn.nmf(x, **asked).attrs["relative_error"]
+
+
+def coordinate_descent(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask scikit-learn with its default solver."""
+    return _scikit_learn(setting, clock, "cd")
+
+
+def scikit_learn_mu(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask scikit-learn for multiplicative updates."""
+    return _scikit_learn(setting, clock, "mu")
+
+
+def _scikit_learn(setting: Setting, clock: Clock, solver: str) -> Callable[[], Any]:
+    from sklearn.decomposition import NMF
+
+    warnings.simplefilter("ignore")  # that it has not converged is what was asked for
+
+    def call() -> Any:
+        x = setting.whole(clock)
+        model = NMF(setting.rank, solver=solver, init="nndsvda", max_iter=ITERATIONS, tol=0, random_state=0).fit(x)
+        return float(model.reconstruction_err_) / float(np.linalg.norm(x))
+
+    return call
+
+
+def mini_batches(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask scikit-learn for its NMF that takes batches, so many times over all of them as dneuro reads."""
+    from sklearn.decomposition import MiniBatchNMF
+
+    warnings.simplefilter("ignore")
+
+    def call() -> Any:
+        x = setting.whole(clock)
+        model = MiniBatchNMF(
+            setting.rank, init="nndsvda", max_iter=FEWER, tol=0, max_no_improvement=None, random_state=0
+        ).fit(x)
+        return float(model.reconstruction_err_) / float(np.linalg.norm(x))
+
+    return call
+
+
+def coupled(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask dneuro to couple the two halves of the neurons, from a random start: one read of each per iteration."""
+    import dneuro as dn
+
+    x = setting.lazy()
+    half = _half(setting)
+    xs = {"one": x[:, :half], "other": x[:, half:]} if half else {"one": x}
+    return lambda: dn.coupled_nmf(xs, rank=setting.rank, init="random", max_iter=READS, tol=0).attrs["passes"]
+
+
+def _half(setting: Setting) -> int:
+    """Return a border of chunks near the middle; 0 where there is none."""
+    import zarr
+
+    width = int(zarr.open_array(setting.path, mode="r").chunks[1])
+    return max(1, setting.neurons // (2 * width)) * width if width < setting.neurons else 0
+
+
+def reads(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Read the array as often."""
+    once = read(setting, clock)
+    return lambda: [once() for _ in range(READS)] and READS
+
+
+PROBLEMS, SAMPLES, PIXELS, PARTS = 128, 100, 1_200, 8
+
+
+def ours_ica(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask dneuro for the components of many neurons' patches."""
+    import xarray as xr
+
+    import dneuro as dn
+
+    x = xr.DataArray(_patches(), dims=("channel", "sample", "pixel"))
+    return lambda: float(dn.ica(x, rank=PARTS)["converged"].mean())
+
+
+def their_ica(setting: Setting, clock: Clock) -> Callable[[], Any]:
+    """Ask scikit-learn, one after the other."""
+    from sklearn.decomposition import FastICA
+
+    warnings.simplefilter("ignore")
+    patches = _patches().astype("f8")
+
+    def call() -> Any:
+        models = (FastICA(PARTS, whiten="unit-variance", whiten_solver="svd", random_state=0) for _ in patches)
+        taken = [model.fit(problem).n_iter_ for model, problem in zip(models, patches, strict=True)]
+        return float(np.mean(np.asarray(taken) < 200))
+
+    return call
+
+
+def _patches() -> Any:
+    rng = np.random.default_rng(0)
+    hidden = rng.laplace(size=(PROBLEMS, SAMPLES, PARTS))
+    mixed = hidden @ rng.standard_normal((PROBLEMS, PARTS, PIXELS))
+    return (mixed + 0.1 * rng.standard_normal(mixed.shape)).astype("f4")
+
+
+def above(found: Any, ours: Any) -> float:
+    """Return by which share ‖X − FO‖ is above what the first candidate reached; below it is negative."""
+    return (float(found) - float(ours)) / float(ours)
+
+
+def as_found(found: Any, ours: Any) -> float:
+    """Return what a candidate found."""
+    return float(found)
+
+
+QUESTIONS = (
+    Question(
+        f"NMF, rank {{rank}}: error above that of the first, after {ITERATIONS} iterations, and after {FEWER} of HALS",
+        (
+            Candidate(f"dneuro nmf, hals, {FEWER} iterations", hals, "threads"),
+            Candidate(f"dneuro nmf, hals, {FEWER} iterations", hals, "cluster"),
+            Candidate(f"dneuro nmf, hals, {ITERATIONS} iterations", hals_as_often, "threads"),
+            Candidate(f"dneuro nmf, mu, {ITERATIONS} iterations", multiplicative, "threads"),
+            Candidate(f"scikit-learn NMF, cd, {ITERATIONS} iterations", coordinate_descent, "memory"),
+            Candidate(f"scikit-learn NMF, mu, {ITERATIONS} iterations", scikit_learn_mu, "memory"),
+            Candidate(f"scikit-learn MiniBatchNMF, {FEWER} epochs", mini_batches, "memory"),
+        ),
+        error=above,
+    ),
+    Question(
+        f"coupled NMF, rank {{rank}}: {READS} iterations beside {READS} reads",
+        (
+            Candidate("dneuro coupled_nmf", coupled, "threads"),
+            Candidate("as many bare reads", reads, "threads"),
+            Candidate("dneuro coupled_nmf", coupled, "cluster"),
+            Candidate("as many bare reads", reads, "cluster"),
+        ),
+        large=True,
+    ),
+    Question(
+        f"ICA of {PROBLEMS} problems, {SAMPLES} samples × {PIXELS:,}, {PARTS} components (share that converged)",
+        (
+            Candidate("dneuro ica", ours_ica, "threads"),
+            Candidate("scikit-learn FastICA, one by one", their_ica, "memory"),
+        ),
+        error=as_found,
+    ),
+)

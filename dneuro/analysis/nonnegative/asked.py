@@ -1,0 +1,198 @@
+"""What a factorisation is asked for: checked, planned, run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from dneuro import events
+from dneuro.analysis.arrays import View, choose, is_count
+from dneuro.analysis.nonnegative import start
+from dneuro.analysis.nonnegative.arrays import Arrays, Factors, Rule
+from dneuro.analysis.nonnegative.checkpoint import Checkpoint
+from dneuro.analysis.nonnegative.reads import Reads
+from dneuro.analysis.nonnegative.reads import choose as choose_reads
+from dneuro.analysis.nonnegative.solve import Solution, solve
+from dneuro.engine.executors import Executor
+from dneuro.engine.plan import Plan
+from dneuro.errors import ArrayError
+from dneuro.store.files import locate
+
+Update = Literal["hals", "mu"]
+Init = Literal["nndsvda", "random"]
+SWEEPS = {"hals": 10, "mu": 1}
+"""Updates of a factor per read, where nothing else is asked. They cost no reading; the papers' update is one."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One factorisation, checked against its arrays.
+
+    Parameters
+    ----------
+    operation : str
+        ``"nmf"`` or ``"coupled_nmf"``.
+    arrays : Arrays
+        What is factorised; weights still to be found are NaN.
+    rank, update, sweeps, init, max_iter, tol, seed, checkpoint
+        As `nmf` takes them.
+    """
+
+    operation: str
+    arrays: Arrays
+    rank: int
+    update: Update
+    init: Init | Factors
+    sweeps: int | None
+    max_iter: int
+    tol: float
+    seed: int
+    checkpoint: str | Path | None
+
+    def __post_init__(self) -> None:
+        images, neurons = self.arrays.images, sum(self.arrays.neurons)
+        smallest = min(images, neurons)
+        if not is_count(self.rank) or self.rank > smallest:
+            raise ArrayError(
+                f"rank={self.rank!r} of {images} images × {neurons} neurons",
+                hint=f"a whole number from 1 to {smallest}",
+            )
+        choose("update", self.update, tuple(SWEEPS))
+        if not isinstance(self.init, Factors):
+            choose("init", self.init, ("nndsvda", "random"))
+        for name in ("max_iter", "sweeps"):
+            if not is_count(getattr(self, name)) and not (name == "sweeps" and self.sweeps is None):
+                raise ArrayError(f"{name}={getattr(self, name)!r}", hint=f"{name}: a whole number, 1 or more")
+        if not 0 <= self.tol < 1:
+            raise ArrayError(f"tol={self.tol!r}", hint="tol: at least 0, less than 1; 0 iterates max_iter times")
+
+    @property
+    def rule(self) -> Rule:
+        """How factors are updated."""
+        return Rule(self.update, self.sweeps or SWEEPS[self.update])
+
+    @property
+    def _columns(self) -> int:
+        """Columns that a read carries, at most."""
+        wide = self.rank + start.OVERSAMPLING * (self.init == "nndsvda")
+        return min(wide, max(self.rank, self.arrays.images), max(self.rank, sum(self.arrays.neurons)))
+
+    def _reads(self, executor: Executor) -> tuple[Reads, Plan]:
+        return choose_reads(self.arrays, executor, self.operation, self._columns)
+
+    def plan(self, executor: Executor) -> Plan:
+        """Return passes, bytes and memory."""
+        reads, one = self._reads(executor)
+        passes = self.max_iter + reads.extra + start.READS * (self.init == "nndsvda")
+        passes += any(map(math.isnan, self.arrays.weights))
+        images, neurons = self.arrays.images, sum(self.arrays.neurons)
+        item = self.arrays.dtype.itemsize
+        result = item * self.rank * (images + neurons) + 8 * self.max_iter * (1 + len(self.arrays.views))
+        # Factors before and after, their products in float64, and an update in the making; or what a projection holds.
+        driver = self._columns * (2 * item + 24) * (images + neurons)
+        return replace(
+            one,
+            passes=passes,
+            read_bytes=passes * self.arrays.nbytes,
+            driver_bytes=driver + result,
+            result_bytes=result,
+            method=f"{self.update}, {reads.how}",
+        )
+
+    def run(self, executor: Executor) -> tuple[Solution, Arrays, dict[str, Any]]:
+        """Refuse what does not fit, else factorise; return what came of it and what is said of it.
+
+        Raises
+        ------
+        MemoryLimitError
+            Before anything is read.
+        """
+        plan = self.plan(executor)
+        plan.check(executor.memory, hint="a lower rank, smaller chunks, or workers with more memory")
+        reads, _ = self._reads(executor)
+        events.emit("note", self.operation, f"{plan.method}, {plan.passes} passes at most")
+        events.emit("started", self.operation, total=self.max_iter, what="iterations")
+        if any(map(math.isnan, self.arrays.weights)):
+            reads.measure()
+            assert reads.totals is not None
+            equal = tuple(1.0 / float(total) if total > 0 else 1.0 for total in reads.totals[:, 1])
+            reads.arrays = replace(self.arrays, weights=equal)
+        kept = None if self.checkpoint is None else Checkpoint(locate(self.checkpoint), self._identity(reads))
+        found = solve(reads, lambda: self._start(reads), self.rule, self.max_iter, self.tol, kept)
+        done = len(found.losses)
+        events.emit("finished", self.operation, done=done, total=done, what="iterations")
+        if not found.converged and self.tol:
+            events.emit("warning", self.operation, f"not converged after {done} iterations (max_iter)")
+        said = {"method": plan.method, "passes": reads.passes, "iterations": done, "converged": found.converged}
+        return found, reads.arrays, said
+
+    def _start(self, reads: Reads) -> Factors:
+        if isinstance(self.init, Factors):
+            return self.init
+        return (start.nndsvda if self.init == "nndsvda" else start.random)(reads, self.rank, self.seed)
+
+    def _identity(self, reads: Reads) -> dict[str, Any]:
+        """Return what a kept state must have been made with."""
+        given = isinstance(self.init, Factors)
+        return {
+            "format": 1,
+            "images": reads.arrays.images,
+            "layers": [(seen.layer, *seen.labels.sizes) for seen in reads.arrays.views],
+            "weights": ["equal"] if any(map(math.isnan, self.arrays.weights)) else list(self.arrays.weights),
+            "dtype": reads.arrays.dtype.name,
+            "rank": self.rank,
+            "rule": [self.rule.update, self.rule.sweeps],
+            "start": ["given"] if given else [self.init, self.seed],
+        }
+
+
+def same_images(views: Sequence[View], names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
+    """Return which images take part in all of them; None for all.
+
+    Raises
+    ------
+    ArrayError
+        If they are not about the same images.
+    """
+    first, rows = views[0], None
+    for seen, name in zip(views, names, strict=True):
+        if not np.array_equal(seen.images, first.images):
+            raise ArrayError(
+                f"{name} has {len(seen.images)} images, {names[0]} {len(first.images)}; if as many, then others or in "
+                "another order",
+                hint="xr.align(*xs, join='inner') takes those they have in common",
+            )
+        if seen.rows is not None:
+            rows = seen.rows if rows is None else rows & seen.rows
+    if rows is not None and not rows.any():
+        raise ArrayError("no image could be read for all of the arrays: there is nothing to analyse")
+    return rows
+
+
+def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> Factors:
+    """Return the factors of an earlier result, to go on from.
+
+    Raises
+    ------
+    ArrayError
+        If they are not those of such arrays.
+    """
+    images = arrays.views[0].images if arrays.rows is None else arrays.views[0].images[arrays.rows]
+    try:
+        left = result["image_weight"].transpose("image", "component").sel(image=images).values
+        rights = [part["neuron_weight"].transpose("component", ...).values.reshape(rank, -1).T for part in matrices]
+    except (KeyError, ValueError) as error:
+        raise ArrayError(f"init= is no result about these images with {rank} components: {error}") from None
+    shapes = [left.shape, *(right.shape for right in rights)]
+    wanted = [(len(images), rank), *((count, rank) for count in arrays.neurons)]
+    if shapes != wanted:
+        raise ArrayError(f"init= has factors of {shapes}, these arrays need {wanted}", hint="init='nndsvda'")
+    if not all(np.isfinite(side).all() and (side >= 0).all() for side in (left, *rights)):
+        raise ArrayError("init= holds numbers that are negative or not finite", hint="init='nndsvda'")
+    dtype = arrays.dtype
+    return Factors(left.astype(dtype), [right.astype(dtype) for right in rights])
