@@ -2,164 +2,215 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled, choose, view
+from dneuro.analysis.arrays import Per, Pool
+from dneuro.analysis.keeping import Collect, Keep
+from dneuro.analysis.metrics import cancelling, evaluate
+from dneuro.analysis.pairing import Pairing, Precision, pairing
 from dneuro.analysis.selection import says_selection
+from dneuro.analysis.tiles import TileWork, stripped
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
-from dneuro.kernels import CrossProducts
-from dneuro.kernels.products import PairDistances
+from dneuro.engine.residence import Persist, resident
+from dneuro.engine.visits import visit
+from dneuro.kernels import CrossProducts, PairDistances
 
-METRICS = ("pearson", "euclidean")
-CANCELS = 1e-7
-"""Squared distances below this share of what they are the difference of are summed directly: half of their digits
-are lost."""
+DEFAULT = ("pearson", "euclidean")
 
 
 @says_selection
 def similarity(
     x: xr.DataArray,
     *,
-    metric: str | Sequence[str] = METRICS,
+    metric: str | Sequence[str] = DEFAULT,
     per: Per = "channel",
     pool: Pool = "max",
+    neighbours: int | None = None,
+    threshold: float | None = None,
+    out: str | Path | None = None,
+    precision: Precision = "auto",
+    persist: Persist = "auto",
     client: Any = None,
 ) -> xr.Dataset:
-    """Pearson correlation and Euclidean distance of every two channels or neurons.
+    """Correlation, covariance, cosine or Euclidean distance of every two channels or neurons.
 
     Parameters
     ----------
     x : DataArray, dims (image N, channel P[, y, x]) or (channel P, class N)
         Activations, or the counts of `cooccurrence`, whose rows are then compared over the classes.
-    metric : {"pearson", "euclidean"} or sequence of them
+    metric : {"pearson", "euclidean", "cosine", "covariance"} or sequence of them
         What to compute.
     per, pool : str
         As in `top_images`.
+    neighbours : int, optional
+        Keep only the M others that are most alike each neuron (largest value, smallest distance), for layers whose
+        P × P matrix would not fit on a disk: the matrix never exists.
+    threshold : float, optional
+        Keep only pairs whose value is at least this in size (or whose distance is at most this); of one metric.
+    out : path, optional
+        A new Zarr group that the matrices are written to, tile by tile, where P × P does not fit into memory; needs
+        2 to 4 GiB per 16,000 neurons and metric.
+    precision : {"auto", "float32", "float64"}
+        In which activations are multiplied, and dtype of the result; sums are float64 always. ``"auto"`` is float64 up
+        to 2,048 neurons or 4,096 images and for float64 activations, else float32, twice as fast.
+    persist : {"auto", True, False}
+        Whether an array that has to be read several times is read once and kept in memory; ``"auto"`` if it fits.
     client : distributed.Client, optional
         Where to compute; the default is the active dask client, else threads.
 
     Returns
     -------
     Dataset
-        pearson, euclidean (channel, other_channel), or (neuron, other_neuron) for ``per="neuron"`` (channel,
-        y and x stacked), float64. The diagonal is exactly 1, or 0. Pearson is NaN where a neuron does not
-        vary, as in `numpy.corrcoef`.
+        One matrix per metric (channel, other_channel), or (neuron, other_neuron) for ``per="neuron"`` (channel, y and
+        x stacked), symmetric to the last bit; backed by the file with `out`. The diagonal is exactly 1, or 0. Pearson
+        is NaN where a neuron does not vary, as in `numpy.corrcoef`, cosine where it is zero throughout; covariance is
+        divided by N − 1, as in `numpy.cov`.
+
+        With `neighbours` instead, per metric: ``<metric>_neighbour`` (features…, neighbour min(M, P − 1)) int64, the
+        position of the other neuron along the stacked features, −1 where there are fewer that have a value, and
+        ``<metric>_value``; the most alike first, of equal ones the lower number first. With `threshold`: ``first``,
+        ``second`` (pair) int64, first < second, and ``<metric>_value`` (pair).
 
     Raises
     ------
     ArrayError
-        If `x` is not such an array, or the metric unknown.
+        If `x` is not such an array, the metric unknown, or what to keep is said twice.
     NonFiniteError
         If it holds NaN or infinity; names layer, image and neuron.
     MemoryLimitError
-        If the P × P matrix does not fit into a worker; before anything is read.
+        If a task does not fit into a worker, or the result into the driver; before anything is read. If more pairs
+        pass `threshold` than there is room for.
+    UsageError
+        If `out` exists.
 
     Notes
     -----
-    **Cost**: one pass, and one more if some neurons are almost alike and distances are asked for; state 8·P² bytes;
-    exact (products in float64 about a pilot mean; nearly vanishing distances are summed directly). Source:
-    Sadeghi, neuron similarity.
+    **Cost**: up to 2,048 neurons one pass, state 8·P² bytes. Beyond, half of the tiles (i ≤ j), each summed over all
+    images by one task: whichever is read less, all tiles of a task stay in memory while the images stream by (about
+    P / √(M/8) reads of the array with M bytes per task), or some columns stay while the others stream by (about
+    2·N·P / M reads); `plan` says which, how often and how much. Distances that cancel are summed directly, which reads
+    their columns once more. The workers' memory is bounded by plan; the driver holds the result, or nothing with
+    `out`, or 32·P·M bytes with `neighbours`.
+
+    **Accuracy**: float64: rounding. float32: activations are multiplied about a pilot mean, at most 1,024 images at a
+    time, and their products added in float64: the error is below 1e-6, as a rule 1e-7, of a correlation, and twice that
+    of a distance relative to it.
+
+    Source: Sadeghi, neuron similarity.
+
+    Examples
+    --------
+    >>> import numpy as np, xarray as xr, dneuro as dn
+    >>> x = xr.DataArray(np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]], "f4"), dims=("image", "channel"))
+    >>> dn.similarity(x, metric="pearson")["pearson"].values.tolist()
+    [[1.0, 1.0], [1.0, 1.0]]
     """
-    wanted = _metrics(metric)
     executor = get_executor(client)
-    seen = _setup(x, per, pool)
-    plan_similarity(x, metric=wanted, per=per, pool=pool, client=executor).check(
-        executor.memory, hint="per='channel', fewer neurons, or workers with more memory"
-    )
-    found = seen.reduce({"products": CrossProducts()}, executor, "similarity")["products"]
-    matrices: dict[str, NDArray[np.float64]] = {}
-    if "pearson" in wanted:
-        matrices["pearson"] = _pearson(found)
-    if "euclidean" in wanted:
-        matrices["euclidean"] = _euclidean(found, seen, executor)
-    dim = seen.labels.dims[0] if len(seen.labels.dims) == 1 else "neuron"
-    coords = {}
-    if len(seen.labels.dims) == 1 and dim in seen.labels.coords:
-        coords = {dim: seen.labels.coords[dim], f"other_{dim}": (f"other_{dim}", seen.labels.coords[dim])}
-    result = xr.Dataset({name: ((dim, f"other_{dim}"), m) for name, m in matrices.items()}, coords=coords)
-    result.attrs = {"analysis": "similarity", "layer": seen.layer, "images": len(seen.taking_part),
-                    "parameters": {"metric": wanted, "per": per, "pool": pool}}  # fmt: skip
-    return result
+    asked = pairing(x, metric, per, pool, neighbours, threshold, out, precision, persist, executor)
+    asked.check(executor)
+    events.emit("note", "similarity", f"{asked.seen.layer or 'array'}: {asked.plan}")
+    kept = {name: value for name, value in (("neighbours", neighbours), ("threshold", threshold)) if value is not None}
+    attrs = {
+        "analysis": "similarity",
+        "layer": asked.seen.layer,
+        "images": len(asked.seen.taking_part),
+        "precision": asked.precision,
+        "method": asked.plan.method,
+        "parameters": {"metric": list(asked.metrics), "per": per, "pool": pool, **kept},
+    }
+    with _file(asked) as path:
+        keep, collect = asked.keep(path), asked.collect()
+        if asked.tiling is None:
+            _by_rows(asked, keep, collect, executor)
+        else:
+            _by_tiles(asked, keep, collect, executor)
+        if path is not None:
+            from dneuro.store import matrices  # not at the top: Zarr is large, and few results go to a file
+
+            matrices.finish(path, attrs)
+    return asked.result(collect).assign_attrs(attrs)
 
 
 def plan_similarity(
     x: xr.DataArray,
     *,
-    metric: str | Sequence[str] = METRICS,
+    metric: str | Sequence[str] = DEFAULT,
     per: Per = "channel",
     pool: Pool = "max",
+    neighbours: int | None = None,
+    threshold: float | None = None,
+    out: str | Path | None = None,
+    precision: Precision = "auto",
+    persist: Persist = "auto",
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `similarity`; reads no data."""
-    wanted = _metrics(metric)
-    seen = _setup(x, per, pool)
-    size = 8 * seen.labels.count**2
-    return seen.plan(
-        "similarity",
-        {"products": CrossProducts()},
-        get_executor(client),
-        passes=1 + ("euclidean" in wanted and seen.readable),
-        result_bytes=len(wanted) * size,
-        driver_bytes=(len(wanted) + 3) * size,
-    )
+    executor = get_executor(client)
+    return pairing(x, metric, per, pool, neighbours, threshold, out, precision, persist, executor).plan
 
 
-def _metrics(metric: str | Sequence[str]) -> list[str]:
-    wanted = [metric] if isinstance(metric, str) else list(metric)
-    for name in wanted or [""]:
-        choose("metric", name, METRICS)
-    return wanted
+@contextlib.contextmanager
+def _file(asked: Pairing) -> Iterator[Path | None]:
+    """Yield the path of a new group, if one is asked for; it gets its name when all of it is there."""
+    if asked.out is None:
+        yield None
+        return
+    temporary = asked.out.absolute().with_name(f".{asked.out.name}.{uuid.uuid4().hex}.partial")
+    try:
+        asked.create(temporary)
+        yield temporary
+        temporary.rename(asked.out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _setup(x: xr.DataArray, per: Per, pool: Pool) -> View:
-    check_labelled(x)
-    if "image" not in x.dims and "class" in x.dims:
-        # Rows of counts: the classes are what the neurons are compared over.
-        x = x.rename({"class": "image"}).astype("float64")
-        x = x.drop_vars("image", errors="ignore")
-        return view(x, per="neuron" if len(x.dims) > 2 else per, pool=pool)
-    return view(x, per=per, pool=pool)
+def _by_tiles(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) -> None:
+    """Let each task compute its tiles from the first image to the last."""
+    seen, tiling = asked.seen, asked.tiling
+    assert tiling is not None
+    work = TileWork(stripped(tiling), asked.precision, keep, len(seen.taking_part))
+    with resident(
+        seen.xs[0], executor, passes=asked.reads, worker_bytes=asked.plan.worker_bytes - asked.held_bytes,
+        persist=asked.persist, step="similarity",
+    ) as x:  # fmt: skip
+        for kept in visit(
+            [x], work, tiling.visits(), executor, bands=tiling.bands, prepare=seen.prepare, rows=seen.rows,
+            step="similarity",
+        ):  # fmt: skip
+            collect.gather(kept)
+            del kept
 
 
-def _pearson(found: dict[str, NDArray[Any]]) -> NDArray[np.float64]:
-    n, total, products = int(found["count"]), found["sum"], found["products"]
-    squares = products.diagonal() - total * total / n
-    alive = squares > 0  # the z of a constant neuron are all the same few bits: their products cancel exactly
-    scale = np.full(len(squares), np.nan)
-    scale[alive] = 1.0 / np.sqrt(squares[alive])
-    matrix = np.empty_like(products)
-    for i in range(len(matrix)):
-        matrix[i] = np.clip((products[i] - total[i] * total / n) * (scale[i] * scale), -1.0, 1.0)
-        matrix[i, i] = 1.0 if alive[i] else np.nan
-    return matrix
-
-
-def _euclidean(found: dict[str, NDArray[Any]], seen: View, executor: Executor) -> NDArray[np.float64]:
-    n, total, shift, products = int(found["count"]), found["sum"], found["shift"], found["products"]
-    squares = products.diagonal()
-    squared: NDArray[np.float64] = np.empty_like(products)
-    pairs = []
-    for i in range(len(squared)):
-        apart = shift[i] - shift
-        large = squares[i] + squares + n * apart**2
-        squared[i] = large - 2 * products[i] + 2 * apart * (total[i] - total)
-        close = i + 1 + np.flatnonzero(squared[i, i + 1 :] < CANCELS * large[i + 1 :])
-        pairs.append(np.stack([np.full_like(close, i), close], axis=1).astype(np.int32))
-    some = np.concatenate(pairs)
-    if len(some) and not seen.readable:
-        events.emit("note", "similarity", f"{len(some)} pairs of {seen.layer} are almost alike: half of the digits of "
-                    "their distance are lost, for the activations were not kept")  # fmt: skip
-    elif len(some):
-        exact = seen.reduce({"pairs": PairDistances(some)}, executor, "similarity")["pairs"]["squared"]
-        squared[some[:, 0], some[:, 1]] = squared[some[:, 1], some[:, 0]] = exact
-    squared[np.diag_indices_from(squared)] = 0.0
-    np.maximum(squared, 0.0, out=squared)
-    np.sqrt(squared, out=squared)
-    return squared
+def _by_rows(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) -> None:
+    """Add up all products in one pass, then go through them tile by tile here."""
+    found = asked.seen.reduce({"products": CrossProducts()}, executor, "similarity")["products"]
+    products = found.pop("products")
+    group = {**found, "squares": products.diagonal().copy(), "count": int(found["count"])}
+    close, squared = np.empty(0, dtype=np.int32), np.empty(0)
+    if "euclidean" in asked.metrics:
+        close = cancelling(group, group, products, "float64", same=True)
+    if len(close) and not asked.seen.readable:
+        events.emit("note", "similarity", f"{len(close)} pairs of {asked.seen.layer} are almost alike: half of the "
+                    "digits of their distance are lost, for the activations were not kept")  # fmt: skip
+        close = close[:0]
+    elif len(close):
+        pairs = np.stack(np.divmod(close, len(products)), axis=1)
+        squared = asked.seen.reduce({"pairs": PairDistances(pairs)}, executor, "similarity")["pairs"]["squared"]
+    exact = {"index": close, "squared": squared}
+    kept = keep.start()
+    everything = slice(0, len(products))
+    kept = keep.tile(
+        kept, everything, everything,
+        lambda metric: evaluate(metric, group, group, products, asked.precision, same=True, exact=exact),
+    )  # fmt: skip
+    collect.gather(kept)

@@ -103,8 +103,8 @@ def cut(
     row_edges = _row_edges(xs, per_row, target)
     column_edges = [0, width]
     if not whole_rows:
-        column_edges = _group(_edges(lead, 1, 0, target), target // (per_cell * _longest(row_edges)))
-    row_edges = _group(row_edges, target // (per_cell * _longest(column_edges)))
+        column_edges = grouped(edges_of(lead, 1, 0, target), target // (per_cell * _longest(row_edges)))
+    row_edges = grouped(row_edges, target // (per_cell * _longest(column_edges)))
     bands = list(itertools.pairwise(row_edges))
     panels = list(itertools.pairwise(column_edges))
     per_run = math.ceil(len(bands) * len(panels) / runs)
@@ -125,7 +125,7 @@ def cut(
 
 def narrowed(grid: Grid, x: xr.DataArray, rows: NDArray[np.bool_]) -> Grid:
     """Return the grid without the rows of chunks of `x` of which no image takes part; what is left stays in order."""
-    edges = list(itertools.pairwise(_edges(x, 0, 1, len(x))))
+    edges = list(itertools.pairwise(edges_of(x, 0, 1, len(x))))
     needed = [(a, b) for a, b in edges if rows[a:b].any()]
 
     def parts(block: Block) -> Iterator[Block]:
@@ -160,15 +160,15 @@ def _row_edges(xs: Sequence[xr.DataArray], bytes_per_row: int, target: int) -> l
     Where that would make blocks larger than wished, it is the borders of the array with the longest chunks: chunks of
     the others that reach across one of them are read for both blocks.
     """
-    chunked = [_edges(x, 0, bytes_per_row, target) for x in xs if x.chunks is not None]
+    chunked = [edges_of(x, 0, bytes_per_row, target) for x in xs if x.chunks is not None]
     if not chunked:
-        return _edges(xs[0], 0, bytes_per_row, target)
+        return edges_of(xs[0], 0, bytes_per_row, target)
     common = sorted(set[int].intersection(*map(set, chunked)))
     coarsest = max(chunked, key=_longest)
     return common if _longest(common) <= max(_longest(coarsest), target // bytes_per_row) else coarsest
 
 
-def _edges(x: xr.DataArray, axis: int, bytes_per_step: int, target: int) -> list[int]:
+def edges_of(x: xr.DataArray, axis: int, bytes_per_step: int, target: int) -> list[int]:
     """Return the chunk borders along an axis; of an array in memory, borders along the images that make sense."""
     if x.ndim <= axis:
         return [0, 1]
@@ -182,7 +182,7 @@ def _longest(edges: list[int]) -> int:
     return max(b - a for a, b in itertools.pairwise(edges))
 
 
-def _group(edges: list[int], length: int) -> list[int]:
+def grouped(edges: list[int], length: int) -> list[int]:
     """Drop borders so that neighbours join up to `length`."""
     kept = [edges[0]]
     for before, edge in itertools.pairwise(edges[1:]):

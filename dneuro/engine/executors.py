@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import dask
 import psutil
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro.errors import UsageError
 from dneuro.quantities import MiB
@@ -111,7 +112,7 @@ class DaskExecutor:
                 f"client is a {type(client).__name__}, not a distributed.Client that can be waited for",
                 hint="client=distributed.Client(address)",
             )
-        self._client = client
+        self.client = client
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
         if not workers:
             raise UsageError(
@@ -124,29 +125,47 @@ class DaskExecutor:
     @property
     def slots(self) -> int:
         """Tasks that can run at the same time, now: workers come and go."""
-        return sum(self._client.nthreads().values()) or 1
+        return sum(self.client.nthreads().values()) or 1
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
-            return self._client.submit(function, *args, pure=False)
+            return self.client.submit(function, *args, pure=False)
 
     def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
         from distributed import wait
 
         return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
 
+    def finish(self, collection: Any) -> None:
+        """Wait until a persisted collection is there; raises what went wrong with it."""
+        from distributed import futures_of, wait
+
+        futures = futures_of(collection)
+        wait(futures)
+        for future in futures:
+            if future.status == "error":
+                future.result()
+
     def share(self, thing: Any) -> Any:  # noqa: D102
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
         return self.submit(_same, thing)
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
-        there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=self._client)
+        there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=self.client)
         return there
 
 
 def _same(thing: Any) -> Any:
     return thing
+
+
+def one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which each task computes its products on one thread, as on the workers of a cluster.
+
+    More only get in each other's way, and their number shows in the last bits.
+    """
+    return threadpool_limits(1, user_api="blas") if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
 
 
 def get_executor(client: Any = None) -> Executor:

@@ -51,7 +51,11 @@ class Part:
 
     @cached_property
     def _pickled(self) -> bytes:
-        return bytes(cloudpickle.dumps((self.graph, self.keys, self.finish, self.extra, self.holes)))
+        return bytes(cloudpickle.dumps(self._fields))
+
+    @property
+    def _fields(self) -> tuple[Any, ...]:
+        return self.graph, self.keys, self.finish, self.extra, self.holes
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,33 @@ class _Packed:
 
     def compute(self, fillings: Sequence[Any]) -> Any:
         return Part(*pickle.loads(self.pickled)).compute(fillings)
+
+
+class Bundle:
+    """Many parts that travel together: what they share, such as the array on disk, is opened once for all of them.
+
+    Parameters
+    ----------
+    parts : list
+        Parts, and arrays that stand for themselves, in nested lists.
+    """
+
+    def __init__(self, parts: list[Any]) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unbundle, (cloudpickle.dumps(_each(self.parts, lambda part: part._fields)),)
+
+
+def _unbundle(pickled: bytes) -> Bundle:
+    return Bundle(_each(pickle.loads(pickled), lambda fields: Part(*fields)))
+
+
+def _each(parts: Any, change: Callable[[Any], Any]) -> Any:
+    """Return nested lists with every part changed; fields of a part are a tuple."""
+    if isinstance(parts, list):
+        return [_each(some, change) for some in parts]
+    return change(parts) if isinstance(parts, Part | tuple) else parts
 
 
 def compute(part: Any, fillings: Sequence[Any]) -> Any:
@@ -84,7 +115,12 @@ class Source:
         self._persisted = _futures(x.data) if self._lazy else {}
         self._parts: dict[Block, tuple[Any, list[Future]]] = {}
 
-    def part(self, block: Block, *, whole_rows: bool) -> tuple[Any, list[Future]]:
+    @property
+    def is_held(self) -> bool:
+        """Whether a cluster holds chunks of the array, or of what it is made of."""
+        return bool(self._persisted)
+
+    def part(self, block: Block, *, whole_rows: bool = False) -> tuple[Any, list[Future]]:
         """Return the array's part in a block, or the values if they are in memory, and the futures it needs.
 
         Of whole rows the block counts the columns of the first array of its pass; another may have more or fewer.

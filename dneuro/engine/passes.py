@@ -10,11 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro import events
 from dneuro.engine.blocks import Block, Grid, narrowed, thinned
-from dneuro.engine.executors import Executor, ThreadExecutor
+from dneuro.engine.executors import Executor, one_blas_thread
 from dneuro.engine.panel import Panel, is_small
 from dneuro.engine.parts import Source, compute
 from dneuro.engine.plan import Plannable, fit
@@ -112,7 +111,7 @@ def reduce(
     found: dict[tuple[int, int], dict[str, dict[str, NDArray[Any]]]] = {}
     done = 0
     events.emit("started", step, total=grid.blocks, what="blocks")
-    with _one_blas_thread(executor), contextlib.closing(iter(window)) as ended:
+    with one_blas_thread(executor), contextlib.closing(iter(window)) as ended:
         for (columns, level, place), future in ended:
             error = future.exception()
             if error is not None:
@@ -131,11 +130,6 @@ def reduce(
     events.emit("finished", step, done=done, total=grid.blocks, what="blocks")
     parts = [found[columns] for columns in sorted(found)]
     return {name: _join([part[name] for part in parts], 1 if pooled else xs[0].ndim - 1) for name in kernels}
-
-
-def _one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[Any]:
-    # As on the workers of a cluster: more only get in each other's way, and their number shows in the last bits.
-    return threadpool_limits(1, user_api="blas") if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
 
 
 def _leaves(sources: Sequence[Source], grid: Grid, work: Any) -> Iterator[Call[_Place]]:

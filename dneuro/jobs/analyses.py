@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -12,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis import ANALYSES, PLANS
+from dneuro.analysis.pairing import ROWS_NEURONS, count_features
 from dneuro.analysis.selection import select
 from dneuro.analysis.taken import TAKEN, Found, Taken
 from dneuro.engine.executors import Executor, Sizes
@@ -29,6 +31,7 @@ from dneuro.spec.steps import (
     NmfStep,
     RandomProjectionsStep,
     RowsStep,
+    SimilarityStep,
     SvdStep,
 )
 from dneuro.store import results
@@ -139,6 +142,19 @@ def stand_in_rows(layer: xr.DataArray, counted: CooccurrenceStep, classes: int) 
     return xr.DataArray(da.zeros(shape, dtype="int64"), dims=(*dims, "class"), attrs={"layer": layer.attrs["layer"]})
 
 
+def _placed(study: Study, question: Question, x: xr.DataArray) -> dict[str, Any]:
+    """Return where a matrix is written by the tasks that make it, if it is one that had better not be in memory."""
+    step = question.step
+    if not isinstance(step, SimilarityStep) or question.recorded:
+        return {}
+    if step.neighbours is not None or step.threshold is not None:
+        return {}
+    if count_features(x, step.per, step.pool) <= ROWS_NEURONS:
+        return {}
+    written = results.workplace(study.store, step.id, question.layer)
+    return {} if written is None else {"out": written}
+
+
 def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     """Return the plan of one question before the store exists, and refuse what does not fit.
 
@@ -157,7 +173,7 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     x = stand_in(study, layer, _taken(question, study.plan.unit))
     if question.rows is not None:
         x = stand_in_rows(x, question.rows, len(study.class_names))
-    plan = plan_step(question, x, executor)
+    plan = plan_step(question, x, executor, **_placed(study, question, x))
     plan = replace(plan, operation=name, method=plan.method or question.why)
     if question.rows is not None:  # a table in the memory of the driver is no reading
         plan = replace(plan, passes=0, read_bytes=0, method="in the driver")
@@ -170,13 +186,13 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     return plan
 
 
-def plan_step(question: Question, x: xr.DataArray, executor: Sizes) -> Plan:
+def plan_step(question: Question, x: xr.DataArray, executor: Sizes, **placed: Any) -> Plan:
     """Return the plan of a question asked of an array; an error names step and layer."""
     wanted = question.step.select
     if wanted is not None and "correct" in x.coords:  # at best every image is as wanted
         x = x.assign_coords(correct=("image", np.full(x.sizes["image"], wanted.correct is not False)))
     try:
-        return PLANS[question.step.kind](question.selected(x), client=executor, **question.parameters)
+        return PLANS[question.step.kind](question.selected(x), client=executor, **question.parameters, **placed)
     except UsageError as error:
         name = f"{question.step.id} of {question.layer}"
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from None
@@ -218,6 +234,9 @@ def answer(
     if results.unit(study.store, step.id, layer).marker(wanted) is not None:
         return False
     store = opened()
+    written = results.workplace(study.store, step.id, layer)
+    if written is not None:
+        results.clear(written)
     with results.state(study.store, step.id, layer, wanted) as kept:
         goes_on = {"checkpoint": kept} if isinstance(step, NmfStep) else {}
         try:
@@ -226,6 +245,9 @@ def answer(
             error.message = f"step {step.id}, layer {layer}: {error.message}"
             raise
         attrs = {"step": step.id, "order": position + list(study.layers).index(layer)}
+        if isinstance(study.store, Path) and written is not None and written.exists():  # by the tasks: it may be large
+            results.adopt(study.store, step.id, layer, written, wanted, attrs)
+            return True
         results.write(study.store, step.id, layer, _all_images(result, store), wanted, attrs)
     return True
 
@@ -249,7 +271,9 @@ def _compute(
     plan = next(plan for plan in study.plan.layers if plan.name == layer)
     x = _unread(store, study, plan) if question.recorded else store[layer]
     x = x.assign_attrs({TAKEN: _taken(question, study.plan.unit, found)})
-    return ANALYSES[step.kind](question.selected(x), client=executor, **question.parameters, **goes_on)
+    chosen = question.selected(x)
+    settings = {**question.parameters, **_placed(study, question, chosen), **goes_on}
+    return ANALYSES[step.kind](chosen, client=executor, **settings)
 
 
 def _all_images(result: xr.Dataset, store: Store) -> xr.Dataset:

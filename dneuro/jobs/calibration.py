@@ -140,12 +140,12 @@ def _durations(seen: Iterable[events.Event]) -> dict[str, float]:
 def _growth(step: str, tried: JobPlan, whole: JobPlan) -> float:
     """Return how many times more a step has to do than it had in the trial."""
     for measure in ("read_bytes", "result_bytes"):
-        few, all_of_them = (
+        few, many = (
             sum(getattr(cost, measure) for question, cost in plan.steps if question.step.id == step)
             for plan in (tried, whole)
         )
         if few:
-            return all_of_them / few
+            return float(many / few)
     return 1.0
 
 

@@ -11,7 +11,7 @@ from dneuro.kernels.factorise import Energy, Scores
 from dneuro.kernels.krylov import Step
 from dneuro.kernels.moments import ImageMoments, Moments
 from dneuro.kernels.nmf import Alternate, Totals
-from dneuro.kernels.products import CrossProducts
+from dneuro.kernels.products import CrossProducts, PairDistances, TileProducts
 from dneuro.kernels.standardise import Standardise
 from dneuro.kernels.top import TopK
 from dneuro.kernels.triangle import Triangle
@@ -25,10 +25,12 @@ __all__ = [
     "Kernel",
     "Moments",
     "Origin",
+    "PairDistances",
     "Scores",
     "Standardise",
     "State",
     "Step",
+    "TileProducts",
     "TopK",
     "Totals",
     "Triangle",

@@ -67,7 +67,7 @@ def shares(values: Values, what: str) -> Figure:
 
 
 def similarity(values: Values, names: Sequence[str], metric: str, what: str) -> Figure:
-    """Draw the similarity of every two features; pearson about 0 from −1 to 1, others from 0; NaN is grey.
+    """Draw the similarity of every two features: distances from 0, others about 0, from −1 to 1 if bounded; NaN grey.
 
     Parameters
     ----------
@@ -76,19 +76,28 @@ def similarity(values: Values, names: Sequence[str], metric: str, what: str) -> 
     names : sequence of str
         Names of the features.
     metric : str
-        ``pearson`` or another measure.
+        ``pearson``, ``euclidean``, ``cosine`` or ``covariance``.
     what : str
         What a feature is.
     """
     figure, ax = canvas(5.6, 4.7)
     figure.set_layout_engine("compressed")  # constrained layout cuts labels off where the aspect is fixed
-    if metric == "pearson":
-        _heat(figure, ax, values, "RdBu_r", "Pearson correlation", limits=(-1.0, 1.0), square=True)
+    if metric == "euclidean":
+        _heat(figure, ax, values, "viridis_r", "Euclidean distance", square=True)
     else:
-        _heat(figure, ax, values, "viridis_r", f"{metric.capitalize()} distance", square=True)
+        largest = 1.0 if metric in ("pearson", "cosine") else _largest_off_diagonal(values)
+        name = {"pearson": "Pearson correlation"}.get(metric, metric)
+        _heat(figure, ax, values, "RdBu_r", name, limits=(-largest, largest), square=True)
     name_ticks(ax, names, names)
     label(ax, what, what)
     return figure
+
+
+def _largest_off_diagonal(values: Values) -> float:
+    """Return the largest size off the diagonal, whose own values, variances, would leave the others pale."""
+    sizes = np.where(np.isfinite(values), np.abs(values), 0)
+    np.fill_diagonal(sizes, 0)
+    return float(sizes.max(initial=0)) or 1.0
 
 
 def block(count: int) -> int:

@@ -355,17 +355,34 @@ class SimilarityStep(RowsStep):
 
     kind: ClassVar[str] = "similarity"
     metric: Annotated[
-        list[Literal["pearson", "euclidean"]],
+        list[Literal["pearson", "euclidean", "cosine", "covariance"]],
         Field(min_length=1),
         BeforeValidator(lambda metric: [metric] if isinstance(metric, str) else metric),
         AfterValidator(_refuse_repeated),
-        OrWritten({"enum": ["pearson", "euclidean"]}),
+        OrWritten({"enum": ["pearson", "euclidean", "cosine", "covariance"]}),
     ] = Field(["pearson", "euclidean"])
     """One measure or a list of them."""
+    neighbours: Positive | None = None
+    """Keep only this many of the most similar others of each, where a matrix of all pairs would be too large."""
+    threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Keep only pairs whose value is at least this in size, or whose distance is at most this; of one measure."""
+    precision: Literal["auto", "float32", "float64"] = "auto"
+    """In which activations are multiplied (sums are float64); ``auto``: float64 up to 2,048 neurons."""
     per: Per = "channel"
     """Compare channels or neurons (channel, y, x)."""
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
+
+
+    @model_validator(mode="after")
+    def _keep_one_thing(self) -> SimilarityStep:
+        if self.threshold is not None and self.neighbours is not None:
+            what = "neighbours and threshold each say what to keep"
+            raise ProblemsError(Problem(what, "leave one out", ("threshold",)))
+        if self.threshold is not None and len(self.metric) > 1:
+            what = f"a threshold of {len(self.metric)} measures, each on another scale"
+            raise ProblemsError(Problem(what, f"add `metric: {self.metric[0]}`", ("threshold",)))
+        return self
 
 
 class ClustersStep(RowsStep):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import tempfile
+import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -129,6 +131,20 @@ def _note(path: RemotePath) -> RemotePath:
 
 def _is_half(path: Location) -> bool:
     return isinstance(path, RemotePath) and _note(path).is_file()
+
+
+def adopt_group(path: Path, name: str, written: Path, attrs: Mapping[str, Any]) -> None:
+    """Move a group that lies on the same file system into the store; an older one of this name is replaced."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        zarr.open_group(written, mode="r+").attrs.update(dict(attrs))
+        target = path / name
+        zarr.open_group(path, mode="r+").require_group(name.rpartition("/")[0])
+        if target.exists():
+            target.rename(temporary)
+        written.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def create_arrays(group: zarr.Group, arrays: Iterable[ArrayPlan]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 import zarr
 
-from dneuro.store.creating import add_group
+from dneuro.store.creating import add_group, adopt_group
 from dneuro.store.files import Location, opened_by_zarr, remove
 from dneuro.store.units import Unit, units_folder
 
@@ -51,6 +53,26 @@ def state(store: Location, step: str, part: str, fingerprint: str) -> Iterator[L
     folder = units_folder(store) / "results" / step / f"{part}.state"
     yield folder / f"{fingerprint[:16]}.npz"
     remove(folder)
+
+
+def workplace(store: Location, step: str, layer: str) -> Path | None:
+    """Return where a result that is too large for memory is written before it is adopted; None if no disk is near."""
+    folder = units_folder(store)
+    return folder.absolute() / "results" / step / f"{layer}.partial" if isinstance(folder, Path) else None
+
+
+def clear(workplace: Path) -> None:
+    """Make room in a workplace: what a killed run has left there is removed."""
+    shutil.rmtree(workplace, ignore_errors=True)
+    workplace.parent.mkdir(parents=True, exist_ok=True)
+
+
+def adopt(store: Path, step: str, layer: str, written: Path, fingerprint: str, attrs: dict[str, Any]) -> None:
+    """Take a group that was written in the `workplace` as ``/results/<step>/<layer>``, and mark it done."""
+    its = unit(store, step, layer)
+    its.begin(0)
+    adopt_group(store, f"results/{step}/{layer}", written, {**attrs, "fingerprint": fingerprint})
+    its.publish({"fingerprint": fingerprint, "checksums": checksums(store, f"results/{step}/{layer}")})
 
 
 def write(store: Location, step: str, layer: str, result: xr.Dataset, fingerprint: str, attrs: dict[str, Any]) -> None:

@@ -176,7 +176,7 @@ def test_plan__refuses_what_the_analysis_would_refuse() -> None:
         ("svd", {"rank": 4}),
         ("svd", {"rank": 1, "standardize": "rows"}),
         ("top_images", {"k": 0}),
-        ("similarity", {"metric": "cosine"}),
+        ("similarity", {"metric": "manhattan"}),
         ("moments", {"per": "class"}),
         ("moments", {"pool": "sum"}),
     ]:

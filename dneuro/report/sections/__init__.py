@@ -48,7 +48,7 @@ SECTIONS = (
     Kind("coupled_nmf", "Coupled non-negative factorisation", ("neuron_weight",), nmf.build),
     Kind("cooccurrence", "Co-occurrence with classes", ("count",), cooccurrence.build),
     Kind("selectivity", "Selectivity", ("mf", "class_selectivity"), selectivity.build),
-    Kind("similarity", "Similarity", similarity.METRICS, similarity.build),
+    Kind("similarity", "Similarity", similarity.NEEDS, similarity.build),
     Kind("clusters", "Clusters of neurons", ("cluster",), clusters.build),
     Kind("kmeans", "Clusters of images", ("cluster",), kmeans.build),
 )

@@ -4,19 +4,50 @@ from __future__ import annotations
 
 import numpy as np
 
-from dneuro.report import heatmaps
+from dneuro.report import figures, heatmaps
 from dneuro.report.blocks import Block, Plate, Studio, facts, heading
 from dneuro.report.contents import Layer, Result
 from dneuro.report.sections.picking import names, thin
 from dneuro.report.words import counted, number, quoted
 
-METRICS = ("pearson", "euclidean")
+METRICS = ("pearson", "euclidean", "cosine", "covariance")
+NEEDS = (*METRICS, *(f"{metric}_value" for metric in METRICS))
 
 
 def build(result: Result, layer: Layer, studio: Studio) -> Block:
-    """Return the block of one ``similarity`` result: a heat map per measure."""
+    """Return the block of one ``similarity`` result: a heat map per measure, or how the values kept are spread."""
     plates = [_plate(metric, result, layer, studio) for metric in METRICS if metric in result.data]
+    plates += [_kept(metric, result, layer, studio) for metric in METRICS if f"{metric}_value" in result.data]
     return Block(heading(result), plates=plates, facts=facts(result))
+
+
+def _kept(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
+    """Return how the values of the nearest of each feature, or of the pairs that pass a threshold, are spread."""
+    array = result.data[f"{metric}_value"]
+    title = _TITLES[metric]
+    if array.dims == ("pair",):
+        limit = number(float(result.parameters.get("threshold", 0)))
+        most = "at most" if metric == "euclidean" else "at least"
+        size = title if metric == "euclidean" else f"|{title}|"
+        values, counts = np.asarray(array.values, dtype=np.float64), "pairs"
+        caption = f"{counted(array.size, 'pair')} of {layer.name} whose {size} is {most} {limit}."
+    else:
+        what = "channel" if array.dims[0] == "channel" and len(array.dims) == 2 else "neuron"
+        values, counts = np.asarray(array.values[..., 0], dtype=np.float64).ravel(), f"{what}s"
+        caption = (
+            f"{title} of each of {counted(values.size, what)} of {layer.name} and the other that is most like it "
+            f"(the store holds the nearest {array.sizes['neighbour']})."
+        )
+        finite = values[np.isfinite(values)]
+        if finite.size:
+            caption += f" Median {number(float(np.median(finite)))}."
+        if finite.size < values.size:
+            caption += f" Left out (no value): {counted(values.size - finite.size, what)}."
+    figure = figures.histogram(values, title, counts)
+    if figures.is_wide(values[np.isfinite(values)]):
+        caption += " Logarithmic axis; zeros cannot be shown on it."
+    alt = f"Histogram of the {title} of {counted(values.size, counts[:-1])}"
+    return studio.plate(figure, result, metric, alt, caption + quoted(result.parameters))
 
 
 def _plate(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
@@ -53,4 +84,9 @@ def _plate(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
     return studio.plate(figure, result, metric, alt, caption + quoted(result.parameters))
 
 
-_TITLES = {"pearson": "Pearson correlation", "euclidean": "Euclidean distance"}
+_TITLES = {
+    "pearson": "Pearson correlation",
+    "euclidean": "Euclidean distance",
+    "cosine": "Cosine",
+    "covariance": "Covariance",
+}

@@ -1,0 +1,330 @@
+"""What a similarity matrix will take, decided before anything is read: precision, method, tiles, memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import xarray as xr
+
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, choose, is_count, view
+from dneuro.analysis.keeping import (
+    Collect,
+    Keep,
+    KeepAll,
+    KeepFile,
+    KeepNearest,
+    KeepPairs,
+    Neighbours,
+    Nothing,
+    Pairs,
+    Whole,
+)
+from dneuro.analysis.metrics import METRICS, WORK_ITEMS
+from dneuro.engine.executors import Sizes, ThreadExecutor
+from dneuro.engine.plan import Plan
+from dneuro.engine.regions import Needs, Tiling, tile
+from dneuro.engine.residence import Persist, decide, is_resident, share_of
+from dneuro.errors import ArrayError, MemoryLimitError, UsageError
+from dneuro.kernels import CrossProducts
+from dneuro.kernels.products import CENTRE_ITEMS
+from dneuro.kernels.products import Precision as Multiplied
+from dneuro.quantities import format_bytes
+
+Precision = Literal["auto", "float32", "float64"]
+
+ROWS_NEURONS = 2048
+"""Up to this many neurons every task adds up products of all of them (32 MiB), in float64."""
+
+FLOAT32_IMAGES = 4096
+"""With fewer images float32 is not worth it: products take less time than what is done with them, and the rounding of
+few large sums does not average out."""
+
+EXAMPLE_PAIRS = 1_000_000
+"""Pairs beyond a threshold that a plan counts with: how many there will be nobody knows."""
+
+MEANINGS = {
+    "pearson": "Pearson correlation",
+    "euclidean": "Euclidean distance",
+    "cosine": "cosine of the angle about zero",
+    "covariance": "covariance, divided by the number of images less one",
+}
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A similarity that was asked for, checked and planned.
+
+    Parameters
+    ----------
+    seen : View
+        The array.
+    metrics : tuple of str
+        What is computed.
+    precision : {"float32", "float64"}
+        Of products and results.
+    neighbours, threshold, out
+        What is kept, if not matrices in memory.
+    tiling : Tiling or None
+        The tiles; None for one pass that adds up all products.
+    plan : Plan
+        Passes and memory.
+    persist : bool
+        The array is read once and kept.
+    reads : float
+        Times that the array is read.
+    held_bytes : int
+        Of the plan's worker bytes, those of the array that is kept.
+    """
+
+    seen: View
+    metrics: tuple[str, ...]
+    precision: Multiplied
+    neighbours: int | None
+    threshold: float | None
+    out: Path | None
+    tiling: Tiling | None
+    plan: Plan
+    persist: bool
+    reads: float
+    held_bytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of features."""
+        return self.seen.labels.count
+
+    def keep(self, path: Path | None) -> Keep:
+        """Return the workers' half of what is kept."""
+        return _keep(self.metrics, self.precision, self.neighbours, self.threshold, path)
+
+    def collect(self) -> Collect:
+        """Return the driver's half."""
+        keep = self.keep(self.out)
+        if isinstance(keep, KeepAll):
+            return Whole(keep, self.count)
+        if isinstance(keep, KeepNearest):
+            return Neighbours(keep, self.count)
+        if isinstance(keep, KeepPairs):
+            return Pairs(keep, max(EXAMPLE_PAIRS, psutil.virtual_memory().available // 200))
+        return Nothing()
+
+    def create(self, path: Path) -> None:
+        """Create the file of the matrices."""
+        from dneuro.store import matrices  # not at the top: Zarr is large, and few results go to a file
+
+        dims, coords = _square(self.seen)
+        matrices.create(
+            path, {metric: MEANINGS[metric] for metric in self.metrics}, dims=dims, count=self.count,
+            tile=self.count if self.tiling is None else self.tiling.width, dtype=self.precision, coords=coords,
+        )  # fmt: skip
+
+    def result(self, collect: Collect) -> xr.Dataset:
+        """Return what was collected, labelled."""
+        if self.out is not None:
+            from dneuro.store import matrices
+
+            return matrices.open_matrices(self.out)
+        labels = self.seen.labels
+        if isinstance(collect, Neighbours):
+            data = {}
+            for metric in self.metrics:
+                for name, values in zip(("value", "neighbour"), collect.result(metric), strict=True):
+                    data[f"{metric}_{name}"] = ((*labels.dims, "neighbour"), values.reshape(*labels.sizes, -1))
+            return xr.Dataset(data, coords=labels.coords)
+        if isinstance(collect, Pairs):
+            pairs, values = collect.result()
+            return xr.Dataset({
+                "first": ("pair", pairs[:, 0]),
+                "second": ("pair", pairs[:, 1]),
+                f"{self.metrics[0]}_value": ("pair", values),
+            })  # fmt: skip
+        assert isinstance(collect, Whole)
+        dims, coords = _square(self.seen)
+        return xr.Dataset({name: (dims, matrix) for name, matrix in collect.matrices.items()}, coords=coords)
+
+    def check(self, executor: Sizes) -> None:
+        """Refuse what does not fit, and a file that exists.
+
+        Raises
+        ------
+        MemoryLimitError
+            With the numbers.
+        UsageError
+            If `out` exists.
+        """
+        if self.out is not None and self.out.exists():
+            raise UsageError(f"{self.out} exists; it is left as it is", hint="out=… another path, or remove this one")
+        self.plan.check(
+            executor.memory,
+            hint="neighbours=20, or out='matrix.zarr' for a matrix that does not fit; smaller chunks along the images; "
+            "per='channel'; or workers with more memory",
+        )
+        room = psutil.virtual_memory().available
+        if not isinstance(executor, ThreadExecutor) and self.plan.driver_bytes > room:
+            raise MemoryLimitError(
+                f"similarity needs {format_bytes(self.plan.driver_bytes)} for its result in this process, there are "
+                f"{format_bytes(room)}; nothing was started",
+                hint="out='matrix.zarr' writes it tile by tile; neighbours=20 keeps the nearest only",
+            )
+
+
+def pairing(
+    x: xr.DataArray,
+    metric: str | Sequence[str],
+    per: Per,
+    pool: Pool,
+    neighbours: int | None,
+    threshold: float | None,
+    out: str | Path | None,
+    precision: Precision,
+    persist: Persist,
+    executor: Sizes,
+) -> Pairing:
+    """Check what was asked of `dneuro.similarity`, and plan it; reads no data."""
+    metrics = _metrics(metric, neighbours, threshold, out)
+    seen = _seen(x, per, pool)
+    multiplied = _precision(precision, seen)
+    path = None if out is None else Path(out)
+    count, image_bytes = seen.labels.count, int(seen.xs[0].nbytes)
+    most = None if neighbours is None else min(neighbours, max(1, count - 1))
+    keep = _keep(metrics, multiplied, most, threshold, path)
+    result = _result_bytes(keep, count)
+    shares_memory = isinstance(executor, ThreadExecutor) and not isinstance(keep, KeepFile)
+    if (count <= ROWS_NEURONS and multiplied == "float64") or not seen.readable:
+        plan = seen.plan(
+            "similarity", {"products": CrossProducts()}, executor,
+            passes=1 + ("euclidean" in metrics and seen.readable), result_bytes=result,
+            driver_bytes=result + 8 * (len(metrics) + 3) * count**2, method="rows, float64",
+        )  # fmt: skip
+        if plan.worker_bytes <= executor.memory or not seen.readable:  # products that extraction took along
+            return Pairing(seen, metrics, multiplied, most, threshold, path, None, plan, False, 1, 0)
+    needs = Needs(
+        item=np.dtype(multiplied).itemsize,
+        kept=keep.kept_bytes,
+        # What a metric is made of slice by slice, and distances that are summed directly.
+        work=lambda width: keep.work_bytes(width) + 48 * max(WORK_ITEMS, CENTRE_ITEMS)
+        + 24 * ("euclidean" in metrics) * width**2,
+    )  # fmt: skip
+    x, features = seen.xs[0], 1 if seen.pooled else math.prod(seen.xs[0].shape[2:])
+    taken = result if shares_memory else 0
+    on_cluster = not isinstance(executor, ThreadExecutor)
+    here = on_cluster and is_resident(x)
+    tiling, peak = tile(x, features, executor, needs, resident=here, taken=taken)
+    reads, held = tiling.read_bytes / image_bytes, 0
+    if reads > 1 and persist is not False and not is_resident(x):
+        kept = tile(x, features, executor, needs, resident=on_cluster, taken=taken + share_of(x, executor))
+        without = kept[1] - share_of(x, executor)
+        if decide(x, executor, passes=reads, worker_bytes=without, persist=persist):
+            held, (tiling, peak) = share_of(x, executor), kept
+    plan = Plan(
+        operation="similarity",
+        passes=math.ceil(reads) * (1 + ("euclidean" in metrics)),
+        read_bytes=tiling.read_bytes,
+        tasks=len(tiling.regions),
+        worker_bytes=peak,
+        driver_bytes=_driver_bytes(keep, count, tiling),
+        result_bytes=result,
+        method=_method(tiling, multiplied, reads),
+    )
+    return Pairing(seen, metrics, multiplied, most, threshold, path, tiling, plan, held > 0, reads, held)
+
+
+def _keep(
+    metrics: tuple[str, ...], dtype: Multiplied, neighbours: int | None, threshold: float | None, path: Path | None
+) -> Keep:
+    if neighbours is not None:
+        return KeepNearest(metrics, neighbours)
+    if threshold is not None:
+        return KeepPairs(metrics, threshold)
+    return KeepAll(metrics, dtype) if path is None else KeepFile(metrics, dtype, path)
+
+
+def _method(tiling: Tiling, precision: str, reads: float) -> str:
+    largest = max(tiling.regions, key=lambda region: region.tiles)
+    width, count = tiling.width, tiling.strips[-1][1] * tiling.features
+    rows, columns = (min(count, width * len(side)) for side in (largest.rows, largest.columns))
+    what = f"{rows:,} columns resident" if tiling.held else f"tiles of {rows:,} × {columns:,} resident"
+    return f"{what}, products in {precision}, the array read {reads:.3g} times"
+
+
+def _result_bytes(keep: Keep, count: int) -> int:
+    if isinstance(keep, KeepNearest):
+        return 16 * len(keep.metrics) * count * keep.count
+    if isinstance(keep, KeepPairs):
+        return 24 * min(EXAMPLE_PAIRS, count * (count - 1) // 2)
+    assert isinstance(keep, KeepAll | KeepFile)
+    return len(keep.metrics) * np.dtype(keep.dtype).itemsize * count**2
+
+
+def _driver_bytes(keep: Keep, count: int, tiling: Tiling) -> int:
+    """Return what the result takes in the driver, and what arrives from one task."""
+    if isinstance(keep, KeepFile):
+        return 0
+    tiles = max(region.tiles for region in tiling.regions)
+    strips = max(len(region.strips) for region in tiling.regions)
+    arriving = keep.kept_bytes(tiles, tiles, strips, tiling.width)[0]
+    return (2 if isinstance(keep, KeepNearest | KeepPairs) else 1) * _result_bytes(keep, count) + arriving
+
+
+def _metrics(
+    metric: str | Sequence[str], neighbours: int | None, threshold: float | None, out: object
+) -> tuple[str, ...]:
+    wanted = [metric] if isinstance(metric, str) else list(metric)
+    for name in wanted or [""]:
+        choose("metric", name, tuple(METRICS))
+    if sum(kept is not None for kept in (neighbours, threshold, out)) > 1:
+        raise ArrayError(
+            f"neighbours={neighbours!r}, threshold={threshold!r}, out={out!r}: each says what to keep",
+            hint="give one of them, or none for matrices in memory",
+        )
+    if neighbours is not None and not is_count(neighbours):
+        raise ArrayError(f"neighbours={neighbours!r}: the number of neighbours is a whole number, at least 1")
+    if threshold is not None:
+        number: Any = threshold
+        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
+            raise ArrayError(f"threshold={threshold!r}: a threshold is a number, at least 0", hint="threshold=0.9")
+        if len(wanted) > 1:
+            raise ArrayError(
+                f"threshold={threshold!r} of {len(wanted)} metrics: each has another scale",
+                hint=f"metric={wanted[0]!r}",
+            )
+    return tuple(dict.fromkeys(wanted))
+
+
+def _seen(x: xr.DataArray, per: Per, pool: Pool) -> View:
+    check_labelled(x)
+    if "image" not in x.dims and "class" in x.dims:
+        # Rows of counts: the classes are what the neurons are compared over.
+        x = x.rename({"class": "image"}).astype("float64")
+        x = x.drop_vars("image", errors="ignore")
+        return view(x, per="neuron" if len(x.dims) > 2 else per, pool=pool)
+    return view(x, per=per, pool=pool)
+
+
+def count_features(x: xr.DataArray, per: Per, pool: Pool) -> int:
+    """Return how many features `similarity` would compare."""
+    return _seen(x, per, pool).labels.count
+
+
+def _precision(precision: Precision, seen: View) -> Multiplied:
+    choose("precision", precision, ("auto", "float32", "float64"))
+    if precision != "auto":
+        return precision
+    few = seen.labels.count <= ROWS_NEURONS or len(seen.taking_part) < FLOAT32_IMAGES
+    return "float64" if few or seen.xs[0].dtype.itemsize > 4 else "float32"
+
+
+def _square(seen: View) -> tuple[tuple[str, str], dict[str, Any]]:
+    """Return the dims of a matrix and its coordinates."""
+    labels = seen.labels
+    dim = labels.dims[0] if len(labels.dims) == 1 else "neuron"
+    coords = {}
+    if len(labels.dims) == 1 and dim in labels.coords:
+        coords = {dim: labels.coords[dim], f"other_{dim}": (f"other_{dim}", labels.coords[dim])}
+    return (dim, f"other_{dim}"), coords

@@ -1,0 +1,143 @@
+"""Persist or stream: whether an array that is read several times had better be read once and kept in memory.
+
+An operation that reads an array more than once asks for it like this::
+
+    plan = …                                        # of one pass, streaming
+    with resident(x, executor, passes=7, worker_bytes=plan.worker_bytes, persist=persist, step="svd") as x:
+        …                                           # all passes, over what may now be in memory
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import dask
+import numpy as np
+import xarray as xr
+
+from dneuro import events
+from dneuro.engine.blocks import Block, cut
+from dneuro.engine.executors import DaskExecutor, Executor, Sizes, ThreadExecutor
+from dneuro.engine.parts import Source, compute
+from dneuro.engine.window import Call, Window
+from dneuro.errors import MemoryLimitError, UsageError
+from dneuro.quantities import format_bytes
+
+Persist = Literal["auto"] | bool
+
+SHARE = 0.6
+"""Share of the memory that persisted data and a pass may fill together: beyond it dask begins to spill."""
+
+UNEVEN = 1.2
+"""Workers do not hold equal shares."""
+
+
+def is_resident(x: xr.DataArray) -> bool:
+    """Return whether an array is in memory already: NumPy, or chunks that a cluster holds."""
+    return not dask.is_dask_collection(x.data) or Source(x).is_held
+
+
+def share_of(x: xr.DataArray, executor: Sizes) -> int:
+    """Return the bytes of each process that the array would take, persisted."""
+    processes = max(1, executor.slots // executor.slots_per_process)
+    return int(x.nbytes * (UNEVEN if processes > 1 else 1)) // processes
+
+
+def decide(x: xr.DataArray, executor: Sizes, *, passes: float, worker_bytes: int, persist: Persist = "auto") -> bool:
+    """Return whether to persist an array.
+
+    Parameters
+    ----------
+    x : DataArray
+        The array.
+    executor : Sizes
+        Where it would be kept.
+    passes : float
+        Times that it will be read.
+    worker_bytes : int
+        Peak of a worker process in these passes, as planned.
+    persist : {"auto", True, False}
+        ``"auto"`` persists what is read more than once and fits with the pass into 60 % of each worker's memory.
+
+    Raises
+    ------
+    MemoryLimitError
+        If it is to be persisted and would not fit at all.
+    UsageError
+        If `persist` is none of the three.
+    """
+    if persist not in ("auto", True, False):
+        raise UsageError(f"persist={persist!r} is unknown", hint="persist='auto', True or False")
+    if persist is False or is_resident(x):
+        return False
+    wanted = worker_bytes + share_of(x, executor)
+    if persist == "auto":
+        return passes > 1 and wanted <= SHARE * executor.memory
+    if wanted > executor.memory:
+        raise MemoryLimitError(
+            f"persist=True needs {format_bytes(wanted)} per worker ({format_bytes(x.nbytes)} in all), the limit is "
+            f"{format_bytes(executor.memory)}; nothing was started",
+            hint="persist='auto', which streams what does not fit, or more workers",
+        )
+    return True
+
+
+@contextlib.contextmanager
+def resident(
+    x: xr.DataArray,
+    executor: Executor,
+    *,
+    passes: float,
+    worker_bytes: int,
+    persist: Persist = "auto",
+    step: str = "",
+) -> Iterator[xr.DataArray]:
+    """Yield the array, in memory if `decide` says so, and say which; it is let go at the end.
+
+    Chunks stay as they are, so the results are the same bit for bit. A cluster keeps the chunks on its workers; threads
+    share one copy.
+    """
+    if is_resident(x):
+        yield x
+        return
+    kept = isinstance(executor, ThreadExecutor | DaskExecutor)  # nobody else says how
+    said = f"{format_bytes(x.nbytes)} read {passes:.3g} times"
+    if not (kept and decide(x, executor, passes=passes, worker_bytes=worker_bytes, persist=persist)):
+        if passes > 1:
+            events.emit("note", step, f"streaming {said}: not persisted", data={"persisted": False})
+        yield x
+        return
+    events.emit("note", step, f"persisting {said}, {format_bytes(share_of(x, executor))} per worker",
+                data={"persisted": True})  # fmt: skip
+    if isinstance(executor, DaskExecutor):
+        held = executor.client.persist(x.data)
+        try:
+            executor.finish(held)
+            yield x.copy(data=held)
+        finally:
+            del held  # the workers let go of chunks that nobody names
+    else:
+        import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
+
+        yield x.copy(data=da.from_array(_loaded(x, executor), chunks=x.chunks, name=False))
+
+
+def _loaded(x: xr.DataArray, executor: Executor) -> Any:
+    """Return the values, each chunk computed on the executor's threads."""
+    values = np.empty(x.shape, dtype=x.dtype)
+    source = Source(x)
+
+    def load(part: Any, block: Block) -> None:
+        values[(slice(*block.rows), slice(*block.columns))[: values.ndim]] = compute(part, ())
+
+    grid = cut([x], whole_rows=False)
+    blocks = [block for run in grid.runs for block in run]
+    calls: Iterator[Call[int]] = (
+        (number, load, (source.part(block)[0], block)) for number, block in enumerate(blocks)
+    )
+    with contextlib.closing(iter(Window(executor, calls))) as ended:
+        for _, future in ended:
+            future.result()
+    return values

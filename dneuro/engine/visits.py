@@ -1,0 +1,165 @@
+"""Tasks that read some columns from the first image to the last, band by band, as often as they need to.
+
+The second verb of the engine, for what is quadratic in the features: the state of a task is a part of the result,
+complete when the task ends, so nothing is merged and no state outlives its task.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from dneuro import events
+from dneuro.engine.blocks import Block
+from dneuro.engine.executors import Executor, one_blas_thread
+from dneuro.engine.parts import Bundle, Source, compute
+from dneuro.engine.passes import Prepare
+from dneuro.engine.window import Call, Window
+
+Span = tuple[int, int]
+"""A range along a dim, its end exclusive."""
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One task.
+
+    Parameters
+    ----------
+    spans : tuple of (int, int)
+        The columns (along the second dim) that it reads.
+    args : tuple
+        What its function gets besides the reader.
+    weight : int
+        What it counts for in the progress.
+    """
+
+    spans: tuple[Span, ...]
+    args: tuple[Any, ...]
+    weight: int = 1
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """What every task needs to know, sent to each worker once."""
+
+    function: Callable[..., Any]
+    prepare: Prepare | None
+    dims: tuple[str, ...]
+    taking: NDArray[np.bool_] | None
+    bands: tuple[Span, ...]
+
+
+class Reader:
+    """What a task reads: bands of images × spans of columns, each computed when it is asked for."""
+
+    def __init__(self, shared: _Shared, spans: tuple[Span, ...], parts: list[Any], fillings: list[Any]) -> None:
+        self._shared, self.spans, self._parts, self._fillings = shared, spans, parts, fillings
+
+    @property
+    def bands(self) -> int:
+        """Number of bands."""
+        return len(self._shared.bands)
+
+    def read(self, band: int, span: int) -> Sequence[Any] | None:
+        """Return the blocks (images, features…) of one band and span; None if none of its images takes part."""
+        rows, taking = self._shared.bands[band], None
+        if self._shared.taking is not None:
+            taking = self._shared.taking[slice(*rows)]
+            if not taking.any():
+                return None
+        values: Sequence[Any] = [
+            compute(part, held)
+            for part, held in zip(self._parts[span][band], self._fillings[span][band], strict=True)
+        ]
+        origin = {"image": np.arange(*rows), self._shared.dims[1]: np.arange(*self.spans[span])}
+        if taking is not None and not taking.all():
+            values = [v[taking] for v in values]
+            origin["image"] = origin["image"][taking]
+        return values if self._shared.prepare is None else self._shared.prepare(values, origin)
+
+
+def visit(
+    xs: Sequence[xr.DataArray],
+    function: Callable[..., Any],
+    visits: Sequence[Visit],
+    executor: Executor,
+    *,
+    bands: Iterable[Span],
+    prepare: Prepare | None = None,
+    rows: NDArray[np.bool_] | None = None,
+    step: str = "",
+    what: str = "tiles",
+) -> Iterator[Any]:
+    """Run ``function(reader, *args)`` for every visit and yield the results as they come.
+
+    Parameters
+    ----------
+    xs : sequence of DataArray, dims (image, features…)
+        Arrays that share their images and their second dim, backed by dask or NumPy.
+    function : callable
+        Sent to each worker once.
+    visits : sequence of Visit
+        The tasks; those that take long had better come first.
+    executor : Executor
+        Where they run.
+    bands : iterable of (int, int)
+        Images that are read at a time.
+    prepare, rows : optional
+        As in `dneuro.engine.passes.reduce`.
+    step, what : str
+        Name under which progress is reported, and what is counted.
+
+    Notes
+    -----
+    Besides what `function` holds, a task needs a block twice (as its chunks and as it is joined). Chunks that a
+    cluster holds already, and arrays in memory, travel with the task and stay until it ends.
+    """
+    shared = _Shared(function, prepare, tuple(map(str, xs[0].dims)), rows, tuple(bands))
+    total, done = sum(some.weight for some in visits), 0
+    events.emit("started", step, total=total, what=what)
+    window: Window[int] = Window(executor, _calls(xs, visits, shared, executor.share(shared)))
+    with one_blas_thread(executor), contextlib.closing(iter(window)) as ended:
+        for number, future in ended:
+            error = future.exception()
+            if error is not None:
+                try:
+                    raise error
+                finally:  # else the error, its traceback and this frame, with all that was shared, hold each other
+                    del error, future
+            result = future.result()
+            del future  # whoever holds a future holds its result, on the worker
+            yield result
+            del result
+            done += visits[number].weight
+            events.emit("progress", step, done=done, total=total, what=what)
+    events.emit("finished", step, done=done, total=total, what=what)
+
+
+def _calls(
+    xs: Sequence[xr.DataArray], visits: Sequence[Visit], shared: _Shared, sent: Any
+) -> Iterator[Call[int]]:
+    sources = [Source(x) for x in xs]
+    known: dict[Block, tuple[list[Any], list[Any]]] = {}  # many tasks read the same columns
+
+    def part(block: Block) -> tuple[list[Any], list[Any]]:
+        if block not in known:
+            packed = [source.part(block) for source in sources]
+            known[block] = [some for some, _ in packed], [held for _, held in packed]
+        return known[block]
+
+    for number, some in enumerate(visits):
+        taken = [[part(Block(band, span)) for band in shared.bands] for span in some.spans]
+        parts = [[its for its, _ in span] for span in taken]
+        fillings = [[held for _, held in span] for span in taken]
+        yield number, _visit, (sent, some.spans, Bundle(parts), fillings, *some.args)
+
+
+def _visit(shared: _Shared, spans: tuple[Span, ...], parts: Bundle, fillings: list[Any], *args: Any) -> Any:
+    return shared.function(Reader(shared, spans, parts.parts, fillings), *args)

@@ -1,0 +1,70 @@
+"""Square matrices of features × features that are written tile by tile."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from dneuro.store.codecs import CODECS
+from dneuro.store.creating import write_dataset
+
+
+def create(
+    path: Path,
+    names: Mapping[str, str],
+    *,
+    dims: tuple[str, str],
+    count: int,
+    tile: int,
+    dtype: str,
+    coords: Mapping[str, Any],
+) -> None:
+    """Create a group of empty symmetric matrices, one chunk per tile.
+
+    Parameters
+    ----------
+    path : Path
+        Where; must not exist.
+    names : mapping of str to str
+        Names of the matrices, and what they are.
+    dims : tuple of str
+        Names of the two dims.
+    count, tile : int
+        Lengths of the matrices and of their tiles.
+    dtype : str
+        Of the numbers.
+    coords : mapping
+        Coordinates along the dims.
+    """
+    write_dataset(path, "", xr.Dataset(coords=dict(coords)))
+    group = zarr.open_group(path, mode="r+")
+    for name, text in names.items():
+        group.create_array(
+            name, shape=(count, count), chunks=(min(tile, count),) * 2, dtype=dtype, dimension_names=dims,
+            compressors=CODECS["zstd-shuffle"], fill_value=np.nan, attributes={"long_name": text, "symmetric": True},
+        )  # fmt: skip
+
+
+def write_tile(path: Path, name: str, rows: slice, columns: slice, values: NDArray[Any]) -> None:
+    """Write a tile, and its mirror image on the other side of the diagonal; both are whole chunks."""
+    array = zarr.open_array(path, path=name, mode="r+")
+    array[rows, columns] = values
+    if rows != columns:
+        array[columns, rows] = values.T
+
+
+def finish(path: Path, attrs: Mapping[str, Any]) -> None:
+    """Give the group its attributes, once everything is there."""
+    zarr.open_group(path, mode="r+").attrs.update(dict(attrs))
+
+
+def open_matrices(path: Path) -> xr.Dataset:
+    """Return the matrices as a dask-backed dataset."""
+    opened: xr.Dataset = xr.open_dataset(path.absolute(), engine="zarr", chunks={}, consolidated=False)
+    return opened
