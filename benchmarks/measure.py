@@ -17,6 +17,8 @@ import psutil
 
 PERIOD = 0.05
 """Seconds between two looks at the memory."""
+GROWN = 1.02
+"""The proportional set size, which stops a process for milliseconds, is looked at when its resident size has grown."""
 LEFT = 1 << 30
 """A candidate that leaves the machine less free memory than this is ended."""
 
@@ -122,7 +124,7 @@ class _Watch(threading.Thread):
         self.pid, self.deadline = pid, deadline
         self.on, self.stop = False, threading.Event()
         self.peak, self.worker, self.why = 0, 0, ""
-        self.cpu, self._before = 0.0, -1.0
+        self.cpu, self._before, self._resident = 0.0, -1.0, 0
 
     def run(self) -> None:
         while not self.stop.wait(PERIOD):
@@ -130,7 +132,10 @@ class _Watch(threading.Thread):
                 children = [child.pid for child in psutil.Process(self.pid).children(recursive=True)]
                 if self.on:
                     family = [self.pid, *children]
-                    self.peak = max(self.peak, sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in family))
+                    resident = sum(_kilobytes(pid, "status", "VmRSS:") for pid in family)
+                    if resident > GROWN * self._resident:
+                        self._resident = resident
+                        self.peak = max(self.peak, sum(_kilobytes(pid, "smaps_rollup", "Pss:") for pid in family))
                     spent = sum(_computed(pid) for pid in family)
                     self._before = spent if self._before < 0 else self._before
                     self.cpu = spent - self._before

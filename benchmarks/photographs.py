@@ -29,8 +29,10 @@ LAYERS = {
     "features.12.expand3x3_activation": "full",
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "1536"))
+COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "3000"))
 """Photographs taken, evenly from all there are."""
+UNIT = 256
+"""Images per unit: half of what 50,000 images have, so that so few make enough units for all cores."""
 
 
 def photographs(setting: Setting) -> list[Path]:
@@ -102,7 +104,10 @@ def extraction(setting: Setting, *, device: str, batch: int, slots: int, threads
         "name": "benchmark", "images": {"source": "files", "root": str(folder / "photos")},
         "network": {"name": f"torchvision:{NETWORK}", "weights": weights(), "device": device},
         "store": str(folder / "store.zarr"),
-        "steps": [{"extract": {"layers": {name: {"keep": keep} for name, keep in LAYERS.items()}, "batch": batch}}],
+        "steps": [{"extract": {
+            "layers": {name: {"keep": keep} for name, keep in LAYERS.items()},
+            "batch": batch, "images_per_unit": UNIT,
+        }}],
     })  # fmt: skip
     executor = ThreadExecutor(slots)
     plan = plan_job(job, executor)

@@ -124,7 +124,7 @@ def test_plan__prints_what_a_job_will_cost(call: Call, write_job: WriteJob) -> N
     done = call("plan", job)
     assert done.code == 0, done.err
     assert done.err == ""
-    for words in ("small: 40 images, dneuro:convnet", "3 units", "10×12×12, keep full", "with extract", "gram"):
+    for words in ("small: 40 images, dneuro:convnet", "3 units", "10×12×12, keep full", "with extract", "tsqr"):
         assert words in done.out
     found = json.loads(call("plan", job, "--json").out)
     assert found["extract"]["units"] == 3
@@ -278,8 +278,8 @@ BAD: dict[Callable[[Path], dict[str, Any]], tuple[int, str, str]] = {
     unknown_network: (2, "unknown network 'torchvision:alexnett'", "'torchvision:alexnet'"),
     sizes_that_differ: (2, "cat/2.png is 40×40 pixels, the first image is 28×28", "resize"),
     nan_weights: (4, "neuron (7, 0, 0) is nan", "weights"),
-    store_is_a_folder: (4, "is not a store made by dneuro; it is left as it is", "store:"),
-    store_is_an_array: (4, "is no Zarr group that can be opened", "store:"),
+    store_is_a_folder: (2, "is not a store made by dneuro; it is left as it is", "store:"),
+    store_is_an_array: (2, "is no Zarr group that can be opened", "store:"),
 }
 
 

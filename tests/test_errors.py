@@ -19,6 +19,7 @@ CODES = {
     "UnreadableImageError": 4,
     "NonFiniteError": 4,
     "StoreError": 4,
+    "NotAStoreError": 2,
     "FingerprintError": 64,
     "BusyError": 4,
     "PartialError": 3,

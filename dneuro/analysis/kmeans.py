@@ -72,7 +72,7 @@ def kmeans(
     Returns
     -------
     Dataset
-        cluster (image) int64: 0 is the largest; −1 for images that take no part; distance (image) float64: from the
+        Of each image that takes part: cluster (image) int64, 0 is the largest; distance (image) float64, from the
         centre. Of each cluster (dim group): size (group) int64, centre (group, features…) float64, member (group, rank)
         int64: images, as the array's ``image`` coordinate numbers them, −1 = none; where `x` has a coordinate
         ``label``, class_count (group, class) int64. ``attrs`` has inertia (sum of the squared distances), iterations,
@@ -131,6 +131,7 @@ def kmeans(
         },
         coords={**seen.labels.coords, "image": seen.images},
     )
+    result = result.isel(image=np.flatnonzero(cluster >= 0))
     if "label" in x.coords and "class_count" in result:
         result = result.assign_coords({"class": class_labels(x)[1]})
     result.attrs = {

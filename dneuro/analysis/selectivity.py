@@ -87,7 +87,7 @@ def selectivity(
     _check(chance)
     check_labelled(x)
     parameters: dict[str, Any] = {"chance": chance, "seed": seed}
-    if "image" in x.dims:
+    if "class" not in x.dims:
         parameters = {"per": per, "pool": pool, **parameters}
         rows = _class_means(x, per, pool, client)
     else:
@@ -103,7 +103,7 @@ def plan_selectivity(
     """Return the passes and the memory of `selectivity`; reads no data."""
     _check(chance)
     check_labelled(x)
-    if "image" not in x.dims:
+    if "class" in x.dims:
         rows = _check_rows(x)
         size = 8 * _INDICES * (rows.size // rows.sizes["class"])
         return Plan("selectivity", 0, 0, 0, 0, 2 * size + 16 * rows.size, size, "in the driver")
@@ -131,8 +131,8 @@ def _class_means(x: xr.DataArray, per: Per, pool: Pool, client: Any) -> xr.DataA
 
 
 def _setup(x: xr.DataArray, per: Per, pool: Pool) -> tuple[View, ClassSums, list[str]]:
-    labels, names = class_labels(x)
     seen = view(x, per=per, pool=pool)
+    labels, names = class_labels(x)
     if seen.rows is not None and not (labels[seen.rows] >= 0).any():
         raise ArrayError("this needs the class of every image, and none of the images that could be read has one")
     return seen, ClassSums(labels, len(names)), names

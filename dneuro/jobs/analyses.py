@@ -174,7 +174,7 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     if question.rows is not None:
         x = stand_in_rows(x, question.rows, len(study.class_names))
     plan = plan_step(question, x, executor, **_placed(study, question, x))
-    plan = replace(plan, operation=name, method=plan.method or question.why)
+    plan = replace(plan, operation=name, method="; ".join(filter(None, (plan.method, question.why))))
     if question.rows is not None:  # a table in the memory of the driver is no reading
         plan = replace(plan, passes=0, read_bytes=0, method="in the driver")
     elif question.recorded:

@@ -20,6 +20,10 @@ ALL: dict[str, dict[str, Any]] = {
     "svd": {"rank": 1},
     "nmf": {"rank": 1, "max_iter": 3, "tol": 0},
     "similarity": {},
+    "random_projections": {"directions": 2},
+    "selectivity": {},
+    "clusters": {"count": 2},
+    "kmeans": {"count": 2},
 }
 EVERY = pytest.mark.parametrize(("analysis", "parameters"), ALL.items())
 RNG = np.random.default_rng(0)
@@ -93,7 +97,7 @@ def test_input__that_is_no_dataarray(analysis: str, parameters: dict[str, Any]) 
         ("similarity", {"metric": "pearsson"}, "did you mean 'pearson'"),
         ("similarity", {"metric": []}, "choices: pearson, euclidean"),
         ("svd", {"standardize": "neurons"}, "did you mean 'neuron'"),
-        ("svd", {"method": "lanczos"}, "choices: auto, gram, krylov"),
+        ("svd", {"method": "lanczos"}, "choices: auto, tsqr, gram, krylov"),
         ("svd", {"rank": 5}, "from 1 to 4"),
         ("svd", {"rank": True}, "from 1 to 4"),
     ],

@@ -90,10 +90,8 @@ def test_kmeans__leaves_out_images_that_could_not_be_read() -> None:
     numbers = np.arange(120) + 1000
     x = layer(values, (33, 5, 2, 2), status=("image", status), image=numbers)
     found = dn.kmeans(x, count=4, k=500, client=EXECUTOR)
-    assert found["cluster"].values[[3, 50]].tolist() == [-1, -1]
-    assert np.isnan(found["distance"].values[[3, 50]]).all()
     assert found["size"].sum() == 118
-    np.testing.assert_array_equal(found["image"], numbers)
+    np.testing.assert_array_equal(found["image"], numbers[status == 0])
     members = found["member"].values
     assert sorted(members[members >= 0].tolist()) == numbers[status == 0].tolist()
     for group, row in enumerate(members):

@@ -160,8 +160,10 @@ def test_indices__keep_labels_and_read_lazily() -> None:
 
 
 def test_selectivity__refuses_what_it_cannot_use() -> None:
-    with pytest.raises(ArrayError, match=r"needed is \(image, channel"):
+    with pytest.raises(ArrayError, match="none is named 'image'"):
         dn.selectivity(xr.DataArray(np.ones((3, 2)), dims=("a", "b")))
+    with pytest.raises(ArrayError, match=r"needed is \(image, channel"):
+        dn.selectivity(xr.DataArray(np.ones(3), dims="class"))
     with pytest.raises(ArrayError, match="holds bool"):
         dn.selectivity(xr.DataArray(np.ones((3, 2), bool), dims=("channel", "class")))
     with pytest.raises(ArrayError, match="chance=-1"):

@@ -14,6 +14,7 @@ from dneuro.analysis.arrays import choose, view
 from dneuro.analysis.nonnegative.arrays import Arrays
 from dneuro.analysis.nonnegative.asked import Asked, Init, Update, earlier, same_images
 from dneuro.analysis.nonnegative.labels import errors, label
+from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
@@ -22,6 +23,7 @@ Xs = Sequence[xr.DataArray] | Mapping[str, xr.DataArray]
 Weights = Sequence[float] | str | None
 
 
+@says_selection
 def nmf(
     x: xr.DataArray,
     *,
