@@ -96,8 +96,7 @@ def tsqr(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDAr
     """Decompose the triangle R of Z = QR, made in one pass; nothing is squared."""
     triangle = Triangle(standardise)
     found = seen.reduce({"triangle": triangle}, executor, "svd")["triangle"]["triangle"]
-    _, values, vectors = np.linalg.svd(found)
-    values = np.pad(values, (0, found.shape[1] - len(values)))
+    _, values, vectors = np.linalg.svd(found, full_matrices=False)  # of fewer images than neurons it is wide
     total = float(np.sum(found * found))
     passes = int(not seen.knows(triangle))
     return values, Eigenvectors(vectors.T, found.T @ (found @ vectors.T), total, passes, True)

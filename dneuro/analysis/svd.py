@@ -251,7 +251,7 @@ def _choose(
         for side in sides:
             way = _Way(name, side)
             plan = _plan(seen, wanted, standardize, way, executor)
-            if plan.worker_bytes <= executor.memory:
+            if max(plan.worker_bytes, plan.driver_bytes) <= executor.memory:
                 return plan, way
             plans.append((plan, way))
     return plans[-1]
@@ -287,7 +287,8 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
         driver = 8 * (3 * MAX_STEPS + 2) * features * columns + MAX_STEPS * (4 if single else 8) * rows * columns
     else:
         kernel = Energy(stand_in) if way.method == "gram" else Triangle(stand_in)
-        steps, looks, driver = 1, 1, 24 * features**2
+        height = features if way.method == "gram" else min(rows, features)
+        steps, looks, driver = 1, 1, 24 * height * features
     plan = view.plan(
         "svd",
         {"kernel": kernel},

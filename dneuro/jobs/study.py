@@ -24,6 +24,7 @@ from dneuro.store.units import fingerprint, layer_identity
 
 if TYPE_CHECKING:
     from dneuro.nets.describe import Layer
+    from dneuro.nets.load import Network
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,10 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     if job.train is not None:
         _check_training(network.classes, len(names), labels, job.network)
     predictions = step.predictions and network.classes is not None
-    comparable = bool((labels >= 0).any()) and network.classes == len(names)
+    numbered = all(name.isdigit() for name in names)
+    # Of ImageNet's classes both know the numbers; else names may say that the same number means something else.
+    alike = bool(manifest.wnids) or numbered or network.class_names in (None, names)
+    comparable = bool((labels >= 0).any()) and network.classes == len(names) and alike
     plan = plan_extraction(
         images=len(manifest),
         kept={name: layer.keep for name, layer in step.layers.items()},
@@ -174,10 +178,9 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     )
     notes = [] if job.train is not None else list(network.notes)
     if predictions and not comparable and (labels >= 0).any():
-        notes.append(
-            f"the network tells {network.classes} classes apart and the images have {len(names)}: predictions are "
-            "kept, whether they are correct is not (classes: imagenet numbers folders by their wnids)"
-        )
+        notes.append(_why_not_comparable(network, names))
+    if predictions and comparable and numbered and network.class_names is not None:
+        notes.append("the images' class numbers are taken for those of the network's outputs")
     for note in notes:
         events.emit("note", "", note)
     return Study(
@@ -193,6 +196,18 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         predictions=predictions,
         plan=plan,
         notes=notes,
+    )
+
+
+def _why_not_comparable(network: Network, names: list[str]) -> str:
+    """Return the note that predictions cannot be compared with the images' classes."""
+    differ = f"the network tells {network.classes} classes apart and the images have {len(names)}"
+    if network.classes == len(names) and network.class_names is not None:
+        number = next(i for i, name in enumerate(names) if name != network.class_names[i])
+        differ = f"class {number} is {network.class_names[number]} to the network and {names[number]} of the images"
+    return (
+        f"{differ}: predictions are kept, whether they are correct is not (classes: imagenet numbers folders by "
+        "their wnids)"
     )
 
 

@@ -12,6 +12,7 @@ from dask_ml.decomposition import TruncatedSVD
 
 import dneuro as dn
 from dneuro import events
+from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import ArrayError, NonFiniteError
 
 METHODS = pytest.mark.parametrize("method", ["tsqr", "gram", "krylov"])
@@ -157,3 +158,14 @@ def test_svd__a_sample_makes_the_start() -> None:
     for found in (sampled, plain):
         np.testing.assert_allclose(found["singular_value"], true, rtol=1e-5)
     assert sampled.attrs["passes"] <= plain.attrs["passes"]
+
+
+@pytest.mark.parametrize("method", ["auto", "tsqr"])
+def test_svd__of_few_images_of_many_neurons_holds_no_square_of_the_neurons(method: Any) -> None:
+    values = np.random.default_rng(5).standard_normal((24, 30_000)).astype(np.float32)
+    x = xr.DataArray(values, dims=("image", "channel")).chunk(image=8)
+    executor = ThreadExecutor(2, memory=1 << 30)
+    assert dn.plan("svd", x, rank=6, method=method, standardize=None, client=executor).driver_bytes < 64 << 20
+    found = dn.svd(x, rank=6, method=method, standardize=None, client=executor)
+    expected = np.linalg.svd(values.astype(np.float64), compute_uv=False)[:6]
+    np.testing.assert_allclose(found["singular_value"], expected, rtol=1e-6)

@@ -233,8 +233,17 @@
     history.replaceState(null, "", `${location.pathname}#${state}`);
   }
 
+  // An address written by hand may hold a bare %.
+  function decoded(text) {
+    try {
+      return decodeURIComponent(text);
+    } catch {
+      return text;
+    }
+  }
+
   function recall() {
-    const text = decodeURIComponent(location.hash.slice(1));
+    const text = decoded(location.hash.slice(1));
     const plain = text && !/^(find|layer|sort|order)=/.test(text);
     const state = plain ? new URLSearchParams({ find: text }) : new URLSearchParams(location.hash.slice(1));
     const asked = new URLSearchParams(location.search).get("find");
