@@ -30,7 +30,7 @@ from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import ReportStep
 from dneuro.store.files import Location, disk_error, locate, write_atomically, write_json
 from dneuro.store.opening import open_store
-from dneuro.store.units import units_folder
+from dneuro.store.units import Unit, units_folder
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
         study = train(study, executor)
         study, questions = settle(study, executor, store=check_store(study))
     open_or_create(study)
-    work = _work(study, lease, threads)
+    work = _work(study, lease, threads, executor.memory)
     outcome = extract(work, executor)
     computed = kept = 0
     written: Location | None = None
@@ -141,7 +141,7 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
     return JobResult(study.store, outcome, computed, kept, written, time.perf_counter() - began)
 
 
-def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
+def _work(study: Study, lease: Lease, threads: int, memory: int) -> ExtractWork:
     manifest = units_folder(study.store) / "manifest.npz"
     write_atomically(manifest, lambda file: file.write(study.source.manifest.to_bytes()))
     return ExtractWork(
@@ -159,7 +159,22 @@ def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
         predictions=study.predictions,
         attempt=lease.attempt,
         threads=threads,
+        picture_bytes=_picture_bytes(study, memory),
     )
+
+
+def _picture_bytes(study: Study, memory: int) -> int:
+    """Return what a worker of `memory` bytes has for pictures; never more than when the store was made.
+
+    A picture is too large for all units and layers of a store, or for none.
+    """
+    unit = Unit(units_folder(study.store) / "extract", "pictures")
+    now = study.plan.picture_bytes(memory)
+    before = unit.read()
+    if before is None:
+        unit.publish({"picture_bytes": now})
+        return now
+    return min(now, int(before["picture_bytes"]))
 
 
 @contextlib.contextmanager
