@@ -119,10 +119,36 @@ def _empty(work: ExtractWork, numbers: NDArray[np.int64], room: Room) -> Picture
     )
 
 
-def _seen(
+def seen(
     source: ImageSource, number: int, memory: PictureMemory, preprocessing: Preprocessing
 ) -> tuple[NDArray[np.uint8], int]:
-    """Return what the network sees of an image, and its checksum; the picture itself is let go of."""
+    """Return what the network sees of an image, and its checksum; the picture itself is let go of.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The images.
+    number : int
+        Which.
+    memory : PictureMemory
+        What the process has for pictures that are being read.
+    preprocessing : Preprocessing
+        How a picture becomes an input.
+
+    Returns
+    -------
+    view : ndarray of uint8
+        (height, width, colours).
+    crc : int
+        CRC-32 of what is stored.
+
+    Raises
+    ------
+    UnreadableImageError
+        If the image cannot be read, or not in this memory.
+    OSError
+        If the storage fails.
+    """
     with memory.share(preprocessing) as share:
         picture, checksum = source.read(number, share)
         return view(picture, preprocessing), checksum
@@ -138,19 +164,19 @@ def _read(
         number = int(pictures.numbers[row])
         name = str(source.manifest.names[number])
         try:
-            seen, checksum = _seen(source, number, memory, work.preprocessing)
+            pixels, checksum = seen(source, number, memory, work.preprocessing)
         except UnreadableImageError as error:
             reasons.append((name, error.message))
             continue
-        if seen.shape[:2] != size:
+        if pixels.shape[:2] != size:
             raise ImageSourceError(
-                f"{name} is {seen.shape[1]}×{seen.shape[0]} pixels, the first image is {size[1]}×{size[0]}: a network "
-                "takes one size",
+                f"{name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the first image is {size[1]}×{size[0]}: a "
+                "network takes one size",
                 hint="network: {preprocessing: {resize: 256, crop: 224, …}}",
             )
-        pictures.pixels[row] = seen
+        pictures.pixels[row] = pixels
         if pictures.small.ndim > 1:
-            pictures.small[row] = reduce_to(seen, pictures.small.shape[1:3])
+            pictures.small[row] = reduce_to(pixels, pictures.small.shape[1:3])
         pictures.checksums[row] = checksum
         pictures.readable[row] = True
     return reasons

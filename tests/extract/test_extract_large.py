@@ -157,3 +157,26 @@ def test_large__masked_pictures_are_warned_of(tmp_path: Path, make_job: MakeJob)
     (told,) = [event.message for event in seen if event.kind == "warning"]
     assert told.startswith("masked 1.png: ")
     assert "7000 × 7000 = 49,000,000 pixels" in told
+
+
+def test_large__training_leaves_out_what_extraction_masks(tmp_path: Path, make_job: MakeJob) -> None:
+    for name, sides in (("cat", (28, 7000, 28)), ("dog", (28, 28, 28))):
+        photos(tmp_path / name, *sides)
+    (tmp_path / "all").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / name).rename(tmp_path / "all" / name)
+    images = {"source": "folder", "root": str(tmp_path / "all")}
+    network = {**NETWORK, "classes": 2}
+    job = make_job({"train": {"epochs": 1, "batch": 2}}, layers=["fc"], images=images, network=network)
+    need = plan_job(job, ThreadExecutor(1)).extract.worker_bytes
+    largest = []
+
+    def decoding(shape: tuple[int, ...]) -> np.ndarray:
+        largest.append(np.prod(shape))
+        return np.empty(shape, np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dneuro.images.decode._room", decoding)
+        result = run_job(job, ThreadExecutor(1, memory=need))
+    assert [name for name, _ in result.outcome.masked] == ["cat/1.png"]
+    assert not largest, "pictures of 28 pixels need no strips, and the large one was decoded"
