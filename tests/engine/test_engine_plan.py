@@ -94,7 +94,7 @@ def test_analysis__that_does_not_fit_is_refused_before_anything_is_read(
     x, reads = counted(values, (20, 3000))
     executor = ThreadExecutor(1, memory=PROCESS_BYTES + 1000)
     plan = dn.plan(analysis, labelled(x), client=executor, **parameters)
-    with pytest.raises(MemoryLimitError, match=r"needs .* per worker, the limit is 260 MiB; nothing was") as caught:
+    with pytest.raises(MemoryLimitError, match=r"needs .* per worker, the limit is 280 MiB; nothing was") as caught:
         getattr(dn, analysis)(labelled(x), client=executor, **parameters)
     assert f"{plan.operation} needs" in caught.value.message
     assert caught.value.hint
