@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, Protocol
 
 import dask
@@ -99,6 +99,9 @@ class DaskExecutor:
     ----------
     client : distributed.Client
         A synchronous client with at least one worker.
+    pool : str, optional
+        Run tasks only on the workers that offer this resource (``dask worker --resources "extract=1"``), one task for
+        each unit of it that they have. The default is all workers.
 
     Raises
     ------
@@ -106,31 +109,40 @@ class DaskExecutor:
         If it is no such client, or has no worker: then nobody can say what fits into one.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, pool: str | None = None) -> None:
         if not hasattr(client, "submit") or getattr(client, "asynchronous", False):
             raise UsageError(
                 f"client is a {type(client).__name__}, not a distributed.Client that can be waited for",
                 hint="client=distributed.Client(address)",
             )
         self.client = client
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        self.pool = pool
+        workers = self._workers()
         if not workers:
+            of_pool = f" of pool {pool}" if pool else ""
             raise UsageError(
-                f"the dask cluster at {client.scheduler.address} has no workers yet", hint="client.wait_for_workers(1)"
+                f"the dask cluster at {client.scheduler.address} has no workers{of_pool} yet",
+                hint="client.wait_for_workers(1)",
             )
         self.slots_per_process = max(w["nthreads"] for w in workers)
         limits = [w["memory_limit"] for w in workers if w["memory_limit"]]
         self.memory = min(limits) if limits else psutil.virtual_memory().total
 
+    def _workers(self) -> list[dict[str, Any]]:
+        every = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        return [worker for worker in every if self.pool is None or worker["resources"].get(self.pool)]
+
     @property
     def slots(self) -> int:
         """Tasks that can run at the same time, now: workers come and go."""
-        return sum(self.client.nthreads().values()) or 1
+        if self.pool is None:
+            return sum(self.client.nthreads().values()) or 1
+        return sum(min(w["nthreads"], int(w["resources"][self.pool])) for w in self._workers()) or 1
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
-            return self.client.submit(function, *args, pure=False)
+            return self.client.submit(function, *args, pure=False, resources=self._needs)
 
     def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
         from distributed import wait
@@ -151,9 +163,15 @@ class DaskExecutor:
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
         return self.submit(_same, thing)
 
-    def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
-        there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=self.client)
-        return there
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:  # noqa: D102
+        needs = dask.annotate(resources=self._needs) if self._needs else contextlib.nullcontext()
+        with dask.config.set(scheduler=self.client), needs:
+            yield
+
+    @property
+    def _needs(self) -> dict[str, int] | None:
+        return None if self.pool is None else {self.pool: 1}
 
 
 def _same(thing: Any) -> Any:
