@@ -11,7 +11,7 @@ from rich.table import Table
 from dneuro.quantities import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from dneuro.cluster.local import WorkerSizes
+    from dneuro.cluster import WorkerSizes
     from dneuro.jobs.calibration import Forecast
     from dneuro.jobs.planning import JobPlan
 

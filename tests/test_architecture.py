@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extract": BASE | {"spec", "engine"} | ISLANDS,
     "analysis": BASE | {"spec", "engine", "kernels", "store"},
     "report": BASE | {"spec"},
-    "cluster": BASE | {"spec"},
+    "cluster": BASE | {"spec", "engine"},
     "jobs": BASE | {"spec", "engine", "extract", "analysis", "report", "cluster"} | ISLANDS,
     "progress": BASE,
     "tables": BASE | {"jobs", "cluster"},

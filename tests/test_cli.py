@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,15 +43,13 @@ Call = Callable[..., Ended]
 
 @pytest.fixture
 def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, threads: ThreadExecutor
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    threads_as_machines: ThreadExecutor,
 ) -> Call:
     """Return a function that runs the command line in this process, on threads in the place of workers."""
 
-    @contextlib.contextmanager
-    def open_threads(profile: Any) -> Iterator[ThreadExecutor]:
-        yield threads
-
-    monkeypatch.setattr(face, "open_local", open_threads)
     monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Ended:

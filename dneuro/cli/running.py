@@ -49,7 +49,7 @@ def plan(
     json: AsJson = False,
 ) -> None:
     """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing but a trial."""
-    from dneuro.cluster import profile_folders, worker_sizes
+    from dneuro.cluster import backend_of, profile_folders
     from dneuro.jobs.planning import plan_job
     from dneuro.progress import showing
     from dneuro.spec import find_profile, read_job, read_profile
@@ -57,7 +57,7 @@ def plan(
 
     profile = read_profile(find_profile(cluster or "local", profile_folders()))
     spec = read_job(find_job(job), settings or ())
-    sizes = worker_sizes(profile)
+    sizes = backend_of(profile).sizes("extract")
     with showing(quiet=True):
         found = plan_job(spec, sizes)
         if not json:

@@ -159,7 +159,8 @@ class DaskExecutor:
     def slots(self) -> int:
         """Tasks that can run at the same time, now: workers come and go."""
         self._look()
-        return sum(w["nthreads"] for w in self._workers) or 1
+        offered = (w["resources"].get(self.pool, w["nthreads"]) for w in self._workers)
+        return sum(min(w["nthreads"], int(some)) for w, some in zip(self._workers, offered, strict=True)) or 1
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dneuro import events
-from dneuro.cluster import open_local
-from dneuro.cluster.local import WorkerSizes
+from dneuro.cluster import WorkerSizes, backend_of
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.spec.job import JobSpec
@@ -83,10 +82,10 @@ def forecast(plan: JobPlan, profile: ProfileSpec, sizes: WorkerSizes, images: in
         small = _smaller(plan.study.job, min(images, plan.extract.images), sizes.slots, Path(folder) / "trial.zarr")
         tried = plan_job(small, sizes)
         seen: list[events.Event] = []
-        with open_local(profile) as client:
+        with backend_of(profile).open(name="trial") as machines:
             with events.only(seen.append):
-                run_job(tried, client, threads=sizes.cpus)
-            held = max(client.run(_most_memory).values())
+                run_job(tried, machines.executor("extract"), threads=sizes.cpus)
+            held = max(machines.client.run(_most_memory).values())
         packed = _bytes_below(Path(folder))
     rate = _rate(seen, sizes.slots)
     seconds = {"extract": plan.extract.images / rate}

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dneuro.cluster import open_local, profile_folders, worker_sizes
+from dneuro.cluster import backend_of, profile_folders
 from dneuro.errors import UsageError
 from dneuro.jobs.driver import JobResult, run_job
 from dneuro.jobs.lease import refuse_if_busy
@@ -57,11 +57,12 @@ def run(
     if client is not None:
         raise UsageError("run() takes a cluster or a client, not both", hint="leave one of them out")
     profile = read_profile(find_profile(os.fspath(cluster), profile_folders()))
-    sizes = worker_sizes(profile)
+    backend = backend_of(profile)
+    sizes = backend.sizes("extract")
     refuse_if_busy(units_folder(spec.store) / "attempts")  # before workers are started for nothing
     planned = plan_job(spec, sizes)
-    with open_local(profile) as started:
-        return run_job(planned, started, threads=sizes.cpus, state=profile.state)
+    with backend.open(name=spec.name) as machines:
+        return run_job(planned, machines.executor("extract"), threads=sizes.cpus, state=profile.state)
 
 
 def extract(
@@ -131,8 +132,8 @@ def open_cluster(profile: str | os.PathLike[str] = "local") -> Iterator[Any]:
     ------
     distributed.Client
     """
-    with open_local(read_profile(find_profile(os.fspath(profile), profile_folders()))) as client:
-        yield client
+    with backend_of(read_profile(find_profile(os.fspath(profile), profile_folders()))).open() as machines:
+        yield machines.client
 
 
 def _images(images: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:

@@ -175,7 +175,7 @@ def refuse_if_busy(folder: Location, *, ask: Asked | None = None, wait: bool = F
             f"{found} is at work on this {what} (run {found.number}){doubt}",
             hint="wait for it or stop it; what it has done stays done",
         )
-    if found.lease is not None:
+    if found.lease is not None and found.lease["ended"] is None and found.lease["host"] != socket.gethostname():
         _dead.add(_process(found.lease))
     return found.number
 

@@ -38,7 +38,8 @@ def pools() -> Iterator[Any]:
         return {"cls": Nanny, "options": options}
 
     workers = {"s": worker("small", 300 * MiB), "l0": worker("large", 500 * MiB), "l1": worker("large", 400 * MiB)}
-    scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, "dashboard": False}}
+    listening = {"host": "127.0.0.1", "port": 0, "dashboard_address": "127.0.0.1:0"}
+    scheduler = {"cls": Scheduler, "options": listening}
     with SpecCluster(workers, scheduler, silence_logs=50) as cluster, Client(cluster) as client:
         client.wait_for_workers(3)
         yield client
