@@ -73,7 +73,7 @@ def stop(ref: DriverRef, grace: float) -> None:
     _reap(process.pid)
 
 
-def as_path(folder: Folder) -> Path:
+def as_path(folder: Folder | str) -> Path:
     """Return the folder as a path of this machine's file system.
 
     Raises
