@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from dneuro.cli import networks, running, stores
+from dneuro.cli import clusters, networks, running, stores
 from dneuro.errors import CancelledError, DneuroError
 
 INTERRUPTED = 130
@@ -28,6 +28,7 @@ app.command()(running.plan)
 app.command()(networks.layers)
 app.command()(stores.report)
 app.command()(stores.verify)
+app.add_typer(clusters.app, name="cluster")
 
 
 @app.command()

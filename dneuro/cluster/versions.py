@@ -66,3 +66,15 @@ def check_versions(client: Any) -> None:
             f"{len(wrong)} workers have other versions than this process; {worker} has {', '.join(found)}",
             hint="the same environment on all machines: slurm.setup, the image, or pip install on the workers",
         )
+
+
+def dask_setup(nanny: Any) -> None:
+    """Refuse to start a worker beside others of other versions; dask runs this as a preload of the nanny.
+
+    What it must have stands in the settings that it was given, ``dneuro.versions``.
+    """
+    import dask
+
+    if found := differences(dask.config.get("dneuro.versions", {}), versions()):
+        # Anything less than an exit is logged by dask, and the worker started all the same.
+        raise SystemExit(f"error: this worker has other versions than its driver: {', '.join(found)}")

@@ -70,8 +70,7 @@ class SlurmBackend:
         from distributed import Client, Scheduler, SpecCluster
 
         folder = self._folder(folder, name)
-        if job_folder := job_folder_of(folder):
-            end_jobs(job_folder, {"worker"})  # of attempts whose driver was killed
+        end_jobs(job_folder_of(folder) or folder, {"worker"})  # of an attempt whose driver was killed
         keys = make_credentials(self._keys(folder))
         security = read_credentials(keys)
         groups = self.profile.groups
@@ -185,7 +184,11 @@ class SlurmBackend:
         return folder / "keys" if own is None else Path(own) / f"{folder.name}-{secrets.token_hex(4)}"
 
     def _write_settings(self, folder: Path) -> None:
-        settings = {**worker_settings(), "dneuro.versions": versions()}
+        settings = {
+            **worker_settings(),
+            "distributed.nanny.preload": ["dneuro.cluster.versions"],
+            "dneuro.versions": versions(),
+        }
         for group, pool in self.profile.groups.items():
             its = worker_settings_of(group, self.sizes(group), pool, settings)
             (folder / f"workers-{group}.yaml").write_text(yaml.safe_dump(_nested(its)))
