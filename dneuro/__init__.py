@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dneuro.analysis.similarity import similarity
     from dneuro.analysis.svd import svd
     from dneuro.analysis.top_images import top_images
+    from dneuro.cluster.standing import connect
     from dneuro.errors import DneuroError
     from dneuro.events import listening
     from dneuro.jobs.face import extract, open_cluster, run
@@ -47,6 +48,7 @@ _WHERE = {
     "Store": "dneuro.store.opening",
     "class_selectivity": "dneuro.analysis",
     "clusters": "dneuro.analysis",
+    "connect": "dneuro.cluster.standing",
     "cooccurrence": "dneuro.analysis",
     "coupled_nmf": "dneuro.analysis",
     "extract": "dneuro.jobs.face",
@@ -79,6 +81,7 @@ __all__ = [
     "Store",
     "class_selectivity",
     "clusters",
+    "connect",
     "cooccurrence",
     "coupled_nmf",
     "extract",

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": BASE,
     "tables": BASE | {"jobs", "cluster"},
     "cli": BASE | {"spec", "engine", "jobs", "cluster", "nets", "progress", "tables"},
-    "__init__": BASE | {"analysis", "jobs", "store"},
+    "__init__": BASE | {"analysis", "cluster", "jobs", "store"},
     "__main__": {"cli"},
 }
 
@@ -119,6 +119,7 @@ def test_face__names_exactly_what_it_offers() -> None:
         "Store",
         "class_selectivity",
         "clusters",
+        "connect",
         "cooccurrence",
         "coupled_nmf",
         "extract",

@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from dneuro.cli import jobs, networks, running, stores
+from dneuro.cli import clusters, jobs, networks, running, stores
 from dneuro.errors import CancelledError, DneuroError
 
 INTERRUPTED = 130
@@ -37,6 +37,7 @@ app.command(hidden=True)(jobs.drive)
 app.command()(networks.layers)
 app.command()(stores.report)
 app.command()(stores.verify)
+app.add_typer(clusters.app, name="cluster")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import psutil
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder
 from dneuro.cluster.machines import DaskMachines
+from dneuro.cluster.security import make_credentials, read_credentials
 from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.errors import DneuroError
@@ -82,18 +84,25 @@ class LocalBackend:
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-", ignore_cleanup_errors=True))
             stack.enter_context(dask.config.set(settings))
+            security = None
+            if self.profile.security.tls == "required":
+                keys = make_credentials((folder or Path(scratch)) / "keys")
+                stack.callback(shutil.rmtree, keys, ignore_errors=True)
+                security = read_credentials(keys)
             workers = {
                 f"{group}-{number}": {"cls": PoolNanny, "options": options}
                 for group, size in sizes.items()
-                for number, options in enumerate(self._workers(group, size, scratch))
+                for number, options in enumerate(self._workers(group, size, scratch, security))
             }
             scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": self.profile.security.dashboard is not False,
-                         "dashboard_address": "127.0.0.1:0"}  # fmt: skip
+                         "dashboard_address": "127.0.0.1:0", "security": security,
+                         "protocol": "tls://" if security else "tcp://"}  # fmt: skip
             try:
                 cluster = stack.enter_context(
-                    SpecCluster(workers, {"cls": Scheduler, "options": scheduler}, name=name, silence_logs=50)
-                )
-                client = stack.enter_context(Client(cluster))
+                    SpecCluster(workers, {"cls": Scheduler, "options": scheduler}, name=name, security=security,
+                                silence_logs=50)
+                )  # fmt: skip
+                client = stack.enter_context(Client(cluster, security=security))
                 client.wait_for_workers(len(workers), timeout=timeout)
             except (TimeoutError, OSError, RuntimeError) as error:
                 asked = ", ".join(f"{size.workers} workers of {format_bytes(size.memory)}" for size in sizes.values())
@@ -104,8 +113,8 @@ class LocalBackend:
                 ) from error
             yield DaskMachines(client, self.profile)
 
-    def _workers(self, group: str, size: WorkerSizes, scratch: str) -> Iterator[dict[str, Any]]:
-        pool, several = self.profile.groups[group], len(self.profile.groups) > 1
+    def _workers(self, group: str, size: WorkerSizes, scratch: str, security: Any) -> Iterator[dict[str, Any]]:
+        pool = self.profile.groups[group]
         for number in range(size.workers):
             yield {
                 "nthreads": size.threads,
@@ -114,7 +123,8 @@ class LocalBackend:
                 "dashboard": False,
                 "local_directory": scratch,
                 "silence_logs": 50,
-                "resources": {group: size.threads} if several else None,
+                "resources": {group: size.threads},
+                "security": security,
                 "pre_spawn": {**thread_variables(size.cpus), **_visible(pool, number),
                               **{key: str(value) for key, value in pool.env.items()}},
             }  # fmt: skip

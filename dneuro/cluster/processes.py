@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import socket
 import subprocess
@@ -17,6 +16,9 @@ from dneuro.cluster.backends import DriverRef, DriverState, Folder
 from dneuro.errors import DneuroError, UsageError
 
 LOG = "driver.log"
+
+_started_here: list[subprocess.Popen[bytes]] = []
+"""What this process has started and may outlive it: kept, for Python complains of one that it loses sight of."""
 
 
 def start(backend: str, job_folder: Folder, command: Sequence[str]) -> DriverRef:
@@ -33,6 +35,7 @@ def start(backend: str, job_folder: Folder, command: Sequence[str]) -> DriverRef
         process = subprocess.Popen(
             list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
+    _started_here.append(process)
     return _ref(backend, process.pid)
 
 
@@ -82,7 +85,7 @@ def stop(ref: DriverRef, grace: float) -> None:
     _reap(process.pid)
 
 
-def as_path(folder: Folder) -> Path:
+def as_path(folder: Folder | str) -> Path:
     """Return the folder as a path of this machine's file system.
 
     Raises
@@ -131,5 +134,6 @@ def _process(ref: DriverRef) -> psutil.Process | None:
 
 def _reap(pid: int) -> None:
     """Collect the process if it is a child of this one; else whoever is its parent does."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+    for process in _started_here:
+        if process.pid == pid:
+            process.poll()

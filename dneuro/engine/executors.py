@@ -131,7 +131,7 @@ class DaskExecutor:
         self.client = client
         self.pool = pool
         self.patience = patience
-        self._asks = {} if pool is None else {"resources": {pool: 1}}
+        self._asks: dict[str, Any] = {} if pool is None else {"resources": {pool: 1}}
         self._changed = threading.Event()
         self._deserted: float | None = None
         self._seen = -1.0

@@ -1,0 +1,175 @@
+"""Drivers in Slurm's batch jobs: queued again they go on, cancelled they leave nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dneuro.cluster import backend_of, standing
+from dneuro.cluster.backends import Backend, DriverRef
+from dneuro.cluster.slurm import queue
+from dneuro.engine.executors import ThreadExecutor
+from dneuro.errors import BusyError, DneuroError
+from dneuro.jobs.driver import run_job
+from dneuro.spec import JobSpec, ProfileSpec
+from tests.slurm.conftest import in_queue, wait_until
+
+MakeJob = Callable[..., JobSpec]
+MakeProfile = Callable[..., ProfileSpec]
+STEPS: list[Any] = [{"moments": None}, {"svd": {"rank": 3, "layer": "relu1", "method": "krylov"}}]
+LONG: dict[str, Any] = {"images": {"source": "digits", "sample": 400}, "batch": 1, "images_per_unit": 4}
+
+
+def start(profile: ProfileSpec, job: JobSpec, folder: Path) -> tuple[Backend, DriverRef]:
+    """Submit a driver that runs a job, as `dneuro run` does."""
+    folder.mkdir()
+    (folder / "job.yaml").write_text(job.model_dump_json())
+    (folder / "profile.yaml").write_text(profile.model_dump_json())
+    command = [sys.executable, "-m", "dneuro", "run", str(folder / "job.yaml"),
+               "--cluster", str(folder / "profile.yaml")]  # fmt: skip
+    backend = backend_of(profile)
+    return backend, backend.start_driver(folder, command, "driven")
+
+
+def done(job: JobSpec) -> int:
+    return len(list(Path(f"{job.store}.units").glob("extract/relu1/*.done")))
+
+
+def log(folder: Path) -> str:
+    return (folder / "driver.log").read_text()
+
+
+def test_driver__queued_again_by_slurm_goes_on_where_it_was(
+    make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, threads: ThreadExecutor,
+    same_store: Callable[[Path, Path], None],
+) -> None:  # fmt: skip
+    job = make_job(*STEPS, store="slurm.zarr", **LONG)
+    backend, ref = start(make_profile({"workers": 1}), job, tmp_path / "job")
+    wait_until(lambda: done(job) > 3, 120, "the first units")
+    before = done(job)
+    queue.call("scontrol", "requeue", ref.id)
+    wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait")
+    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")  # Slurm would hold it for two minutes
+    wait_until(lambda: backend.driver_state(ref) == "gone", 200, "the driver to end")
+    text = log(tmp_path / "job")
+    assert f"store   {job.store}" in text, text
+    assert queue.look()[ref.id].state == "COMPLETED"
+    attempts = list(Path(f"{job.store}.units/attempts").glob("*/lease.json"))
+    assert len(attempts) == 2
+    assert before < 100 == done(job)
+    reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
+    same_store(Path(job.store), reference.store)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["alive", "dead"])
+def test_cancel__leaves_nothing_in_the_queue(
+    make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, killed: bool
+) -> None:
+    job = make_job(store="slurm.zarr", **LONG)
+    profile = make_profile({"workers": 1})
+    backend, ref = start(profile, job, tmp_path / "job")
+    wait_until(lambda: done(job) > 1, 120, "the first units")
+    assert len(in_queue()) == 2
+    if killed:
+        queue.call("scancel", "--full", "--signal=KILL", ref.id)
+        wait_until(lambda: backend.driver_state(ref) == "gone", 30, "the driver to be gone")
+    began = time.monotonic()
+    backend.stop_driver(ref, grace=20)
+    state = Path(profile.state)
+    left = [number for folder in (tmp_path / "job", *state.glob("clusters/*")) for number in backend.clean_up(folder)]
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+    assert time.monotonic() - began < 30
+    assert bool(left) == killed, "a driver that is asked ends its workers itself"
+    assert backend.driver_state(ref) == "gone"
+
+
+def test_driver__that_waits_is_cancelled_at_once(make_profile: MakeProfile, tmp_path: Path) -> None:
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "directives": ["--begin=now+1hour"]}))
+    ref = backend.start_driver(tmp_path / "job", ["true"], "waiting")
+    assert backend.driver_state(ref) == "pending"
+    backend.stop_driver(ref, grace=20)
+    assert backend.driver_state(ref) == "gone"
+    assert DriverRef.from_dict(json.loads(json.dumps(ref.to_dict()))) == ref
+
+
+def test_driver__that_is_lost_again_and_again_is_given_up(make_profile: MakeProfile, tmp_path: Path) -> None:
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "max_restarts": 0}))
+    ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "lost")
+    wait_until(lambda: backend.driver_state(ref) == "running", 30, "the driver")
+    queue.call("scontrol", "requeue", ref.id)
+    wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait")
+    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
+    assert "this driver was started 0 times again" in log(tmp_path / "job")
+
+
+def test_driver__whose_number_was_lost_is_found_by_its_name(make_profile: MakeProfile, tmp_path: Path) -> None:
+    backend = backend_of(make_profile(driver={"memory": "1GiB"}))
+    ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "named")
+    record = tmp_path / "job" / "machines.jsonl"
+    record.write_text("\n".join(line for line in record.read_text().splitlines() if '"id"' not in line))
+    assert backend.clean_up(tmp_path / "job") == [ref.id]
+
+
+def test_driver__may_stay_on_the_login_node(make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(store="login.zarr")
+    profile = make_profile({"workers": 1}, slurm={"submit_workers_from": "login"})
+    backend, ref = start(profile, job, tmp_path / "job")
+    assert backend.driver_state(ref) == "running"
+    wait_until(in_queue, 60, "a worker")
+    assert ref.id not in in_queue(), "it is a process of this machine"
+    wait_until(lambda: backend.driver_state(ref) == "gone", 120, "the driver to end")
+    assert done(job) == 3, log(tmp_path / "job")
+
+
+def test_setup__that_fails_is_shown(make_profile: MakeProfile) -> None:
+    profile = make_profile(slurm={"setup": ["echo no such module: cuda/99", "exit 7"]})
+    began = time.monotonic()
+    with pytest.raises(DneuroError) as caught, backend_of(profile).open():
+        raise AssertionError("there can be no worker")
+    assert re.search(r"pool extract has no worker: [34] of its jobs ended", str(caught.value))
+    assert "FAILED (NonZeroExitCode)" in str(caught.value)
+    assert "no such module: cuda/99" in str(caught.value)
+    assert time.monotonic() - began < 60, "long before start_timeout"
+
+
+def test_workers__of_other_versions_are_refused_by_name(make_profile: MakeProfile, tmp_path: Path) -> None:
+    """A zarr of another version lies before the real one on the workers' path."""
+    info = tmp_path / "other" / "zarr-9.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zarr\nVersion: 9.9\n")
+    profile = make_profile(slurm={"setup": [f'export PYTHONPATH={info.parent}:"$PYTHONPATH"']})
+    with pytest.raises(DneuroError, match=r"zarr 9\.9 instead of"), backend_of(profile).open():
+        raise AssertionError("they must not work together")
+
+
+def test_partition__that_does_not_exist_is_refused_at_once(make_profile: MakeProfile) -> None:
+    profile = make_profile({"partition": "nowhere"})
+    with pytest.raises(DneuroError, match="invalid partition") as caught, backend_of(profile).open():
+        raise AssertionError("Slurm must refuse it")
+    assert "nowhere" in str(caught.value)
+
+
+def test_cluster__stands_until_it_is_ended(make_profile: MakeProfile, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(make_profile({"workers": 1}).model_dump_json())
+    found = standing.up(path)
+    assert (found.state, found.workers) == ("running", {"extract": 1})
+    assert found.address.startswith("tls://")
+    assert len(in_queue()) == 2
+    with pytest.raises(BusyError, match="stands already"):
+        standing.up(path)
+    with standing.connect(path) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+    with standing.connect(found.address, credentials=found.credentials) as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+    standing.down(path)
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+    assert not Path(found.credentials).exists()
