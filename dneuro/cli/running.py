@@ -51,14 +51,13 @@ def plan(
     """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing but a trial."""
     from functools import cache
 
-    from dneuro.cluster import backend_of, profile_folders
+    from dneuro.cluster import backend_of
     from dneuro.jobs.planning import plan_job
+    from dneuro.jobs.submitting import preview, read_both
     from dneuro.progress import showing
-    from dneuro.spec import find_profile, read_job, read_profile
     from dneuro.tables import show_forecast, show_plan
 
-    profile = read_profile(find_profile(cluster or "local", profile_folders()))
-    spec = read_job(find_job(job), settings or ())
+    spec, profile = read_both(str(find_job(job)), cluster or "local", settings or ())
     sizes = cache(backend_of(profile).sizes)
     with showing(quiet=True):
         found = plan_job(spec, sizes)
@@ -70,9 +69,13 @@ def plan(
 
             foretold = forecast(found, profile, calibrate)
     if json:
-        print_json({**found.to_dict(), "forecast": foretold and foretold.to_dict()})
-    elif foretold:
+        sent = preview(spec, profile)
+        print_json({**found.to_dict(), "forecast": foretold and foretold.to_dict(), "submit_sends": sent})
+        return
+    if foretold:
         show_forecast(foretold)
+    if profile.backend != "local":
+        typer.echo(f"\n# what `dneuro submit` would send\n{preview(spec, profile)}")
 
 
 @contextlib.contextmanager

@@ -217,7 +217,7 @@ def test_ports__of_a_running_job_listen_on_loopback_alone(
 def test_pool__that_gets_no_worker_is_named_in_time(measured: Measured, monkeypatch: pytest.MonkeyPatch) -> None:
     from dneuro.cluster import local
 
-    monkeypatch.setattr(local.LocalBackend, "_workers", lambda self, group, size, scratch: iter(()))
+    monkeypatch.setattr(local.LocalBackend, "_workers", lambda *_: iter(()))
     profile = ProfileSpec(backend="local", pools={"extract": PoolSpec(workers=1, memory="1GiB")}, start_timeout=2)
     began = time.monotonic()
     with pytest.raises(dn.DneuroError, match="worker"), backend_of(profile).open() as opened:
