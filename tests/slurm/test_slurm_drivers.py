@@ -24,7 +24,7 @@ from tests.slurm.conftest import in_queue, wait_until
 MakeJob = Callable[..., JobSpec]
 MakeProfile = Callable[..., ProfileSpec]
 STEPS: list[Any] = [{"moments": None}, {"svd": {"rank": 3, "layer": "relu1", "method": "krylov"}}]
-LONG: dict[str, Any] = {"images": {"source": "digits", "sample": 400}, "batch": 1, "images_per_unit": 4}
+LONG: dict[str, Any] = {"images": {"source": "digits", "sample": 160}, "batch": 1, "images_per_unit": 4}
 
 
 def start(profile: ProfileSpec, job: JobSpec, folder: Path) -> tuple[Backend, DriverRef]:
@@ -63,7 +63,7 @@ def test_driver__queued_again_by_slurm_goes_on_where_it_was(
     assert queue.look()[ref.id].state == "COMPLETED"
     attempts = list(Path(f"{job.store}.units/attempts").glob("*/lease.json"))
     assert len(attempts) == 2
-    assert before < 100 == done(job)
+    assert before < 40 == done(job)
     reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
     same_store(Path(job.store), reference.store)
 
@@ -86,7 +86,7 @@ def test_cancel__leaves_nothing_in_the_queue(
     left = [number for folder in (tmp_path / "job", *state.glob("clusters/*")) for number in backend.clean_up(folder)]
     wait_until(lambda: not in_queue(), 30, "an empty queue")
     assert time.monotonic() - began < 30
-    assert bool(left) == killed, "a driver that is asked ends its workers itself"
+    assert killed or left == [], "a driver that is asked ends its workers itself"
     assert backend.driver_state(ref) == "gone"
 
 
