@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dneuro.errors import DneuroError
     from dneuro.events import listening
     from dneuro.jobs.face import extract, open_cluster, run
+    from dneuro.jobs.handle import Job, jobs, submit
     from dneuro.jobs.reporting import report
     from dneuro.jobs.verifying import verify
     from dneuro.store.opening import Store
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "DneuroError": "dneuro.errors",
+    "Job": "dneuro.jobs.handle",
     "Store": "dneuro.store.opening",
     "class_selectivity": "dneuro.analysis",
     "clusters": "dneuro.analysis",
@@ -52,6 +54,7 @@ _WHERE = {
     "extract": "dneuro.jobs.face",
     "gini": "dneuro.analysis",
     "ica": "dneuro.analysis",
+    "jobs": "dneuro.jobs.handle",
     "kmeans": "dneuro.analysis",
     "listening": "dneuro.events",
     "moments": "dneuro.analysis",
@@ -66,6 +69,7 @@ _WHERE = {
     "selectivity": "dneuro.analysis",
     "similarity": "dneuro.analysis",
     "spectral_flatness": "dneuro.analysis",
+    "submit": "dneuro.jobs.handle",
     "svd": "dneuro.analysis",
     "top_images": "dneuro.analysis",
     "verify": "dneuro.jobs.verifying",
@@ -73,6 +77,7 @@ _WHERE = {
 
 __all__ = [
     "DneuroError",
+    "Job",
     "Store",
     "class_selectivity",
     "clusters",
@@ -82,6 +87,7 @@ __all__ = [
     "extract",
     "gini",
     "ica",
+    "jobs",
     "kmeans",
     "listening",
     "moments",
@@ -96,6 +102,7 @@ __all__ = [
     "selectivity",
     "similarity",
     "spectral_flatness",
+    "submit",
     "svd",
     "top_images",
     "verify",

@@ -115,6 +115,7 @@ def test_imports__leave_out_what_is_heavy(module: str, absent: set[str]) -> None
 def test_face__names_exactly_what_it_offers() -> None:
     assert dneuro.__all__ == [
         "DneuroError",
+        "Job",
         "Store",
         "class_selectivity",
         "clusters",
@@ -124,6 +125,7 @@ def test_face__names_exactly_what_it_offers() -> None:
         "extract",
         "gini",
         "ica",
+        "jobs",
         "kmeans",
         "listening",
         "moments",
@@ -138,6 +140,7 @@ def test_face__names_exactly_what_it_offers() -> None:
         "selectivity",
         "similarity",
         "spectral_flatness",
+        "submit",
         "svd",
         "top_images",
         "verify",

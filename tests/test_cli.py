@@ -21,7 +21,7 @@ from PIL import Image
 from dneuro import cli
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.extract import task
-from dneuro.jobs import face
+from dneuro.jobs import face, planning
 from dneuro.nets.convnet import ConvNet
 
 WriteJob = Callable[..., Path]
@@ -399,7 +399,7 @@ def test_interrupt__before_anything_runs_is_no_traceback(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dneuro.jobs.planning.plan_job", stop)
+    monkeypatch.setattr(planning, "plan_job", stop)
     monkeypatch.setattr(face, "plan_job", stop)
     for command in ("run", "plan"):
         done = call(command, write_job())
@@ -413,7 +413,7 @@ def test_bug__is_shown_whole(call: Call, write_job: WriteJob, monkeypatch: pytes
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("dneuro.jobs.planning.plan_job", fail)
+    monkeypatch.setattr(planning, "plan_job", fail)
     monkeypatch.setattr(sys, "argv", ["dneuro", "plan", str(write_job())])
     with pytest.raises(ZeroDivisionError):
         cli.main()

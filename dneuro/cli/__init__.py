@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from dneuro.cli import clusters, networks, running, stores
+from dneuro.cli import clusters, jobs, networks, running, stores
 from dneuro.errors import CancelledError, DneuroError
 
 INTERRUPTED = 130
@@ -25,6 +25,15 @@ app = typer.Typer(
 )
 app.command()(running.run)
 app.command()(running.plan)
+app.command()(jobs.submit)
+app.command()(jobs.status)
+app.command()(jobs.logs)
+app.command()(jobs.cancel)
+app.command()(jobs.resume)
+app.command()(jobs.retry)
+app.command("list")(jobs.every)
+app.command()(jobs.gc)
+app.command(hidden=True)(jobs.drive)
 app.command()(networks.layers)
 app.command()(stores.report)
 app.command()(stores.verify)

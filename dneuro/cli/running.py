@@ -49,6 +49,8 @@ def plan(
     json: AsJson = False,
 ) -> None:
     """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing but a trial."""
+    from functools import cache
+
     from dneuro.cluster import backend_of, profile_folders
     from dneuro.jobs.planning import plan_job
     from dneuro.progress import showing
@@ -57,7 +59,7 @@ def plan(
 
     profile = read_profile(find_profile(cluster or "local", profile_folders()))
     spec = read_job(find_job(job), settings or ())
-    sizes = backend_of(profile).sizes("extract")
+    sizes = cache(backend_of(profile).sizes)
     with showing(quiet=True):
         found = plan_job(spec, sizes)
         if not json:
@@ -66,7 +68,7 @@ def plan(
         if calibrate:
             from dneuro.jobs.calibration import forecast
 
-            foretold = forecast(found, profile, sizes, calibrate)
+            foretold = forecast(found, profile, calibrate)
     if json:
         print_json({**found.to_dict(), "forecast": foretold and foretold.to_dict()})
     elif foretold:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import socket
 import subprocess
@@ -36,8 +37,17 @@ def start(backend: str, job_folder: Folder, command: Sequence[str]) -> DriverRef
             list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     _started_here.append(process)
-    details = {"host": socket.gethostname(), "boot": psutil.boot_time(), "started": _started(process.pid)}
-    return DriverRef(backend, str(process.pid), details)
+    return _ref(backend, process.pid)
+
+
+def this_process(backend: str) -> DriverRef:
+    """Return the reference to this process, as a driver that somebody sits at."""
+    return _ref(backend, os.getpid())
+
+
+def _ref(backend: str, pid: int) -> DriverRef:
+    details = {"host": socket.gethostname(), "boot": psutil.boot_time(), "started": _started(pid)}
+    return DriverRef(backend, str(pid), details)
 
 
 def state(ref: DriverRef) -> DriverState:

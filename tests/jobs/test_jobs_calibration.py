@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 
 from dneuro import events
-from dneuro.cluster import WorkerSizes
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.jobs import calibration
 from dneuro.jobs.calibration import forecast
 from dneuro.jobs.planning import plan_job
-from dneuro.quantities import GiB
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
-
-SIZES = WorkerSizes(workers=2, threads=1, cpus=1, memory=8 * GiB)
 
 
 @pytest.mark.usefixtures("threads_as_machines")
@@ -28,7 +24,7 @@ def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
     plan = plan_job(job, threads)
     heard: list[events.Event] = []
     with events.listening(heard.append):
-        found = forecast(plan, ProfileSpec(backend="local"), SIZES, images=20)
+        found = forecast(plan, ProfileSpec(backend="local"), images=20)
     assert found.tried == 20
     assert list(found.seconds) == ["train", "extract", "svd", "report"], "in the order of the job"
     assert found.seconds["extract"] == pytest.approx(40 / found.rate)
@@ -44,7 +40,7 @@ def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
 def test_forecast__is_never_tried_on_more_images_than_there_are(
     make_job: Callable[..., JobSpec], threads: ThreadExecutor
 ) -> None:
-    assert forecast(plan_job(make_job(), threads), ProfileSpec(backend="local"), SIZES, images=1000).tried == 40
+    assert forecast(plan_job(make_job(), threads), ProfileSpec(backend="local"), images=1000).tried == 40
 
 
 def test_rate__does_not_count_the_units_that_load_the_network() -> None:
