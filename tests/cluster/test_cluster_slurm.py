@@ -44,7 +44,7 @@ def profile(**settings: Any) -> ProfileSpec:
 
 def script(of: ProfileSpec, group: str) -> list[str]:
     site = Site(of, Path("/scratch/me/jobs/a/attempts/001"), "tls://10.0.0.1:99", {"--tls-key": "/k/worker.key"})
-    return worker_script(site, group, backend_of(of).sizes(group), "a-1f-extract-0-0").splitlines()
+    return worker_script(site, group, backend_of(of).sizes(group), "a-1f-extract-0-0", f"{group}-0").splitlines()
 
 
 def test_worker_script__asks_for_what_the_pool_says() -> None:
@@ -63,7 +63,7 @@ def test_worker_script__asks_for_what_the_pool_says() -> None:
     python = "exec apptainer exec --nv dneuro.sif python"
     assert command.startswith(f"{python} -m distributed.cli.dask_worker tls://10.0.0.1:99 ")
     for option in (
-        "--name a-1f-extract-0-0-${SLURM_JOB_ID} ", "--nthreads 2 ", f"--memory-limit {(32 * 1024 - 192) * 1024**2} ",
+        "--name extract-0.${SLURM_JOB_ID} ", "--nthreads 2 ", f"--memory-limit {(32 * 1024 - 192) * 1024**2} ",
         "--resources extract=2 ", "--dashboard-address 127.0.0.1:0 ", "--interface ib0 ", "--protocol tls://",
         "--tls-key /k/worker.key ", "--local-directory /local ", "--lifetime 14280s ", "--death-timeout 60 ",
     ):  # fmt: skip
@@ -168,9 +168,13 @@ class Pretended:
     def turn(self, number: str, state: str) -> None:
         self.jobs[number] = BatchJob(number, self.jobs[number].name, state, "")
 
+    def worker(self, number: str) -> str:
+        *_, pool, slot, _ = self.jobs[number].name.split("-")
+        return f"{pool}-{slot}.{number}"
+
     def come(self, number: str) -> None:
         self.turn(number, "RUNNING")
-        self.workers.add(f"{self.jobs[number].name}-{number}")
+        self.workers.add(self.worker(number))
 
 
 @pytest.fixture
@@ -185,7 +189,8 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Pretended:
 
 @pytest.fixture
 def kept(site: Pretended, tmp_path: Path) -> Iterator[Keeper]:
-    kept = Keeper({"extract": 2, "memory": 1}, lambda pool, name: "true", lambda: set(site.workers), tmp_path, "a-1")
+    workers = {"extract": 2, "memory": 1}
+    kept = Keeper(workers, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
     kept.start()
     yield kept
     kept.close()
@@ -222,14 +227,14 @@ def test_keeper__replaces_a_running_job_whose_worker_went_away(
         site.come(number)
     kept.wait({"extract": 5, "memory": 5})
     time.sleep(0.1)
-    site.workers.discard(f"{site.jobs['1'].name}-1")
+    site.workers.discard(site.worker("1"))
     until(lambda: "1" in site.cancelled)
     until(lambda: len(site.jobs) == 4)
 
 
 def test_keeper__gives_up_where_jobs_end_one_after_the_other(site: Pretended, tmp_path: Path) -> None:
     site.state = "FAILED"
-    kept = Keeper({"extract": 2}, lambda pool, name: "true", lambda: set(), tmp_path, "a-1")
+    kept = Keeper({"extract": 2}, lambda pool, name, worker: "true", lambda: set(), tmp_path, "a-1")
     kept.start()
     try:
         with pytest.raises(DneuroError, match=r"pool extract has no worker: \d of its jobs ended") as caught:

@@ -59,7 +59,7 @@ class Site:
         return self.folder / f"workers-{group}.yaml"
 
 
-def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str) -> str:
+def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker: str) -> str:
     """Return the script of one worker; dask-jobqueue writes its header and command.
 
     Always one process: with several, all of them would load their network into the one GPU of the job.
@@ -71,7 +71,7 @@ def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str) -> str:
     job = SLURMJob(  # type: ignore[no-untyped-call]
         scheduler=site.address,
         # The job's number tells workers of the same place apart: one may still be known when the next one comes.
-        name=f"{name}-${{SLURM_JOB_ID}}",
+        name=f"{worker}.${{SLURM_JOB_ID}}",
         job_name=name,
         queue=pool.partition,
         account=slurm.account,
