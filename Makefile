@@ -1,5 +1,6 @@
 # make demo    install into .venv, run the main job on what is embedded, say where the report is
 # make test    install into .venv, pass the tests
+# make test-slurm   the tests that need a Slurm: one is started on this machine (deploy/slurm/README.md)
 # make lint    ruff and mypy
 # make bench   speed and memory against what one would use instead
 # make schema  write the JSON schemas for editors again
@@ -8,14 +9,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench schema clean
+.PHONY: demo test test-slurm lint bench schema clean
 
 demo: .venv/installed
 	$(BIN)/dneuro run jobs/demo.yaml
 	@echo "open demo-output/demo.zarr.report/index.html in a browser"
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/slurm
+
+test-slurm: .venv/installed
+	$(BIN)/python -m pytest tests/slurm -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check dneuro tests benchmarks
