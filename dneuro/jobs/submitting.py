@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dneuro.cluster import Backend, DriverRef, backend_of, profile_folders
 from dneuro.errors import BusyError, UsageError
+from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder, refuse_if_busy
 from dneuro.jobs.planning import JobPlan, plan_job
@@ -135,6 +136,9 @@ def _refuse_if_driven(folder: JobFolder, backend: Backend) -> None:
         return {"gone": False, "running": True}.get(asked)
 
     last = holder(folder.attempts, ask)
+    said_so = folder.read("status").get("state") in ENDED
+    if said_so and last is not None and last.lease is not None and last.lease["ended"] is not None:
+        return  # its process may still be about to leave
     if asked in ("pending", "running") or (last is not None and last.alive):
         who = str(last) if last is not None and last.alive else "its driver"
         raise BusyError(
