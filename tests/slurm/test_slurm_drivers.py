@@ -109,6 +109,23 @@ def test_driver__that_is_lost_again_and_again_is_given_up(make_profile: MakeProf
     assert "this driver was started 0 times again" in log(tmp_path / "job")
 
 
+def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile, tmp_path: Path) -> None:
+    """Slurm's notice is a signal to the batch script, two minutes before the end; here it comes early."""
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "walltime": "10m"}))
+    waits = "trap 'echo told to stop; exit 5' TERM; echo started; [ $SLURM_RESTART_COUNT ] || sleep 60 & wait"
+    ref = backend.start_driver(tmp_path / "job", ["bash", "-c", waits], "short")
+    assert "#SBATCH --signal=B:USR1@120" in (tmp_path / "job" / "driver.sh").read_text()
+    wait_until(lambda: (tmp_path / "job" / "driver.log").is_file() and "started" in log(tmp_path / "job"), 30, "it")
+    queue.cancel([ref.id], signal="USR1")
+    wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait again")
+    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
+    assert [line for line in log(tmp_path / "job").splitlines() if line in ("started", "told to stop")] == [
+        "started", "told to stop", "started",
+    ]  # fmt: skip
+    assert queue.look()[ref.id].state == "COMPLETED"
+
+
 def test_driver__whose_number_was_lost_is_found_by_its_name(make_profile: MakeProfile, tmp_path: Path) -> None:
     backend = backend_of(make_profile(driver={"memory": "1GiB"}))
     ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "named")

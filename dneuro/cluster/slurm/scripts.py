@@ -13,6 +13,7 @@ from typing import Any
 
 from dneuro.cluster.settings import thread_variables
 from dneuro.cluster.sizes import WorkerSizes
+from dneuro.errors import UsageError
 from dneuro.quantities import MiB
 from dneuro.spec.profile import PoolSpec, ProfileSpec
 from dneuro.spec.sites import SlurmSpec
@@ -64,8 +65,10 @@ def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker:
 
     Always one process: with several, all of them would load their network into the one GPU of the job.
     """
-    from dask_jobqueue.slurm import SLURMJob
-
+    try:
+        from dask_jobqueue.slurm import SLURMJob
+    except ImportError:
+        raise UsageError("dask-jobqueue is not installed", hint='pip install "dneuro[slurm]"') from None
     pool = site.profile.groups[group]
     slurm = site.slurm
     job = SLURMJob(  # type: ignore[no-untyped-call]
