@@ -130,6 +130,16 @@ def test_plan__prints_what_a_job_will_cost(call: Call, write_job: WriteJob) -> N
     assert not (job.parent / "acts.zarr").exists()
 
 
+def test_plan__shows_what_would_be_sent_to_a_cluster(call: Call, write_job: WriteJob, tmp_path: Path) -> None:
+    profile = tmp_path / "site.yaml"
+    profile.write_text("backend: slurm\nstate: state\npools: {extract: {workers: 3, memory: 4GiB, partition: long}}\n")
+    done = call("plan", write_job(), "--cluster", profile)
+    assert done.code == 0, done.err
+    for words in ("### driver, sbatch", "### pool extract, sbatch × 3", "#SBATCH -p long", "#SBATCH --mem=4096M"):
+        assert words in done.out
+    assert not (tmp_path / "state").exists(), "nothing was started, and nothing written"
+
+
 def test_layers__lists_what_can_be_tapped(call: Call) -> None:
     found = json.loads(call("layers", "dneuro:convnet", "--json").out)
     shapes = {layer["name"]: layer["shape"] for layer in found}

@@ -48,17 +48,23 @@ def plan(
     ] = 0,
     json: AsJson = False,
 ) -> None:
-    """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing but a trial."""
+    """Print what a job will cost, and on a cluster what would be sent to it. Starts nothing but a trial."""
     from functools import cache
 
-    from dneuro.cluster import backend_of
+    from dneuro.cluster import backend_of, profile_folders
+    from dneuro.jobs.folder import JobFolder
     from dneuro.jobs.planning import plan_job
-    from dneuro.jobs.submitting import preview, read_both
+    from dneuro.jobs.submitting import command_of
     from dneuro.progress import showing
+    from dneuro.spec import find_profile, read_job, read_profile
     from dneuro.tables import show_forecast, show_plan
 
-    spec, profile = read_both(str(find_job(job)), cluster or "local", settings or ())
-    sizes = cache(backend_of(profile).sizes)
+    profile = read_profile(find_profile(cluster or "local", profile_folders()))
+    spec = read_job(find_job(job), settings or ())
+    backend = backend_of(profile)
+    sizes = cache(backend.sizes)
+    folder = JobFolder.of(profile.state, spec)
+    sent = backend.preview(folder.path, command_of(folder), spec.name)
     with showing(quiet=True):
         found = plan_job(spec, sizes)
         if not json:
@@ -69,13 +75,12 @@ def plan(
 
             foretold = forecast(found, profile, calibrate)
     if json:
-        sent = preview(spec, profile)
-        print_json({**found.to_dict(), "forecast": foretold and foretold.to_dict(), "submit_sends": sent})
+        print_json({**found.to_dict(), "forecast": foretold and foretold.to_dict(), "sent": sent})
         return
     if foretold:
         show_forecast(foretold)
-    if profile.backend != "local":
-        typer.echo(f"\n# what `dneuro submit` would send\n{preview(spec, profile)}")
+    if profile.backend in ("slurm", "kubernetes"):
+        typer.echo(f"\nsent by `dneuro submit`:\n\n{sent}", nl=False)
 
 
 @contextlib.contextmanager

@@ -125,9 +125,15 @@ class LocalBackend:
                 "silence_logs": 50,
                 "resources": {group: size.threads},
                 "security": security,
-                "pre_spawn": {**thread_variables(size.cpus), **_visible(pool, number),
+                "pre_spawn": {**thread_variables(size.cpus), **self._visible(pool, number),
                               **{key: str(value) for key, value in pool.env.items()}},
             }  # fmt: skip
+
+    def _visible(self, pool: PoolSpec, number: int) -> dict[str, str]:
+        """Give each worker its own GPU, so that no two load their network into the same one, and others none."""
+        if not any(other.gpus for other in self.profile.groups.values()):
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": gpus()[number] if pool.gpus else ""}
 
     def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
         """Start the driver as a process of its own session."""
@@ -171,8 +177,3 @@ def gpus() -> list[str]:
         return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
     found = Path("/proc/driver/nvidia/gpus")
     return [str(number) for number, _ in enumerate(sorted(found.iterdir()))] if found.is_dir() else []
-
-
-def _visible(pool: PoolSpec, number: int) -> dict[str, str]:
-    """Give each worker its own GPU, so that no two load their network into the same one."""
-    return {"CUDA_VISIBLE_DEVICES": gpus()[number]} if pool.gpus else {}

@@ -125,6 +125,7 @@ def _started(pid: int) -> float:
 
 def _process(ref: DriverRef) -> psutil.Process | None:
     """Return the process, unless it has ended and its number is another's."""
+    _reap(int(ref.id))
     try:
         process = psutil.Process(int(ref.id))
         same = abs(process.create_time() - ref.details["started"]) < 1

@@ -33,12 +33,6 @@ def read_both(
     return spec, read_profile(find_profile(os.fspath(cluster), profile_folders()))
 
 
-def preview(job: JobSpec, profile: ProfileSpec) -> str:
-    """Return what `submit` would send to start the driver and its workers: a command line, scripts or manifests."""
-    folder = JobFolder.of(profile.state, job)
-    return backend_of(profile).preview(folder.path, command_of(folder), job.name)
-
-
 def submit(job: JobSpec, profile: ProfileSpec) -> tuple[JobFolder, JobPlan]:
     """Check a job, write its folder and start its driver, which outlives this process.
 

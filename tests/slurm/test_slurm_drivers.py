@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from dneuro.cluster import backend_of, standing
-from dneuro.cluster.backends import Backend, DriverRef
+import dneuro as dn
+from dneuro.cluster import DriverRef, backend_of, standing
 from dneuro.cluster.slurm import queue
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, DneuroError
@@ -24,18 +24,7 @@ from tests.slurm.conftest import in_queue, wait_until
 MakeJob = Callable[..., JobSpec]
 MakeProfile = Callable[..., ProfileSpec]
 STEPS: list[Any] = [{"moments": None}, {"svd": {"rank": 3, "layer": "relu1", "method": "krylov"}}]
-LONG: dict[str, Any] = {"images": {"source": "digits", "sample": 400}, "batch": 1, "images_per_unit": 4}
-
-
-def start(profile: ProfileSpec, job: JobSpec, folder: Path) -> tuple[Backend, DriverRef]:
-    """Submit a driver that runs a job, as `dneuro run` does."""
-    folder.mkdir()
-    (folder / "job.yaml").write_text(job.model_dump_json())
-    (folder / "profile.yaml").write_text(profile.model_dump_json())
-    command = [sys.executable, "-m", "dneuro", "run", str(folder / "job.yaml"),
-               "--cluster", str(folder / "profile.yaml")]  # fmt: skip
-    backend = backend_of(profile)
-    return backend, backend.start_driver(folder, command, "driven")
+LONG: dict[str, Any] = {"images": {"source": "digits", "sample": 160}, "batch": 1, "images_per_unit": 4}
 
 
 def done(job: JobSpec) -> int:
@@ -46,24 +35,37 @@ def log(folder: Path) -> str:
     return (folder / "driver.log").read_text()
 
 
-def test_driver__queued_again_by_slurm_goes_on_where_it_was(
+def driver(folder: Path) -> str:
+    """The number of the batch job that drives a job."""
+    return str(json.loads((folder / "driver.json").read_text())["id"])
+
+
+def workers(job: str) -> list[str]:
+    """The numbers of the jobs in the queue that are not that driver."""
+    return [number for number in in_queue() if number != job]
+
+
+def test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_ends_as_on_threads(
     make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, threads: ThreadExecutor,
     same_store: Callable[[Path, Path], None],
 ) -> None:  # fmt: skip
     job = make_job(*STEPS, store="slurm.zarr", **LONG)
-    backend, ref = start(make_profile({"workers": 1}), job, tmp_path / "job")
-    wait_until(lambda: done(job) > 3, 120, "the first units")
-    before = done(job)
-    queue.call("scontrol", "requeue", ref.id)
-    wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait")
-    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")  # Slurm would hold it for two minutes
-    wait_until(lambda: backend.driver_state(ref) == "gone", 200, "the driver to end")
-    text = log(tmp_path / "job")
-    assert f"store   {job.store}" in text, text
-    assert queue.look()[ref.id].state == "COMPLETED"
-    attempts = list(Path(f"{job.store}.units/attempts").glob("*/lease.json"))
-    assert len(attempts) == 2
-    assert before < 100 == done(job)
+    submitted = dn.submit(job, make_profile())
+    folder = next((tmp_path / "state" / "jobs").iterdir())
+    wait_until(lambda: done(job) > 1, 120, "the first units")
+    queue.cancel([min(workers(driver(folder)))])
+    reached = done(job)
+    wait_until(lambda: done(job) > reached, 120, "another unit")
+    queue.call("scontrol", "requeue", driver(folder))
+    # Slurm holds a job that it queues again for two minutes.
+    wait_until(lambda: queue.look()[driver(folder)].state == "PENDING", 60, "the driver to wait")
+    reached = done(job)
+    queue.call("scontrol", "update", f"jobid={driver(folder)}", "starttime=now")
+    assert submitted.wait(240).state == "done", log(folder)
+    assert reached < 40 == done(job)
+    assert len(list((folder / "attempts").iterdir())) == 2
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+    assert queue.look()[driver(folder)].state == "COMPLETED"
     reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
     same_store(Path(job.store), reference.store)
 
@@ -73,21 +75,18 @@ def test_cancel__leaves_nothing_in_the_queue(
     make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, killed: bool
 ) -> None:
     job = make_job(store="slurm.zarr", **LONG)
-    profile = make_profile({"workers": 1})
-    backend, ref = start(profile, job, tmp_path / "job")
+    submitted = dn.submit(job, make_profile({"workers": 1}))
+    folder = next((tmp_path / "state" / "jobs").iterdir())
     wait_until(lambda: done(job) > 1, 120, "the first units")
     assert len(in_queue()) == 2
     if killed:
-        queue.call("scancel", "--full", "--signal=KILL", ref.id)
-        wait_until(lambda: backend.driver_state(ref) == "gone", 30, "the driver to be gone")
+        queue.call("scancel", "--full", "--signal=KILL", driver(folder))
+        wait_until(lambda: driver(folder) not in in_queue(), 30, "the driver to be gone")
     began = time.monotonic()
-    backend.stop_driver(ref, grace=20)
-    state = Path(profile.state)
-    left = [number for folder in (tmp_path / "job", *state.glob("clusters/*")) for number in backend.clean_up(folder)]
+    assert submitted.cancel().state == "cancelled"
     wait_until(lambda: not in_queue(), 30, "an empty queue")
     assert time.monotonic() - began < 30
-    assert bool(left) == killed, "a driver that is asked ends its workers itself"
-    assert backend.driver_state(ref) == "gone"
+    assert not list(folder.glob("attempts/*/keys")) or killed
 
 
 def test_driver__that_waits_is_cancelled_at_once(make_profile: MakeProfile, tmp_path: Path) -> None:
@@ -110,6 +109,23 @@ def test_driver__that_is_lost_again_and_again_is_given_up(make_profile: MakeProf
     assert "this driver was started 0 times again" in log(tmp_path / "job")
 
 
+def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile, tmp_path: Path) -> None:
+    """Slurm's notice is a signal to the batch script, two minutes before the end; here it comes early."""
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "walltime": "10m"}))
+    waits = "trap 'echo told to stop; exit 5' TERM; echo started; [ $SLURM_RESTART_COUNT ] || sleep 60 & wait"
+    ref = backend.start_driver(tmp_path / "job", ["bash", "-c", waits], "short")
+    assert "#SBATCH --signal=B:USR1@120" in (tmp_path / "job" / "driver.sh").read_text()
+    wait_until(lambda: (tmp_path / "job" / "driver.log").is_file() and "started" in log(tmp_path / "job"), 30, "it")
+    queue.cancel([ref.id], signal="USR1")
+    wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait again")
+    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
+    assert [line for line in log(tmp_path / "job").splitlines() if line in ("started", "told to stop")] == [
+        "started", "told to stop", "started",
+    ]  # fmt: skip
+    assert queue.look()[ref.id].state == "COMPLETED"
+
+
 def test_driver__whose_number_was_lost_is_found_by_its_name(make_profile: MakeProfile, tmp_path: Path) -> None:
     backend = backend_of(make_profile(driver={"memory": "1GiB"}))
     ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "named")
@@ -120,13 +136,25 @@ def test_driver__whose_number_was_lost_is_found_by_its_name(make_profile: MakePr
 
 def test_driver__may_stay_on_the_login_node(make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path) -> None:
     job = make_job(store="login.zarr")
-    profile = make_profile({"workers": 1}, slurm={"submit_workers_from": "login"})
-    backend, ref = start(profile, job, tmp_path / "job")
-    assert backend.driver_state(ref) == "running"
+    submitted = dn.submit(job, make_profile({"workers": 1}, slurm={"submit_workers_from": "login"}))
+    folder = next((tmp_path / "state" / "jobs").iterdir())
     wait_until(in_queue, 60, "a worker")
-    assert ref.id not in in_queue(), "it is a process of this machine"
-    wait_until(lambda: backend.driver_state(ref) == "gone", 120, "the driver to end")
-    assert done(job) == 3, log(tmp_path / "job")
+    assert driver(folder) not in in_queue()
+    assert psutil.pid_exists(int(driver(folder))), "it is a process of this machine"
+    assert submitted.wait(120).state == "done", log(folder)
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+
+
+def test_job__without_workers_says_what_slurm_says(
+    make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path
+) -> None:
+    profile = make_profile({"workers": 1, "directives": ["--begin=now+1hour"]}, start_timeout="5s")
+    submitted = dn.submit(make_job(store="slurm.zarr"), profile)
+    now = submitted.wait(60)
+    assert now.state == "failed"
+    assert "pool extract has no worker: none came within 5.0 s" in now.found["error"]["message"]
+    assert "PENDING (BeginTime)" in now.found["error"]["message"]
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
 
 
 def test_setup__that_fails_is_shown(make_profile: MakeProfile) -> None:

@@ -210,6 +210,19 @@ def test_workers__that_cannot_run_are_named_with_what_slurm_says(machines: Machi
     wait_until(lambda: set(in_queue()) == jobs, 20, "the others' jobs to be gone")
 
 
+def test_worker__whose_time_is_up_is_replaced(slurm: Path, folder: Path) -> None:
+    profile = ProfileSpec.model_validate(
+        {"backend": "slurm", "state": str(folder / "state"), "security": {"bind": "lo"},
+         "pools": {"extract": {"memory": "2GiB", "walltime": "1m", "partition": "cpu"}}}
+    )  # fmt: skip
+    with backend_of(profile).open(name="timed") as machines:
+        (first,) = workers(machines)
+        number = first.rpartition(".")[2]
+        wait_until(lambda: queue.look()[number].state == "TIMEOUT", 150, "Slurm to end it")
+        wait_until(lambda: workers(machines).keys() - {first}, 60, "another worker")
+        assert machines.executor("extract").submit(sum, [1, 2]).result(timeout=30) == 3
+
+
 def test_slurmd__stopped_costs_its_node_and_no_more(
     slurm: Path, folder: Path, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None]
 ) -> None:

@@ -95,7 +95,7 @@ class SlurmBackend:
             site = Site(self.profile, folder, cluster.scheduler.address, _options(keys))
             keeper = Keeper(
                 {group: self.sizes(group).workers for group in groups},
-                lambda group, job: worker_script(site, group, self.sizes(group), job),
+                lambda group, job, worker: worker_script(site, group, self.sizes(group), job, worker),
                 lambda: {str(worker.name) for worker in list(cluster.scheduler.workers.values())},
                 folder,
                 f"{name}-{secrets.token_hex(3)}",
@@ -166,7 +166,8 @@ class SlurmBackend:
         }  # fmt: skip
         for group in self.profile.groups:
             sizes = self.sizes(group)
-            parts[f"pool {group}, sbatch × {sizes.workers}"] = worker_script(site, group, sizes, f"{name}-{group}-0")
+            text = worker_script(site, group, sizes, f"{name}-{group}-0", f"{group}-0")
+            parts[f"pool {group}, sbatch × {sizes.workers}"] = text
         return "\n".join(f"### {title}\n{text}" for title, text in parts.items())
 
     def _folder(self, folder: Path | None, name: str) -> Path:

@@ -56,7 +56,7 @@ class Slot:
     @property
     def worker(self) -> str:
         """The name under which the scheduler knows its worker; unlike the job's, it is never used again."""
-        return f"{self.name}-{self.job}"
+        return f"{self.pool}-{self.number}.{self.job}"
 
 
 @dataclass
@@ -84,7 +84,7 @@ class Keeper:
     workers : dict of str to int
         Workers per pool.
     script : callable
-        Gives the batch script for a pool and the name of a job.
+        Gives the batch script for a pool, the name of a job, and its worker's without the job's number.
     present : callable
         Gives the names of the workers that the scheduler has.
     folder : Path
@@ -96,7 +96,7 @@ class Keeper:
     def __init__(
         self,
         workers: dict[str, int],
-        script: Callable[[str, str], str],
+        script: Callable[[str, str, str], str],
         present: Callable[[], set[str]],
         folder: Path,
         name: str,
@@ -165,7 +165,7 @@ class Keeper:
         slot.name = f"{self._name}-{slot.pool}-{slot.number}-{next(self._count)}"
         script = self._folder / "scripts" / f"{slot.name}.sh"
         script.parent.mkdir(parents=True, exist_ok=True)
-        script.write_text(self._script(slot.pool, slot.name))
+        script.write_text(self._script(slot.pool, slot.name, f"{slot.pool}-{slot.number}"))
         # The name first: should this process end before it has the number, the job can still be found.
         self._record.write(kind="slurm", role="worker", name=slot.name)
         slot.job, slot.running, slot.seen = queue.submit(script), None, None

@@ -105,7 +105,7 @@ def cancel(ids: Iterable[str], *, signal: str | None = None, patience: float = P
     numbers = sorted(set(ids))
     options = ["--batch", f"--signal={signal}"] if signal else []
     if numbers:
-        call("scancel", "--quiet", *options, *numbers, patience=patience, allowed=re.compile("(?i)invalid job|already"))
+        call("scancel", *options, *numbers, patience=patience, allowed=re.compile("(?i)invalid job|already"))
 
 
 def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.Pattern[str] | None = None) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dneuro.cluster.settings import thread_variables
 from dneuro.cluster.sizes import WorkerSizes
+from dneuro.errors import UsageError
 from dneuro.quantities import MiB
 from dneuro.spec.profile import PoolSpec, ProfileSpec
 from dneuro.spec.sites import SlurmSpec
@@ -59,19 +60,21 @@ class Site:
         return self.folder / f"workers-{group}.yaml"
 
 
-def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str) -> str:
+def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker: str) -> str:
     """Return the script of one worker; dask-jobqueue writes its header and command.
 
     Always one process: with several, all of them would load their network into the one GPU of the job.
     """
-    from dask_jobqueue.slurm import SLURMJob
-
+    try:
+        from dask_jobqueue.slurm import SLURMJob
+    except ImportError:
+        raise UsageError("dask-jobqueue is not installed", hint='pip install "dneuro[slurm]"') from None
     pool = site.profile.groups[group]
     slurm = site.slurm
     job = SLURMJob(  # type: ignore[no-untyped-call]
         scheduler=site.address,
         # The job's number tells workers of the same place apart: one may still be known when the next one comes.
-        name=f"{name}-${{SLURM_JOB_ID}}",
+        name=f"{worker}.${{SLURM_JOB_ID}}",
         job_name=name,
         queue=pool.partition,
         account=slurm.account,
