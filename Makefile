@@ -1,6 +1,8 @@
 # make demo    install into .venv, run the main job on what is embedded, say where the report is
 # make test    install into .venv, pass the tests
+# make test-slurm   the tests that need a Slurm: one is started on this machine (deploy/slurm/README.md)
 # make lint    ruff and mypy
+# make faults  lose workers, drivers, disks in every way; writes docs/reliability.md; takes a quarter of an hour
 # make bench   speed and memory against what one would use instead
 # make schema  write the JSON schemas for editors again
 # make clean   remove what these made
@@ -8,18 +10,24 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench schema clean
+.PHONY: demo test test-slurm lint faults bench schema clean
 
 demo: .venv/installed
 	$(BIN)/dneuro run jobs/demo.yaml
 	@echo "open demo-output/demo.zarr.report/index.html in a browser"
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/slurm
+
+test-slurm: .venv/installed
+	$(BIN)/python -m pytest tests/slurm -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check dneuro tests benchmarks
 	$(BIN)/mypy
+
+faults: .venv/installed
+	$(BIN)/python -m benchmarks.reliability
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

@@ -32,9 +32,11 @@ if TYPE_CHECKING:
     from dneuro.analysis.similarity import similarity
     from dneuro.analysis.svd import svd
     from dneuro.analysis.top_images import top_images
+    from dneuro.cluster.standing import connect
     from dneuro.errors import DneuroError
     from dneuro.events import listening
     from dneuro.jobs.face import extract, open_cluster, run
+    from dneuro.jobs.handle import Job, jobs, submit
     from dneuro.jobs.reporting import report
     from dneuro.jobs.verifying import verify
     from dneuro.store.opening import Store
@@ -42,14 +44,17 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "DneuroError": "dneuro.errors",
+    "Job": "dneuro.jobs.handle",
     "Store": "dneuro.store.opening",
     "class_selectivity": "dneuro.analysis",
     "clusters": "dneuro.analysis",
+    "connect": "dneuro.cluster.standing",
     "cooccurrence": "dneuro.analysis",
     "coupled_nmf": "dneuro.analysis",
     "extract": "dneuro.jobs.face",
     "gini": "dneuro.analysis",
     "ica": "dneuro.analysis",
+    "jobs": "dneuro.jobs.handle",
     "kmeans": "dneuro.analysis",
     "listening": "dneuro.events",
     "moments": "dneuro.analysis",
@@ -64,6 +69,7 @@ _WHERE = {
     "selectivity": "dneuro.analysis",
     "similarity": "dneuro.analysis",
     "spectral_flatness": "dneuro.analysis",
+    "submit": "dneuro.jobs.handle",
     "svd": "dneuro.analysis",
     "top_images": "dneuro.analysis",
     "verify": "dneuro.jobs.verifying",
@@ -71,14 +77,17 @@ _WHERE = {
 
 __all__ = [
     "DneuroError",
+    "Job",
     "Store",
     "class_selectivity",
     "clusters",
+    "connect",
     "cooccurrence",
     "coupled_nmf",
     "extract",
     "gini",
     "ica",
+    "jobs",
     "kmeans",
     "listening",
     "moments",
@@ -93,6 +102,7 @@ __all__ = [
     "selectivity",
     "similarity",
     "spectral_flatness",
+    "submit",
     "svd",
     "top_images",
     "verify",

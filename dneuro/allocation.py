@@ -13,6 +13,8 @@ from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 _KEPT = 1 << 30
+_asked = 0
+"""Largest blocks that this process keeps, so far: whoever needs less leaves it."""
 
 
 def keep_memory(blocks: int = _KEPT, kept: int = _KEPT) -> bool:
@@ -27,9 +29,13 @@ def keep_memory(blocks: int = _KEPT, kept: int = _KEPT) -> bool:
     kept : int
         Free bytes at the end of the pool that are kept.
     """
+    global _asked
     allocator = _glibc()
     if allocator is None:
         return False
+    if blocks <= _asked:
+        return True
+    _asked = blocks
     for parameter, value in ((_MMAP_THRESHOLD, blocks), (_TRIM_THRESHOLD, kept), (_ARENA_MAX, 1)):
         allocator.mallopt(parameter, value)
     return True

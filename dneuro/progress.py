@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
@@ -72,30 +73,58 @@ class _Rates:
         return f"{done / seconds:.1f} {event.what}/s, {format_duration(left)} left"
 
 
-class _Lines(_Quiet):
-    """One line per step and per few seconds."""
+class Lines:
+    """Events as lines of text: one per step and per few seconds, whenever they happened."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console)
+    def __init__(self) -> None:
         self._rates = _Rates()
         self._shown: dict[str, float] = {}
+        self._said: set[tuple[str, str]] = set()
 
-    def draw(self, event: events.Event) -> None:
+    def of(self, entry: dict[str, Any]) -> list[str]:
+        """Return the lines of an event as `Event.to_dict` gives it, or as a job's log keeps it."""
+        known = {field.name for field in fields(events.Event)}
+        event = events.Event(**{key: value for key, value in entry.items() if key in known})
         if event.kind in ("warning", "failed", "note"):
-            self.line(event)
-            return
+            trace = str(entry.get("trace") or "").splitlines()
+            return [*self._once(event), *trace]
+        line = self.progress(event)
+        return [] if line is None else [line]
+
+    def _once(self, event: events.Event) -> list[str]:
+        if (event.step, event.message) in self._said:
+            return []
+        self._said.add((event.step, event.message))
+        return [f"{event.step}: {event.message}" if event.step else event.message]
+
+    def progress(self, event: events.Event) -> str | None:
+        """Return the line of an event of a step; None if it is not worth one."""
         rate = self._rates.text(event)
         key = event.parent + "/" + event.step
         # A pass inside a step is worth a line only if it takes a while.
         of_interest = event.kind != "progress" and not event.parent
         if event.kind == "started":
-            self._shown[key] = time.monotonic()
-        if not of_interest and (event.done == event.total or time.monotonic() - self._shown.get(key, 0) < PERIOD):
-            return
-        self._shown[key] = time.monotonic()
+            self._shown[key] = event.time
+        if not of_interest and (event.done == event.total or event.time - self._shown.get(key, 0) < PERIOD):
+            return None
+        self._shown[key] = event.time
         where = f"{event.parent}, {event.step}" if event.parent not in ("", event.step) else event.step
         words = [f"{where}: {event.done:g} of {event.total:g} {event.what}", rate, event.message]
-        self.console.print(", ".join(filter(None, words)), markup=False, highlight=False)
+        return ", ".join(filter(None, words))
+
+
+class _Lines(_Quiet):
+    """One line per step and per few seconds."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._lines = Lines()
+
+    def draw(self, event: events.Event) -> None:
+        if event.kind in ("warning", "failed", "note"):
+            self.line(event)
+        elif (line := self._lines.progress(event)) is not None:
+            self.console.print(line, markup=False, highlight=False)
 
 
 class _Bars(_Quiet):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -11,9 +12,10 @@ from rich.table import Table
 from dneuro.quantities import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from dneuro.cluster.local import WorkerSizes
+    from dneuro.cluster import WorkerSizes
     from dneuro.jobs.calibration import Forecast
     from dneuro.jobs.planning import JobPlan
+    from dneuro.jobs.watching import JobStatus
 
 
 def show_layers(rows: Sequence[dict[str, Any]], images: int) -> None:
@@ -29,15 +31,20 @@ def show_layers(rows: Sequence[dict[str, Any]], images: int) -> None:
     _console().print(table)
 
 
-def show_plan(plan: JobPlan, sizes: WorkerSizes) -> None:
-    """Print the plan of a job on stdout."""
+def show_plan(plan: JobPlan, sizes: Callable[[str], WorkerSizes]) -> None:
+    """Print the plan of a job on stdout; `sizes` says what the workers of each pool have."""
     console = _console()
     extract, job = plan.extract, plan.study.job
     console.print(f"{job.name}: {extract.images} images, {job.network.name}, store {job.store}")
-    console.print(
-        f"workers: {sizes.workers} × {format_bytes(sizes.memory)}, "
-        f"{sizes.threads} task{'s' if sizes.threads > 1 else ''} each, {sizes.cpus} threads per task"
-    )
+    pools = {pool: sizes(pool) for pool in plan.limits}
+    for pool, its in pools.items():
+        if its in list(pools.values())[: list(pools).index(pool)]:
+            continue
+        console.print(
+            f"workers{'' if len(set(pools.values())) == 1 else f' of pool {pool}'}: {its.workers} × "
+            f"{format_bytes(its.memory)}, {its.threads} task{'s' if its.threads > 1 else ''} each, "
+            f"{its.cpus} threads per task"
+        )
     table = _table("step", "layer", "units / passes>", "read>", "written>", "per worker>", "driver>", "how")
     done = f", {plan.done} done" if plan.done else ""
     if job.train is not None:
@@ -63,10 +70,17 @@ def show_plan(plan: JobPlan, sizes: WorkerSizes) -> None:
             format_bytes(one.driver_bytes), one.method,
         )  # fmt: skip
     console.print(table)
-    console.print(
-        f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {format_bytes(plan.worker_bytes)} of "
-        f"{format_bytes(plan.memory)} per worker"
-    )
+    console.print(f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {', '.join(_peaks(plan))}")
+
+
+def _peaks(plan: JobPlan) -> list[str]:
+    """Return what a worker holds at most: of each pool, where they differ."""
+    if len(set(plan.limits.values())) == 1:
+        return [f"{format_bytes(plan.worker_bytes)} of {format_bytes(plan.memory)} per worker"]
+    return [
+        f"{format_bytes(plan.peaks[pool])} of {format_bytes(limit)} per worker of pool {pool}"
+        for pool, limit in plan.limits.items()
+    ]
 
 
 def show_forecast(forecast: Forecast) -> None:
@@ -81,6 +95,66 @@ def show_forecast(forecast: Forecast) -> None:
     console.print(
         f"on disk {format_bytes(forecast.disk_bytes)}; a worker held {format_bytes(forecast.worker_bytes)} at most"
     )
+
+
+def show_status(status: JobStatus, more: str = "") -> None:
+    """Print how a job is, on stdout; `more` is what commands about it need besides its id."""
+    console, found = _console(), status.found
+    attempt = f", attempt {found['attempt']}" if found.get("attempt") else ""
+    ended = f", {format_duration(time.time() - found['ended'])} ago" if found.get("ended") and status.is_over else ""
+    console.print(f"{status.id}: {status.state}{attempt}{ended}")
+    if found.get("note"):
+        console.print(found["note"])
+    console.print(f"store   {found.get('store', '')}")
+    if found.get("report"):
+        console.print(f"report  {found['report']}")
+    if found.get("steps"):
+        table = _table("step", "state", "done>", "rate>", "left>", "took>")
+        for step in found["steps"]:
+            state = "stopped" if status.is_over and step["state"] == "running" else step["state"]
+            done = f"{step['done']:g} of {step['total']:g} {step['what']}" if step["total"] else ""
+            rate = f"{step['rate']:.3g}/s" if step["rate"] else ""
+            left = "" if step["left"] is None or status.is_over else format_duration(step["left"])
+            took = format_duration(step["seconds"]) if step["total"] else ""
+            table.add_row(step["step"], state, done, rate, left, took)
+        console.print(table)
+    if units := found.get("units"):
+        console.print(f"units   {units['done']} of {units['total']} done, {units['failed']} failed; "
+                      f"{units['masked']} images masked")  # fmt: skip
+    if found.get("memory"):
+        _show_memory(console, status)
+    if error := found.get("error"):
+        console.print(f"error   {error['message']}")
+    if status.advice:
+        console.print(f"hint    {status.advice}{more}")
+
+
+def _show_memory(console: Console, status: JobStatus) -> None:
+    found = status.found
+    here = "" if status.is_over else ", ".join(f"{count} {pool}" for pool, count in found["workers"].items())
+    console.print(f"workers {here}{'; ' if here else ''}the most that one held: {format_bytes(found['peak_memory'])}")
+    highest = sorted(found["memory"].items(), key=lambda item: -item[1]["peak"])[:8]
+    table = _table("worker", "now>", "peak>", "limit>")
+    for name, one in highest:
+        now = "" if status.is_over else format_bytes(one["now"])
+        table.add_row(name, now, format_bytes(one["peak"]), format_bytes(one["limit"]) if one["limit"] else "")
+    console.print(table)
+
+
+def show_jobs(jobs: Sequence[JobStatus]) -> None:
+    """Print jobs on stdout, one line each."""
+    table = _table("job", "state", "units>", "left>", "submitted>", "store")
+    for job in jobs:
+        found = job.found
+        units = found.get("units") or {}
+        left = found.get("left") if not job.is_over else None
+        since = found.get("submitted")
+        table.add_row(
+            job.id, job.state, f"{units['done']}/{units['total']}" if units else "",
+            "" if left is None else format_duration(left),
+            f"{format_duration(time.time() - since)} ago" if since else "", str(found.get("store", "")),
+        )  # fmt: skip
+    _console().print(table)
 
 
 def _console() -> Console:

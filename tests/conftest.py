@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -16,6 +17,7 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from dneuro.cluster.local import LocalBackend
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.spec import JobSpec, parse_job
 
@@ -28,6 +30,25 @@ def threads() -> Iterator[ThreadExecutor]:
     executor = ThreadExecutor(2)
     yield executor
     executor._pool.shutdown(wait=True, cancel_futures=True)
+
+
+@pytest.fixture
+def threads_as_machines(monkeypatch: pytest.MonkeyPatch, threads: ThreadExecutor) -> ThreadExecutor:
+    """What `LocalBackend.open` gives are threads of this process; test_cluster_local.py has real workers."""
+
+    class Machines:
+        client: Any = threads
+
+        def executor(self, pool: str) -> ThreadExecutor:
+            return threads
+
+    @contextlib.contextmanager
+    def open_threads(self: LocalBackend, **settings: Any) -> Iterator[Machines]:
+        yield Machines()
+
+    threads.run = lambda call: {"worker": call()}  # type: ignore[attr-defined]
+    monkeypatch.setattr(LocalBackend, "open", open_threads)
+    return threads
 
 
 def job_dict(store: Path, *steps: Any, **settings: Any) -> dict[str, Any]:

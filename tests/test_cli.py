@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from PIL import Image
 from dneuro import cli
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.extract import task
-from dneuro.jobs import face
+from dneuro.jobs import face, planning
 from dneuro.nets.convnet import ConvNet
 
 WriteJob = Callable[..., Path]
@@ -44,15 +43,13 @@ Call = Callable[..., Ended]
 
 @pytest.fixture
 def call(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, threads: ThreadExecutor
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    threads_as_machines: ThreadExecutor,
 ) -> Call:
     """Return a function that runs the command line in this process, on threads in the place of workers."""
 
-    @contextlib.contextmanager
-    def open_threads(profile: Any) -> Iterator[ThreadExecutor]:
-        yield threads
-
-    monkeypatch.setattr(face, "open_local", open_threads)
     monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Ended:
@@ -131,6 +128,16 @@ def test_plan__prints_what_a_job_will_cost(call: Call, write_job: WriteJob) -> N
     assert [(step["step"], step["layer"]) for step in found["steps"]] == [
         ("moments", "relu1"), ("moments", "fc"), ("svd", "fc")]  # fmt: skip
     assert not (job.parent / "acts.zarr").exists()
+
+
+def test_plan__shows_what_would_be_sent_to_a_cluster(call: Call, write_job: WriteJob, tmp_path: Path) -> None:
+    profile = tmp_path / "site.yaml"
+    profile.write_text("backend: slurm\nstate: state\npools: {extract: {workers: 3, memory: 4GiB, partition: long}}\n")
+    done = call("plan", write_job(), "--cluster", profile)
+    assert done.code == 0, done.err
+    for words in ("### driver, sbatch", "### pool extract, sbatch × 3", "#SBATCH -p long", "#SBATCH --mem=4096M"):
+        assert words in done.out
+    assert not (tmp_path / "state").exists(), "nothing was started, and nothing written"
 
 
 def test_layers__lists_what_can_be_tapped(call: Call) -> None:
@@ -402,7 +409,7 @@ def test_interrupt__before_anything_runs_is_no_traceback(
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dneuro.jobs.planning.plan_job", stop)
+    monkeypatch.setattr(planning, "plan_job", stop)
     monkeypatch.setattr(face, "plan_job", stop)
     for command in ("run", "plan"):
         done = call(command, write_job())
@@ -416,7 +423,7 @@ def test_bug__is_shown_whole(call: Call, write_job: WriteJob, monkeypatch: pytes
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr("dneuro.jobs.planning.plan_job", fail)
+    monkeypatch.setattr(planning, "plan_job", fail)
     monkeypatch.setattr(sys, "argv", ["dneuro", "plan", str(write_job())])
     with pytest.raises(ZeroDivisionError):
         cli.main()

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import dneuro as dn
+from dneuro.cluster.local import LocalBackend
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, FingerprintError, NetworkError, SpecError, UsageError
 from dneuro.jobs import face
@@ -161,23 +162,15 @@ def test_run__takes_a_cluster_or_a_client(write_job: Callable[..., Path], thread
 
 
 def test_run__on_a_profile_starts_workers_and_keeps_a_log(
-    write_job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: ThreadExecutor
+    write_job: Callable[..., Path], tmp_path: Path, threads_as_machines: ThreadExecutor
 ) -> None:
-    """The workers are threads here; test_cluster_local.py has real ones."""
-    import contextlib
-
-    @contextlib.contextmanager
-    def open_threads(profile: Any) -> Any:
-        yield threads
-
-    monkeypatch.setattr(face, "open_local", open_threads)
     profile = tmp_path / "mine.yaml"
     profile.write_text(f"backend: local\nstate: {tmp_path}/state\npools: {{extract: {{memory: 3GiB}}}}\n")
     result = dn.run(write_job(), cluster=profile)
     assert result.outcome.images == 40
     assert list((tmp_path / "state" / "jobs").glob("small-*/attempts/001/events.jsonl"))
     with face.open_cluster(profile) as client:
-        assert client is threads
+        assert client is threads_as_machines
 
 
 def test_listening__hears_what_runs(make_job: Callable[..., JobSpec], threads: ThreadExecutor) -> None:
@@ -197,7 +190,7 @@ def test_run__refuses_a_store_at_which_another_run_is_at_work_before_it_starts_w
 ) -> None:
     job = make_job()
     lease = Lease.acquire(units_folder(job.store) / "attempts")
-    monkeypatch.setattr(face, "open_local", lambda profile: pytest.fail("workers were started"))
+    monkeypatch.setattr(LocalBackend, "open", lambda self, **settings: pytest.fail("workers were started"))
     try:
         with pytest.raises(BusyError, match="is at work on this store"):
             dn.run(job, cluster="local")

@@ -3,7 +3,8 @@
 ``local`` starts worker processes on this machine, reachable over loopback only.
 """
 
-from dneuro.cluster.local import open_local, worker_sizes
+from dneuro.cluster.backends import Backend, DriverRef, DriverState, Machines, backend_of
 from dneuro.cluster.profiles import profile_folders
+from dneuro.cluster.sizes import WorkerSizes
 
-__all__ = ["open_local", "profile_folders", "worker_sizes"]
+__all__ = ["Backend", "DriverRef", "DriverState", "Machines", "WorkerSizes", "backend_of", "profile_folders"]

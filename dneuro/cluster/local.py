@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+import shutil
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from dneuro.cluster import processes
+from dneuro.cluster.backends import DriverRef, DriverState, Folder
+from dneuro.cluster.machines import DaskMachines
+from dneuro.cluster.security import make_credentials, read_credentials
+from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
+from dneuro.cluster.sizes import WorkerSizes
 from dneuro.errors import DneuroError
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.profile import PoolSpec, ProfileSpec
@@ -22,99 +30,150 @@ LEAST = 1664 * MiB
 """Memory below which another worker is not worth having, where the profile does not say how many."""
 
 
-@dataclass(frozen=True)
-class WorkerSizes:
-    """What each worker has.
+class LocalBackend:
+    """Worker processes on this machine, reachable over loopback only.
 
     Parameters
     ----------
-    workers : int
-        Processes.
-    threads : int
-        Tasks per process.
-    cpus : int
-        Threads that torch and BLAS may use per task.
-    memory : int
-        Bytes per process.
+    profile : ProfileSpec
+        With ``backend: local``.
     """
 
-    workers: int
-    threads: int
-    cpus: int
-    memory: int
+    def __init__(self, profile: ProfileSpec) -> None:
+        self.profile = profile
 
-    @property
-    def slots(self) -> int:
-        """Tasks that run at the same time."""
-        return self.workers * self.threads
+    def sizes(self, pool: str) -> WorkerSizes:
+        """Return what the workers of a pool have, defaults filled in from this machine."""
+        return self._all_sizes()[self.profile.group(pool)]
 
-    @property
-    def slots_per_process(self) -> int:
-        """Tasks that share a process."""
-        return self.threads
+    def _all_sizes(self) -> dict[str, WorkerSizes]:
+        cores = len(psutil.Process().cpu_affinity() or [0])
+        free = math.floor(psutil.virtual_memory().available * SHARE)
+        groups = self.profile.groups
+        # What no pool says is its own is shared out equally.
+        said = {name: pool.workers * pool.memory for name, pool in groups.items() if pool.workers and pool.memory}
+        share = max(LEAST, (free - sum(said.values())) // max(1, len(groups) - len(said)))
+        return {
+            name: _pool_sizes(pool, max(1, cores // len(groups)), share if len(groups) > 1 else free)
+            for name, pool in groups.items()
+        }
+
+    @contextlib.contextmanager
+    def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:
+        """Start worker processes; they end with the block.
+
+        Everything listens on loopback only, the dashboard on a port that is free.
+
+        Raises
+        ------
+        DneuroError
+            If a pool has no worker within its ``start_timeout``.
+        """
+        import dask
+        from distributed import Client, Scheduler, SpecCluster  # fills in dask.config, too
+
+        from dneuro.cluster.nannies import PoolNanny
+
+        sizes = self._all_sizes()
+        timeout = max(self.profile.timeout(group) for group in sizes)
+        settings = {
+            **scheduler_settings(),
+            **worker_settings(),
+            "distributed.comm.timeouts.connect": f"{timeout}s",
+        }
+        with contextlib.ExitStack() as stack:
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-", ignore_cleanup_errors=True))
+            stack.enter_context(dask.config.set(settings))
+            security = None
+            if self.profile.security.tls == "required":
+                keys = make_credentials((folder or Path(scratch)) / "keys")
+                stack.callback(shutil.rmtree, keys, ignore_errors=True)
+                security = read_credentials(keys)
+            workers = {
+                f"{group}-{number}": {"cls": PoolNanny, "options": options}
+                for group, size in sizes.items()
+                for number, options in enumerate(self._workers(group, size, scratch, security))
+            }
+            scheduler = {"host": "127.0.0.1", "port": 0, "dashboard": self.profile.security.dashboard is not False,
+                         "dashboard_address": "127.0.0.1:0", "security": security,
+                         "protocol": "tls://" if security else "tcp://"}  # fmt: skip
+            try:
+                cluster = stack.enter_context(
+                    SpecCluster(workers, {"cls": Scheduler, "options": scheduler}, name=name, security=security,
+                                silence_logs=50)
+                )  # fmt: skip
+                client = stack.enter_context(Client(cluster, security=security))
+                client.wait_for_workers(len(workers), timeout=timeout)
+            except (TimeoutError, OSError, RuntimeError) as error:
+                asked = ", ".join(f"{size.workers} workers of {format_bytes(size.memory)}" for size in sizes.values())
+                raise DneuroError(
+                    f"no worker came up within {timeout:g} s ({asked} asked for): {error}",
+                    hint="fewer workers in the profile's pools, or a longer start_timeout; in a script of your own, "
+                    "put the call below `if __name__ == \"__main__\":`, for workers import the script too",
+                ) from error
+            yield DaskMachines(client, self.profile)
+
+    def _workers(self, group: str, size: WorkerSizes, scratch: str, security: Any) -> Iterator[dict[str, Any]]:
+        pool = self.profile.groups[group]
+        for number in range(size.workers):
+            yield {
+                "nthreads": size.threads,
+                "memory_limit": size.memory,
+                "host": "127.0.0.1",
+                "dashboard": False,
+                "local_directory": scratch,
+                "silence_logs": 50,
+                "resources": {group: size.threads},
+                "security": security,
+                "pre_spawn": {**thread_variables(size.cpus), **self._visible(pool, number),
+                              **{key: str(value) for key, value in pool.env.items()}},
+            }  # fmt: skip
+
+    def _visible(self, pool: PoolSpec, number: int) -> dict[str, str]:
+        """Give each worker its own GPU, so that no two load their network into the same one, and others none."""
+        if not any(other.gpus for other in self.profile.groups.values()):
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": gpus()[number] if pool.gpus else ""}
+
+    def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
+        """Start the driver as a process of its own session."""
+        return processes.start("local", job_folder, command)
+
+    def driver_state(self, ref: DriverRef) -> DriverState:
+        """Return whether the driver's process runs."""
+        return processes.state(ref)
+
+    def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
+        """End the driver's process, and its workers with it."""
+        processes.stop(ref, grace)
+
+    def clean_up(self, job_folder: Folder) -> list[str]:
+        """Return nothing: workers of this machine end when their driver is gone."""
+        return []
+
+    def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
+        """Return the command line of the driver."""
+        return f"{processes.shown(command)}\n"
 
 
-def worker_sizes(profile: ProfileSpec) -> WorkerSizes:
-    """Return what the workers of a local profile have, defaults filled in from this machine."""
-    pool = profile.pools.get("extract") or profile.pools.get("memory") or PoolSpec()
-    cores = len(psutil.Process().cpu_affinity() or [0])
-    free = math.floor(psutil.virtual_memory().available * SHARE)
+def _pool_sizes(pool: PoolSpec, cores: int, free: int) -> WorkerSizes:
+    devices = gpus() if pool.gpus else []
+    if pool.gpus and (pool.workers or 1) > len(devices):
+        raise DneuroError(
+            f"{pool.workers or 1} workers with a GPU each are asked for, this machine has {len(devices)}",
+            hint="gpus: 0, or workers: as many as there are",
+        )
     # One worker per core, but none with less memory than torch and a small network take.
-    workers = pool.workers or max(1, min(cores // (pool.cpus or 1), free // (pool.memory or LEAST)))
-    memory = pool.memory or free // workers
-    cpus = pool.cpus or max(1, cores // (workers * pool.threads))
-    return WorkerSizes(workers, pool.threads, cpus, memory)
+    usual = len(devices) or max(1, min(cores // (pool.cpus or 1), free // (pool.memory or LEAST)))
+    workers = pool.workers or usual
+    cpus = max(1, (pool.cpus or cores // workers) // pool.threads)
+    return WorkerSizes(workers, pool.threads, cpus, pool.memory or free // workers, pool.gpus)
 
 
-@contextlib.contextmanager
-def open_local(profile: ProfileSpec) -> Iterator[Any]:
-    """Start worker processes and yield a dask client; they end with the ``with`` block.
-
-    Everything listens on loopback only, the dashboard on a port that is free.
-
-    Raises
-    ------
-    DneuroError
-        If no worker comes up within the profile's ``start_timeout``.
-    """
-    import dask
-    from distributed import Client, LocalCluster  # fills in dask.config, too
-
-    sizes = worker_sizes(profile)
-    threads = str(sizes.cpus)
-    variables = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-    settings = {
-        "distributed.scheduler.allowed-failures": 20,
-        "distributed.worker.preload": [*dask.config.get("distributed.worker.preload"), "dneuro.cluster.workers"],
-        "distributed.worker.memory.target": False,
-        "distributed.worker.memory.spill": False,
-        "distributed.worker.memory.pause": 0.95,
-        "distributed.worker.memory.terminate": 0.99,
-        "distributed.nanny.pre-spawn-environ": dict.fromkeys(variables, threads),
-        "distributed.comm.timeouts.connect": f"{profile.start_timeout}s",
-    }
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-", ignore_cleanup_errors=True))
-        stack.enter_context(dask.config.set(settings))
-        try:
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=sizes.workers,
-                    threads_per_worker=sizes.threads,
-                    memory_limit=sizes.memory,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    local_directory=folder,
-                    silence_logs=50,
-                )
-            )
-            client = stack.enter_context(Client(cluster))
-            client.wait_for_workers(1, timeout=profile.start_timeout)
-        except (TimeoutError, OSError, RuntimeError) as error:
-            raise DneuroError(
-                f"no worker came up within {profile.start_timeout:g} s ({sizes.workers} workers of "
-                f"{format_bytes(sizes.memory)} asked for): {error}",
-                hint="fewer workers in the profile's pools, or a longer start_timeout; in a script of your own, put "
-                "the call below `if __name__ == \"__main__\":`, for workers import the script too",
-            ) from error
-        yield client
+def gpus() -> list[str]:
+    """Return the GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
+    found = Path("/proc/driver/nvidia/gpus")
+    return [str(number) for number, _ in enumerate(sorted(found.iterdir()))] if found.is_dir() else []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from pathlib import Path
 from typing import Any
 
 from dneuro.allocation import keep_memory
@@ -16,3 +18,13 @@ def dask_setup(worker: Any) -> None:
     """
     keep_memory()  # dask's own setting gives back every tensor at once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    worker.metrics["peak_memory"] = _peak_memory
+
+
+def _peak_memory(worker: Any) -> int:
+    """Return the most bytes that the process has held; it travels with each heartbeat."""
+    with contextlib.suppress(OSError, ValueError):  # not everywhere is Linux
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 0

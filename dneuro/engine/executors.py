@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import threading
+import time
 import uuid
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
@@ -14,8 +16,8 @@ from dask.utils import funcname
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro.allocation import keep_memory, release_memory
-from dneuro.errors import UsageError
-from dneuro.quantities import MiB
+from dneuro.errors import DneuroError, UsageError
+from dneuro.quantities import MiB, format_duration
 
 Future = Any
 
@@ -25,6 +27,15 @@ what the allocator keeps from task to task)."""
 
 KEPT_SHARE = 0.68
 """A worker of dask that takes up more of its memory than this gives back what it keeps for its next task."""
+
+LOOK = 1.0
+"""Seconds for which what was seen of the workers is good enough."""
+
+GLANCE = 0.05
+"""Seconds between two looks at what others have submitted."""
+
+PATIENCE = 900.0
+"""Seconds to wait for other workers once all are lost: a queue may take its time to give new ones."""
 
 
 class Sizes(Protocol):
@@ -105,6 +116,11 @@ class DaskExecutor:
     ----------
     client : distributed.Client
         A synchronous client with at least one worker.
+    pool : str, optional
+        Only the workers that offer a resource of this name; the default is all of them. Workers that join later count
+        too: a task is bound to what a worker offers, not to its address.
+    patience : float
+        Seconds to wait for workers once all are lost.
 
     Raises
     ------
@@ -112,54 +128,141 @@ class DaskExecutor:
         If it is no such client, or has no worker: then nobody can say what fits into one.
     """
 
-    def __init__(self, client: Any) -> None:
+    def __init__(self, client: Any, pool: str | None = None, *, patience: float = PATIENCE) -> None:
         if not hasattr(client, "submit") or getattr(client, "asynchronous", False):
             raise UsageError(
                 f"client is a {type(client).__name__}, not a distributed.Client that can be waited for",
                 hint="client=distributed.Client(address)",
             )
         self.client = client
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
-        if not workers:
+        self.pool = pool
+        self.patience = patience
+        self._asks: dict[str, Any] = {} if pool is None else {"resources": {pool: 1}}
+        self._changed = threading.Event()
+        self._deserted: float | None = None
+        self._seen = -1.0
+        self._look()
+        if not self._workers:
             raise UsageError(
-                f"the dask cluster at {client.scheduler.address} has no workers yet", hint="client.wait_for_workers(1)"
+                f"the dask cluster at {client.scheduler.address} has no workers{self._of_pool} yet",
+                hint="client.wait_for_workers(1)" if pool is None else f"dask worker --resources {pool}=1 …",
             )
-        self.slots_per_process = max(w["nthreads"] for w in workers)
-        limits = [w["memory_limit"] for w in workers if w["memory_limit"]]
+        self.slots_per_process = max(w["nthreads"] for w in self._workers)
+        limits = [w["memory_limit"] for w in self._workers if w["memory_limit"]]
         self.memory = min(limits) if limits else psutil.virtual_memory().total
+
+    def _look(self) -> None:
+        """See which workers there are, unless that was seen a moment ago: asking takes as long as a small task."""
+        began = time.monotonic()
+        if began < self._seen:
+            return
+        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
+        self._workers = [w for w in workers if self.pool is None or self.pool in w.get("resources", {})]
+        now = time.monotonic()
+        self._seen = now + max(LOOK, 20 * (now - began))
 
     @property
     def slots(self) -> int:
         """Tasks that can run at the same time, now: workers come and go."""
-        return sum(self.client.nthreads().values()) or 1
+        self._look()
+        offered = (w["resources"].get(self.pool, w["nthreads"]) for w in self._workers)
+        return sum(min(w["nthreads"], int(some)) for w, some in zip(self._workers, offered, strict=True)) or 1
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
-            return self.client.submit(_task, function, *args, pure=False, key=f"{funcname(function)}-{uuid.uuid4()}")
+            key = f"{funcname(function)}-{uuid.uuid4()}"
+            future = self.client.submit(_task, function, *args, pure=False, key=key, **self._asks)
+        future.add_done_callback(self._note_change)
+        return future
 
-    def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
-        from distributed import wait
+    def _note_change(self, future: Future) -> None:
+        self._changed.set()
 
-        return set(wait(list(futures), return_when="FIRST_COMPLETED").done)
+    def wait(self, futures: Collection[Future]) -> set[Future]:
+        """Return those that are done; waits for at least one.
+
+        Raises
+        ------
+        DneuroError
+            If there is no worker, and none comes within `patience`; or if the scheduler is lost.
+        """
+        while True:
+            self._changed.clear()
+            if done := {future for future in futures if future.status != "pending"}:
+                self._refuse_lost(done)
+                return done
+            if not self._changed.wait(LOOK):
+                self._refuse_deserted()
+
+    def _refuse_lost(self, futures: Collection[Future]) -> None:
+        if any(future.status in ("cancelled", "lost") for future in futures):
+            raise DneuroError(
+                f"the dask scheduler at {self.client.scheduler.address} has ended, or was restarted",
+                hint="the same command again: what is done stays done",
+            )
+
+    def _refuse_deserted(self) -> None:
+        self._look()
+        if self._workers:
+            self._deserted = None
+            return
+        self._deserted = self._deserted or time.monotonic()
+        if time.monotonic() - self._deserted > self.patience:
+            raise DneuroError(
+                f"every worker{self._of_pool} is lost, and for {format_duration(self.patience)} no other has come",
+                hint="see the workers' logs; then the same command again: what is done stays done",
+            )
+
+    @property
+    def _of_pool(self) -> str:
+        return "" if self.pool is None else f" of pool {self.pool}"
 
     def finish(self, collection: Any) -> None:
         """Wait until a persisted collection is there; raises what went wrong with it."""
-        from distributed import futures_of, wait
+        from distributed import futures_of
 
-        futures = futures_of(collection)
-        wait(futures)
-        for future in futures:
-            if future.status == "error":
-                future.result()
+        waiting = futures_of(collection)
+        while waiting:
+            done = [future for future in waiting if future.status != "pending"]
+            self._refuse_lost(done)
+            for future in done:
+                if future.status == "error":
+                    future.result()
+            waiting = [future for future in waiting if future.status == "pending"]
+            time.sleep(GLANCE if waiting else 0)
+            if not done:
+                self._refuse_deserted()
+
+    def persist(self, collection: Any) -> Any:
+        """Return a dask collection whose chunks are computed and kept by the workers."""
+        return self.client.persist(collection, **self._asks)
 
     def share(self, thing: Any) -> Any:  # noqa: D102
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
         return self.submit(_same, thing)
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
-        there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=self.client)
+        there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=_PoolClient(self))
         return there
+
+
+class _PoolClient:
+    """What dask takes for a client, by this word in its name, and asks for the workers of one pool."""
+
+    def __init__(self, executor: DaskExecutor) -> None:
+        self._executor = executor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._executor.client, name)
+
+    def get(self, *args: Any, **settings: Any) -> Any:
+        """Compute a graph."""
+        return self._executor.client.get(*args, **{**settings, **self._executor._asks})
+
+    def persist(self, *args: Any, **settings: Any) -> Any:
+        """Compute collections and keep them."""
+        return self._executor.client.persist(*args, **{**settings, **self._executor._asks})
 
 
 def _same(thing: Any) -> Any:

@@ -144,7 +144,7 @@ def resident(
     events.emit("note", step, f"persisting {said}, {format_bytes(share_of(x, executor))} per worker",
                 data={"persisted": True})  # fmt: skip
     if isinstance(executor, DaskExecutor):
-        held = executor.client.persist(x.data)
+        held = executor.persist(x.data)
         try:
             executor.finish(held)
             yield x.copy(data=held)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,8 @@ from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import State
 from dneuro.kernels.feeds import Feed
-from dneuro.store.files import disk_error
+from dneuro.store.files import Location, disk_error, read_json, write_json
+from dneuro.store.remote import RemotePath
 from dneuro.store.units import MAX_ATTEMPTS
 
 
@@ -49,7 +50,7 @@ class Outcome:
     images: int = 0
 
 
-def extract(work: ExtractWork, executor: Executor) -> Outcome:
+def extract(work: ExtractWork, executor: Executor, *, retry: bool = True) -> Outcome:
     """Extract every unit that has no valid marker.
 
     Parameters
@@ -58,6 +59,8 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
         The extraction; its store exists.
     executor : Executor
         Where units are worked on.
+    retry : bool
+        Also those units that earlier runs have put into quarantine; else they stay there.
 
     Returns
     -------
@@ -75,19 +78,22 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
     plan = work.plan
     missing = {number: parts for number in range(plan.units) if (parts := work.missing(number))}
     outcome = Outcome(units=plan.units, done_before=plan.units - len(missing))
+    outcome.quarantined = _left_out(work, missing, retry=retry)
     for number in range(plan.units):
         if number not in missing:
             marker = work.unit(IMAGES, number).marker(work.fingerprints[IMAGES]) or {}
             outcome.masked += [(name, why) for name, why in marker.get("masked", [])]
     done = sum(b - a for number in range(plan.units) if number not in missing for a, b in [plan.span(number)])
     resumed = f"{outcome.done_before} of {plan.units} units were done before" if outcome.done_before else ""
-    events.emit("started", "extract", resumed, done=done, total=plan.images, what="images")
+    units = _Units(outcome)
+    events.emit("started", "extract", resumed, done=done, total=plan.images, what="images", data=units.data())
     keep_memory()  # before the threads that may work here
     shared = executor.share(work)
     window: Window[int] = Window(executor)
     tries = dict.fromkeys(missing, 0)
     for number, parts in missing.items():
-        window.add(number, extract_unit, shared, number, parts)
+        if number not in outcome.quarantined:
+            window.add(number, extract_unit, shared, number, parts)
     with contextlib.closing(iter(window)) as ended:  # an error that ends the run cancels what is in flight
         for number, future in ended:
             error = future.exception()
@@ -96,15 +102,19 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
                 outcome.masked += report.masked
                 outcome.images += report.images
                 done += report.images
-                seconds = time.perf_counter() - began
-                data = {"unit": number, "unit_seconds": report.seconds, "rate": outcome.images / max(seconds, 1e-9)}
+                units.done += 1
+                rate = outcome.images / max(time.perf_counter() - began, 1e-9)
+                data = {"unit": number, "unit_seconds": report.seconds, "rate": rate, **units.data()}
                 events.emit("progress", "extract", done=done, total=plan.images, what="images", data=data)
                 continue
             _raise_if_final(error, work)
             tries[number] += 1
             if isinstance(error, QuarantinedError) or tries[number] >= MAX_ATTEMPTS:
                 outcome.quarantined[number] = f"{type(error).__name__}: {error}"
-                events.emit("warning", "extract", f"unit {number} failed {MAX_ATTEMPTS} times and is left out: {error}")
+                kept = {"unit": number, "attempt": work.attempt.number, "error": outcome.quarantined[number]}
+                write_json(work.quarantine / f"{number:05d}.json", kept)
+                message = f"unit {number} failed {MAX_ATTEMPTS} times and is left out: {error}"
+                events.emit("warning", "extract", message, data=units.data())
             else:
                 events.emit("warning", "extract", f"unit {number} failed and is tried again: {error}")
                 window.add(number, extract_unit, shared, number, missing[number])
@@ -113,8 +123,34 @@ def extract(work: ExtractWork, executor: Executor) -> Outcome:
         events.emit("warning", "extract", f"masked {name}: {why}")
     outcome.seconds = time.perf_counter() - began
     message = f"{plan.images} images, {len(outcome.masked)} masked"
-    events.emit("finished", "extract", message, done=done, total=plan.images, what="images")
+    events.emit("finished", "extract", message, done=done, total=plan.images, what="images", data=units.data())
     return outcome
+
+
+class _Units:
+    """The units of an extraction, counted for those who watch."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self.done = outcome.done_before
+
+    def data(self) -> dict[str, Any]:
+        found = {"total": self._outcome.units, "done": self.done, "failed": len(self._outcome.quarantined)}
+        return {"units": {**found, "masked": len(self._outcome.masked)}}
+
+
+def _left_out(work: ExtractWork, missing: Collection[int], *, retry: bool) -> dict[int, str]:
+    """Return the units that stay in quarantine, and why; or let all of them out."""
+    folder = work.quarantine
+    kept: list[Location] = list(folder.iterdir()) if isinstance(folder, RemotePath) or folder.is_dir() else []
+    found: dict[int, str] = {}
+    for path in kept:
+        number = int(path.stem)
+        if retry or number not in missing:
+            path.unlink(missing_ok=True)
+        else:
+            found[number] = (read_json(path) or {}).get("error", "the reason was not kept")
+    return found
 
 
 def _raise_if_final(error: BaseException, work: ExtractWork) -> None:

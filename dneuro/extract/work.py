@@ -90,6 +90,11 @@ class ExtractWork:
         """Return the unit with this number of a layer, or of `IMAGES`."""
         return Unit(units_folder(self.store) / "extract" / part, f"{number:05d}")
 
+    @property
+    def quarantine(self) -> Location:
+        """Folder with a file for each unit that failed again and again and is left out."""
+        return units_folder(self.store) / "quarantine"
+
     def missing(self, number: int) -> tuple[str, ...]:
         """Return the parts of a unit that have no valid marker, or lack partial statistics that are required."""
         start, stop = self.plan.span(number)

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from dneuro import events
 from dneuro.analysis.taken import Taken
-from dneuro.engine.executors import Sizes
 from dneuro.errors import MemoryLimitError, UsageError
 from dneuro.extract.work import lacks
 from dneuro.jobs.analyses import Question, lacking, plan_step, rows_of, stand_in
 from dneuro.jobs.coupled import names_of
+from dneuro.jobs.pools import SizesOf
 from dneuro.jobs.study import Study
 from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed, channel_look, join
@@ -42,8 +42,8 @@ class Along:
     ----------
     study : Study
         The job.
-    sizes : Sizes
-        Where it will run.
+    sizes : callable
+        What the workers of each pool have.
     states : dict
         Per layer and done unit, the names of its partial states and its number of images.
     feeds : dict
@@ -55,7 +55,7 @@ class Along:
     """
 
     study: Study
-    sizes: Sizes
+    sizes: SizesOf
     states: dict[str, list[tuple[tuple[str, ...], int]]]
     feeds: dict[str, tuple[Feed, ...]]
     required: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
@@ -85,15 +85,15 @@ class Along:
         return joined
 
 
-def settle(study: Study, sizes: Sizes, *, store: bool) -> tuple[Study, list[Question]]:
+def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Question]]:
     """Return the study with what its extraction takes along, and all that the job asks, in its order.
 
     Parameters
     ----------
     study : Study
         The job, checked.
-    sizes : Executor
-        Where, as far as memory goes.
+    sizes : callable
+        What the workers of each pool have.
     store : bool
         The job's store exists, and what its units lack counts.
 
@@ -129,7 +129,7 @@ def settle(study: Study, sizes: Sizes, *, store: bool) -> tuple[Study, list[Ques
         study,
         feeds=along.feeds,
         required=along.required,
-        plan=study.plan.feeding(along.feeds, sizes.slots_per_process),
+        plan=study.plan.feeding(along.feeds, sizes(study.job.extract.pool_name).slots_per_process),
     )
     return settled, questions
 
@@ -173,7 +173,8 @@ def _wishes(along: Along, question: Question, plan: LayerPlan, *, readable: bool
         return bool(feed.key)
 
     as_given = replace(plan, keep="stats")
-    plan_of_step = plan_step(question, stand_in(along.study, as_given, Taken(serves, only=not readable)), along.sizes)
+    plan_of_step = plan_step(question, stand_in(along.study, as_given, Taken(serves, only=not readable)),
+                             along.sizes(question.step.pool_name))  # fmt: skip
     return tuple(wishes.values()), plan_of_step.passes == 0
 
 
@@ -184,7 +185,8 @@ def _against(along: Along, plan: LayerPlan, wishes: tuple[Feed, ...]) -> str:
     more, total = along.bytes_with(plan, wishes)
     arrays = plan.arrays(along.study.plan.images, along.study.plan.unit)
     read = along.study.plan.unit * sum(array.nbytes for array in arrays) // max(1, along.study.plan.images)
-    room = along.sizes.memory // (8 * along.sizes.slots_per_process)
+    sizes = along.sizes(along.study.job.extract.pool_name)
+    room = sizes.memory // (8 * sizes.slots_per_process)
     if more > ALWAYS and (more > read // SHARE or total > min(PARTIAL_LIMIT, room)):
         return f"a pass costs less than {format_bytes(more)} per unit on the way"
     return ""

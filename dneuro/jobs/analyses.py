@@ -74,7 +74,7 @@ class Question:
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the function in `dneuro.analysis`."""
         of_activations = {"per", "pool"} if self.rows is not None else set()
-        return self.step.model_dump(exclude={"name", "layer", "of", "select"} | of_activations)
+        return self.step.model_dump(exclude={"name", "workers", "layer", "of", "select"} | of_activations)
 
     def selected(self, x: xr.DataArray) -> xr.DataArray:
         """Return `x` with the images that take part chosen, if the step says which."""
@@ -214,7 +214,8 @@ def answer(
     `opened` gives the store as it was before the step: to open it takes longer the more results it holds.
     """
     step, layer = question.step, question.layer
-    unsaid = {"name", "layer"} | ({"select"} if step.select is None else set())  # as results before there was one
+    # A step that selects nothing has the fingerprint that it had before one could select.
+    unsaid = {"name", "workers", "layer"} | ({"select"} if step.select is None else set())
     inputs = {
         "format": RESULT_FORMAT,
         "analysis": step.kind,

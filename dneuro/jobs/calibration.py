@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dneuro import events
-from dneuro.cluster import open_local
-from dneuro.cluster.local import WorkerSizes
+from dneuro.cluster import backend_of
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.spec.job import JobSpec
@@ -60,7 +59,7 @@ class Forecast:
         return asdict(self)
 
 
-def forecast(plan: JobPlan, profile: ProfileSpec, sizes: WorkerSizes, images: int = IMAGES) -> Forecast:
+def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forecast:
     """Run a job on a few of its images, on workers as the job will have them, and scale up what was measured.
 
     Parameters
@@ -69,8 +68,6 @@ def forecast(plan: JobPlan, profile: ProfileSpec, sizes: WorkerSizes, images: in
         The plan of the whole job.
     profile : ProfileSpec
         Where it will run: a profile of this machine.
-    sizes : WorkerSizes
-        Its workers.
     images : int
         Images to try it on, drawn at random.
 
@@ -79,14 +76,16 @@ def forecast(plan: JobPlan, profile: ProfileSpec, sizes: WorkerSizes, images: in
     Extraction and training go with the number of images; an analysis with the bytes that it reads, or else with those
     of its result; arrays pack as those of the trial did. **Cost**: the job over so many images, in a temporary store.
     """
+    backend = backend_of(profile)
+    sizes = backend.sizes(plan.study.job.extract.pool_name)
     with tempfile.TemporaryDirectory(prefix="dneuro-trial-") as folder:
         small = _smaller(plan.study.job, min(images, plan.extract.images), sizes.slots, Path(folder) / "trial.zarr")
-        tried = plan_job(small, sizes)
+        tried = plan_job(small, backend.sizes)
         seen: list[events.Event] = []
-        with open_local(profile) as client:
+        with backend.open(name="trial") as machines:
             with events.only(seen.append):
-                run_job(tried, client, threads=sizes.cpus)
-            held = max(client.run(_most_memory).values())
+                run_job(tried, machines, threads=sizes.cpus)
+            held = max(machines.client.run(_most_memory).values())
         packed = _bytes_below(Path(folder))
     rate = _rate(seen, sizes.slots)
     seconds = {"extract": plan.extract.images / rate}

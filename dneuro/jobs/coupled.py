@@ -114,4 +114,4 @@ def _pictures(store: Store) -> xr.DataArray:
 
 
 def _parameters(step: CoupledNmfStep) -> dict[str, Any]:
-    return step.model_dump(exclude={"name", "layer", "pictures", "select"})
+    return step.model_dump(exclude={"name", "workers", "layer", "pictures", "select"})

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from dneuro import events
-from dneuro.engine.executors import Executor, get_executor
 from dneuro.errors import CancelledError, PartialError
 from dneuro.extract.run import Outcome, extract
 from dneuro.extract.work import ExtractWork
@@ -22,13 +16,14 @@ from dneuro.jobs.analyses import answer
 from dneuro.jobs.growth import check_store, open_or_create
 from dneuro.jobs.lease import Lease
 from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.pools import ExecutorOf, executors_of
 from dneuro.jobs.recording import record
 from dneuro.jobs.reporting import write_step
 from dneuro.jobs.study import Study
 from dneuro.jobs.training import train
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import ReportStep
-from dneuro.store.files import Location, disk_error, locate, write_atomically, write_json
+from dneuro.store.files import Location, disk_error, write_atomically
 from dneuro.store.opening import open_store
 from dneuro.store.units import Unit, units_folder
 
@@ -59,21 +54,19 @@ class JobResult:
     seconds: float
 
 
-def run_job(
-    job: JobSpec | JobPlan, client: Any = None, *, threads: int = 1, state: str | Path | None = None
-) -> JobResult:
+def run_job(job: JobSpec | JobPlan, client: Any = None, *, threads: int = 1, retry: bool = True) -> JobResult:
     """Run a job on a dask client, or on threads of this process.
 
     Parameters
     ----------
     job : JobSpec or JobPlan
         What to compute; with its plan, if that was made before the workers were started.
-    client : distributed.Client, optional
-        Where; the default is the active dask client, else threads.
+    client : distributed.Client, Machines or Executor, optional
+        Where; the default is the active dask client, else threads. Machines run each step on its pool.
     threads : int
         Threads that torch may use per unit.
-    state : str or Path, optional
-        Folder for job folders: the job as it was run, its status and the log of every attempt. None keeps none.
+    retry : bool
+        Also try the units again that failed in earlier runs again and again; else they stay left out.
 
     Raises
     ------
@@ -83,14 +76,13 @@ def run_job(
         If some units failed again and again; everything that does not need them is done.
     """
     began = time.perf_counter()
-    executor = get_executor(client)
-    plan = job if isinstance(job, JobPlan) else plan_job(job, executor)
+    executors = executors_of(client)
+    plan = job if isinstance(job, JobPlan) else plan_job(job, executors)
     job = plan.study.job
     try:
         lease = Lease.acquire(units_folder(job.store) / "attempts")
         try:
-            with _kept_log(job, state, lease.attempt.number):
-                return _run(plan, executor, lease, threads, began)
+            return _run(plan, executors, lease, threads, began, retry)
         finally:
             lease.release()
     except KeyboardInterrupt:
@@ -104,15 +96,16 @@ def run_job(
         raise of_disk from error
 
 
-def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: float) -> JobResult:
+def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began: float, retry: bool) -> JobResult:
     study = plan.study
+    extracting = study.job.extract.pool_name
     questions = [question for question, _ in plan.steps]
     if study.job.train is not None:
-        study = train(study, executor)
-        study, questions = settle(study, executor, store=check_store(study))
+        study = train(study, executors(study.job.train.pool_name))
+        study, questions = settle(study, executors, store=check_store(study))
     open_or_create(study)
-    work = _work(study, lease, threads, executor.memory)
-    outcome = extract(work, executor)
+    work = _work(study, lease, threads, executors(extracting).memory)
+    outcome = extract(work, executors(extracting), retry=retry)
     computed = kept = 0
     written: Location | None = None
     if outcome.quarantined:
@@ -122,7 +115,7 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
             f"(images {study.plan.span(first)[0]} to {study.plan.span(first)[1] - 1}): {why}",
             hint="mend the cause and run the same command again: only these units are redone",
         )
-    record(study, work, executor)
+    record(study, work, executors(extracting))
     for step in study.job.steps:
         mine = [question for question in questions if question.step is step]
         opened = cache(lambda: open_store(study.store))
@@ -130,7 +123,7 @@ def _run(plan: JobPlan, executor: Executor, lease: Lease, threads: int, began: f
             events.emit("started", step.id, total=len(mine), what="layers")
         for number, question in enumerate(mine, 1):
             with events.inside(step.id):
-                new = answer(study, question, executor, work, opened)
+                new = answer(study, question, executors(question.step.pool_name), work, opened)
             computed, kept = computed + new, kept + (not new)
             note = question.layer if new else f"{question.layer} (computed before)"
             events.emit("progress", step.id, note, done=number, total=len(mine), what="layers")
@@ -175,40 +168,3 @@ def _picture_bytes(study: Study, memory: int) -> int:
         unit.publish({"picture_bytes": now})
         return now
     return min(now, int(before["picture_bytes"]))
-
-
-@contextlib.contextmanager
-def _kept_log(job: JobSpec, state: str | Path | None, attempt: int) -> Iterator[None]:
-    """Keep every event of the run as a JSON line in the job's folder, and the state of its steps."""
-    if state is None:
-        yield
-        return
-    identity = hashlib.sha256(str(locate(job.store).absolute()).encode()).hexdigest()[:8]
-    folder = Path(state) / "jobs" / f"{job.name}-{identity}"
-    log = folder / "attempts" / f"{attempt:03d}" / "events.jsonl"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "job.json", job.model_dump(mode="json"))
-    steps: dict[str, Any] = {}
-    status = {"job": job.name, "store": job.store, "attempt": attempt, "steps": steps}
-    write_json(folder / "status.json", {**status, "state": "running"})
-    state_now = "failed"
-    with log.open("a") as file:
-
-        def keep(event: events.Event) -> None:
-            file.write(json.dumps(event.to_dict(), default=str) + "\n")
-            file.flush()
-            if event.total:
-                steps[event.step] = {"done": event.done, "total": event.total, "what": event.what, "kind": event.kind}
-
-        try:
-            with events.listening(keep):
-                yield
-            state_now = "done"
-        except PartialError:
-            state_now = "partial"
-            raise
-        except (KeyboardInterrupt, CancelledError):
-            state_now = "cancelled"
-            raise
-        finally:
-            write_json(folder / "status.json", {**status, "state": state_now})

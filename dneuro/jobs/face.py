@@ -10,12 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dneuro.cluster import open_local, profile_folders, worker_sizes
+from dneuro.cluster import backend_of, profile_folders
 from dneuro.errors import UsageError
+from dneuro.jobs.drive import run_here
 from dneuro.jobs.driver import JobResult, run_job
+from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import refuse_if_busy
 from dneuro.jobs.planning import plan_job
-from dneuro.spec import JobSpec, find_profile, parse_job, read_job, read_profile
+from dneuro.jobs.submitting import read_both
+from dneuro.spec import JobSpec, ProfileSpec, find_profile, parse_job, read_job, read_profile
 from dneuro.store.opening import Store, open_store
 from dneuro.store.units import units_folder
 
@@ -23,7 +26,7 @@ from dneuro.store.units import units_folder
 def run(
     job: JobSpec | str | os.PathLike[str],
     *,
-    cluster: str | os.PathLike[str] | None = None,
+    cluster: ProfileSpec | str | os.PathLike[str] | None = None,
     client: Any = None,
     overrides: Sequence[str] = (),
 ) -> JobResult:
@@ -33,8 +36,8 @@ def run(
     ----------
     job : JobSpec or path
         What to compute.
-    cluster : path, optional
-        A profile, by path or name: where to compute. Workers are started and ended with the run.
+    cluster : ProfileSpec or path, optional
+        A profile, or its path or name: where to compute. Workers are started and ended with the run.
     client : distributed.Client, optional
         Workers that are there already, instead of `cluster`. With neither, the active dask client, else threads of
         this process.
@@ -51,17 +54,17 @@ def run(
     DneuroError
         Of the kind that says what went wrong; what was done stays done.
     """
-    spec = job if isinstance(job, JobSpec) else read_job(Path(job), overrides)
     if cluster is None:
-        return run_job(spec, client)
+        return run_job(job if isinstance(job, JobSpec) else read_job(Path(job), overrides), client)
     if client is not None:
         raise UsageError("run() takes a cluster or a client, not both", hint="leave one of them out")
-    profile = read_profile(find_profile(os.fspath(cluster), profile_folders()))
-    sizes = worker_sizes(profile)
+    spec, profile = read_both(job, cluster, overrides)
+    backend = backend_of(profile)
     refuse_if_busy(units_folder(spec.store) / "attempts")  # before workers are started for nothing
-    planned = plan_job(spec, sizes)
-    with open_local(profile) as started:
-        return run_job(planned, started, threads=sizes.cpus, state=profile.state)
+    planned = plan_job(spec, backend.sizes)
+    folder = JobFolder.of(profile.state, spec)
+    folder.write(spec, profile, planned.to_dict(), "run")
+    return run_here(folder, planned, backend)
 
 
 def extract(
@@ -131,8 +134,8 @@ def open_cluster(profile: str | os.PathLike[str] = "local") -> Iterator[Any]:
     ------
     distributed.Client
     """
-    with open_local(read_profile(find_profile(os.fspath(profile), profile_folders()))) as client:
-        yield client
+    with backend_of(read_profile(find_profile(os.fspath(profile), profile_folders()))).open() as machines:
+        yield machines.client
 
 
 def _images(images: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str, Any]:

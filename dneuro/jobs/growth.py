@@ -136,7 +136,7 @@ def _provenance(study: Study) -> dict[str, Any]:
         "precision": job.network.precision,
         "notes": study.notes,
         "weights_sha256": study.weights_sha256,
-        "trained": None if job.train is None else job.train.model_dump(mode="json", exclude={"name"}),
+        "trained": None if job.train is None else job.train.model_dump(mode="json", exclude={"name", "workers"}),
         "preprocessing": study.preprocessing.model_dump(mode="json"),
         "input_shape": list(study.input_shape),
         "images": {**job.images.model_dump(mode="json"), "fingerprint": manifest.fingerprint()},

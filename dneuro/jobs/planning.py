@@ -12,8 +12,10 @@ from dneuro.extract.work import lacks
 from dneuro.jobs.along import settle
 from dneuro.jobs.analyses import Question, plan_question
 from dneuro.jobs.growth import check_store
+from dneuro.jobs.pools import SizesOf, sizes_of
 from dneuro.jobs.study import Study, study
 from dneuro.spec.job import JobSpec
+from dneuro.spec.steps import WorkersStep
 from dneuro.store.units import Unit, units_folder
 
 
@@ -29,14 +31,14 @@ class JobPlan:
         Each question and what it costs.
     done : int
         Units of the extraction that are done already.
-    memory : int
-        Bytes that one worker may use.
+    limits : dict of str to int
+        Bytes that one worker may use, of each pool that does something.
     """
 
     study: Study
     steps: list[tuple[Question, Plan]]
     done: int
-    memory: int
+    limits: dict[str, int]
 
     @property
     def extract(self) -> ExtractPlan:
@@ -50,9 +52,23 @@ class JobPlan:
         return self.extract.store_bytes + partials + sum(plan.result_bytes for _, plan in self.steps)
 
     @property
+    def memory(self) -> int:
+        """Bytes that one worker of the extraction may use."""
+        return self.limits[self.study.job.extract.pool_name]
+
+    @property
     def worker_bytes(self) -> int:
-        """Peak memory of one worker process."""
-        return max([self.extract.worker_bytes, *(plan.worker_bytes for _, plan in self.steps)])
+        """Peak memory of one worker process, whatever its pool."""
+        return max(self.peaks.values())
+
+    @property
+    def peaks(self) -> dict[str, int]:
+        """Peak memory of one worker process of each pool."""
+        found = dict.fromkeys(self.limits, 0) | {self.study.job.extract.pool_name: self.extract.worker_bytes}
+        for question, plan in self.steps:
+            pool = question.step.pool_name
+            found[pool] = max(found[pool], plan.worker_bytes)
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a plain dictionary."""
@@ -64,11 +80,19 @@ class JobPlan:
             "disk_bytes": self.disk_bytes,
             "worker_bytes": self.worker_bytes,
             "worker_limit": self.memory,
+            "pools": {pool: {"worker_bytes": self.peaks[pool], "limit": limit} for pool, limit in self.limits.items()},
         }
 
 
-def plan_job(job: JobSpec, executor: Sizes) -> JobPlan:
+def plan_job(job: JobSpec, where: Sizes | SizesOf) -> JobPlan:
     """Check a job in full and return its plan; starts nothing, writes nothing.
+
+    Parameters
+    ----------
+    job : JobSpec
+        What to compute.
+    where : Sizes, or callable of str
+        What the workers have, or those of each pool: each step is planned on its own.
 
     Raises
     ------
@@ -77,13 +101,16 @@ def plan_job(job: JobSpec, executor: Sizes) -> JobPlan:
     FingerprintError
         If its store was made from something else.
     """
-    checked = study(job, executor)
+    sizes = sizes_of(where)
+    extracting = sizes(job.extract.pool_name)
+    checked = study(job, extracting)
     known = check_store(checked)
-    checked, questions = settle(checked, executor, store=known)
-    checked.plan.check(executor.memory)
-    steps = [(question, plan_question(checked, question, executor)) for question in questions]
+    checked, questions = settle(checked, sizes, store=known)
+    checked.plan.check(extracting.memory)
+    steps = [(question, plan_question(checked, question, sizes(question.step.pool_name))) for question in questions]
     done = _done(checked) if known and checked.weights_sha256 is not None else 0
-    return JobPlan(checked, steps, done, executor.memory)
+    pools = {step.pool_name: sizes(step.pool_name).memory for step in job.steps if isinstance(step, WorkersStep)}
+    return JobPlan(checked, steps, done, pools)
 
 
 def _done(study: Study) -> int:

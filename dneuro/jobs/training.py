@@ -40,7 +40,7 @@ def train(study: Study, executor: Executor) -> Study:
             "preprocessing": study.preprocessing.model_dump(mode="json"),
             "identity": study.network_identity,
             "network": study.job.network.model_dump(mode="json", exclude={"device", "preprocessing"}),
-            "train": step.model_dump(mode="json", exclude={"name"}),
+            "train": step.model_dump(mode="json", exclude={"name", "workers"}),
         }
     )
     unit = Unit(units_folder(study.store).absolute() / "train", wanted[:16])

@@ -21,7 +21,7 @@ from dneuro.spec.images import (
 from dneuro.spec.job import JobSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
 from dneuro.spec.profile import PoolSpec, ProfileSpec
-from dneuro.spec.reading import parse_job, read_job, read_profile
+from dneuro.spec.reading import parse_job, parse_profile, read_job, read_profile
 from dneuro.spec.steps import (
     STEPS,
     AnalysisStep,
@@ -79,6 +79,7 @@ __all__ = [
     "TrainStep",
     "find_profile",
     "parse_job",
+    "parse_profile",
     "read_job",
     "read_profile",
 ]

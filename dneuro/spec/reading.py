@@ -50,6 +50,11 @@ def parse_job(text: str, name: str = "<job>", overrides: Sequence[str] = ()) -> 
     return _parse(JobSpec, text, name, overrides)
 
 
+def parse_profile(text: str, name: str = "<profile>") -> ProfileSpec:
+    """Check the text of a profile; as `parse_job`."""
+    return _parse(ProfileSpec, text, name, ())
+
+
 def _parse(model: type[S], text: str, name: str, settings: Sequence[str]) -> S:
     try:
         source = _Source(name, document.read(text))

@@ -88,10 +88,24 @@ class Step(Spec):
         return self.name or self.kind
 
 
-class TrainStep(Step):
+class WorkersStep(Step):
+    """A step that workers do, those of one pool of the profile."""
+
+    usual_pool: ClassVar[str] = "memory"
+    workers: Name | None = None
+    """Pool of the profile whose workers do this step; by default `extract` trains and extracts, `memory` analyses."""
+
+    @property
+    def pool_name(self) -> str:
+        """Name of the pool whose workers do the step."""
+        return self.workers or self.usual_pool
+
+
+class TrainStep(WorkersStep):
     """Train the network on the job's images before looking into it (cross-entropy, Adam)."""
 
     kind: ClassVar[str] = "train"
+    usual_pool: ClassVar[str] = "extract"
     epochs: Positive = 1
     """Times that every image is seen."""
     batch: Positive = 64
@@ -102,10 +116,11 @@ class TrainStep(Step):
     """Seed of the first weights and of the order of the images."""
 
 
-class ExtractStep(Step):
+class ExtractStep(WorkersStep):
     """Run the network once over all images and store activations and statistics."""
 
     kind: ClassVar[str] = "extract"
+    usual_pool: ClassVar[str] = "extract"
     layers: Layers
     """The layers, by name: a list of names keeps them in full, a mapping says what to keep of each."""
     statistics: list[Literal["moments", "top_images"]] = Field(["moments", "top_images"])
@@ -172,7 +187,7 @@ class SelectSpec(Spec):
     """Of the draw."""
 
 
-class AnalysisStep(Step):
+class AnalysisStep(WorkersStep):
     """A step that asks the store a question, layer by layer."""
 
     layer: Annotated[Annotated[str, Tag(ONE)] | Annotated[LayerNames, Tag(SEVERAL)], by_count] | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import zlib
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,19 @@ from numpy.typing import NDArray
 from dneuro.errors import StoreError
 from dneuro.store.files import Location, opened_by_zarr
 from dneuro.store.layout import ArrayPlan
+
+
+def _open(store: Location, path: str) -> Any:
+    """Open an array for writing; on a disk only if its metadata are others than a moment ago."""
+    if not isinstance(store, Path):
+        return zarr.open_array(opened_by_zarr(store), path=path, mode="r+")
+    about = (store / path / "zarr.json").stat()
+    return _opened(store, path, (about.st_ino, about.st_mtime_ns))
+
+
+@lru_cache(maxsize=256)
+def _opened(store: Path, path: str, version: tuple[int, int]) -> Any:
+    return zarr.open_array(opened_by_zarr(store), path=path, mode="r+")
 
 
 class RowWriter:
@@ -32,8 +47,7 @@ class RowWriter:
     """
 
     def __init__(self, store: Location, plan: ArrayPlan, start: int, stop: int) -> None:
-        array = zarr.open_array(opened_by_zarr(store), path=plan.path, mode="r+")
-        self._array = array
+        self._array = _open(store, plan.path)
         self._plan = plan
         self._next, self._stop = start, stop
         self._buffer = np.empty((min(plan.chunks[0], stop - start), *plan.shape[1:]), dtype=plan.dtype)

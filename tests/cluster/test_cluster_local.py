@@ -15,7 +15,7 @@ import pytest
 
 import dneuro as dn
 from dneuro import events
-from dneuro.cluster import open_local, profile_folders, worker_sizes
+from dneuro.cluster import WorkerSizes, backend_of, profile_folders
 from dneuro.cluster.profiles import shipped
 from dneuro.engine.executors import DaskExecutor, ThreadExecutor, get_executor
 from dneuro.errors import DneuroError
@@ -32,10 +32,14 @@ def profile(**pool: Any) -> ProfileSpec:
     return ProfileSpec(backend="local", pools={"extract": PoolSpec(**pool)})
 
 
+def worker_sizes(profile: ProfileSpec) -> WorkerSizes:
+    return backend_of(profile).sizes("extract")
+
+
 @pytest.fixture(scope="module")
 def client() -> Iterator[Any]:
-    with open_local(profile(workers=2, memory="3GiB")) as client:
-        yield client
+    with backend_of(profile(workers=2, memory="3GiB")).open() as machines:
+        yield machines.client
 
 
 def test_cluster__has_the_workers_of_the_profile(client: Any) -> None:
@@ -177,14 +181,17 @@ def test_sizes__fill_in_what_the_profile_does_not_say(monkeypatch: pytest.Monkey
     few = worker_sizes(profile(workers=2))
     assert (few.workers, few.cpus, few.memory) == (2, 4, 4 * GiB)
     wide = worker_sizes(profile(cpus=4, threads=2, memory="1GiB"))
-    assert (wide.workers, wide.cpus, wide.memory, wide.slots, wide.slots_per_process) == (2, 4, GiB, 4, 2)
+    assert (wide.workers, wide.cpus, wide.memory, wide.slots, wide.slots_per_process) == (2, 2, GiB, 4, 2)
     more = worker_sizes(profile(workers=20))
     assert (more.workers, more.cpus) == (20, 1)
 
 
 def test_cluster__without_workers_in_time_says_so() -> None:
     hasty = ProfileSpec(backend="local", pools={"extract": PoolSpec(workers=1, memory="1GiB")}, start_timeout=0.001)
-    with pytest.raises(DneuroError, match=r"no worker came up within 0.001 s \(1 workers of 1 GiB"), open_local(hasty):
+    with (
+        pytest.raises(DneuroError, match=r"no worker came up within 0.001 s \(1 workers of 1 GiB"),
+        backend_of(hasty).open(),
+    ):
         raise AssertionError("there can be no worker yet")
 
 

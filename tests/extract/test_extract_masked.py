@@ -127,9 +127,9 @@ def test_image__that_vanishes_after_it_was_listed_is_masked(
     photos = make_photos(20)
     honest = driver.extract
 
-    def extract(*args: Any) -> Any:
+    def extract(*args: Any, **settings: Any) -> Any:
         (Path(photos["images"]["root"]) / "cat" / "003.png").unlink()
-        return honest(*args)
+        return honest(*args, **settings)
 
     monkeypatch.setattr(driver, "extract", extract)
     result = run_job(make_job(**photos), threads)

@@ -2,37 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from dneuro import events
-from dneuro.cluster.local import WorkerSizes
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.jobs import calibration
 from dneuro.jobs.calibration import forecast
 from dneuro.jobs.planning import plan_job
-from dneuro.quantities import GiB
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
 
-SIZES = WorkerSizes(workers=2, threads=1, cpus=1, memory=8 * GiB)
 
-
-@pytest.fixture
-def threads_as_workers(monkeypatch: pytest.MonkeyPatch, threads: ThreadExecutor) -> None:
-    @contextlib.contextmanager
-    def open_threads(profile: Any) -> Iterator[Any]:
-        threads.run = lambda call: {"worker": call()}  # type: ignore[attr-defined]
-        yield threads
-
-    monkeypatch.setattr(calibration, "open_local", open_threads)
-
-
-@pytest.mark.usefixtures("threads_as_workers")
+@pytest.mark.usefixtures("threads_as_machines")
 def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
     make_job: Callable[..., JobSpec], tmp_path: Path, threads: ThreadExecutor
 ) -> None:
@@ -40,7 +24,7 @@ def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
     plan = plan_job(job, threads)
     heard: list[events.Event] = []
     with events.listening(heard.append):
-        found = forecast(plan, ProfileSpec(backend="local"), SIZES, images=20)
+        found = forecast(plan, ProfileSpec(backend="local"), images=20)
     assert found.tried == 20
     assert list(found.seconds) == ["train", "extract", "svd", "report"], "in the order of the job"
     assert found.seconds["extract"] == pytest.approx(40 / found.rate)
@@ -52,11 +36,11 @@ def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("threads_as_workers")
+@pytest.mark.usefixtures("threads_as_machines")
 def test_forecast__is_never_tried_on_more_images_than_there_are(
     make_job: Callable[..., JobSpec], threads: ThreadExecutor
 ) -> None:
-    assert forecast(plan_job(make_job(), threads), ProfileSpec(backend="local"), SIZES, images=1000).tried == 40
+    assert forecast(plan_job(make_job(), threads), ProfileSpec(backend="local"), images=1000).tried == 40
 
 
 def test_rate__does_not_count_the_units_that_load_the_network() -> None:

@@ -192,13 +192,13 @@ def test_second_driver__is_refused_while_the_first_one_works(
     job, refused = make_job(), []
     honest = driver.extract
 
-    def extract(*args: Any) -> Any:
+    def extract(*args: Any, **settings: Any) -> Any:
         with monkeypatch.context() as patched:
             patched.setattr(driver, "extract", honest)
             with pytest.raises(BusyError, match="is at work on this store") as caught:
                 run_job(job, threads)
             refused.append(caught.value)
-        return honest(*args)
+        return honest(*args, **settings)
 
     monkeypatch.setattr(driver, "extract", extract)
     result = run_job(job, threads)
@@ -213,7 +213,7 @@ def test_lease__is_given_back_whatever_happens(
     for error in (ValueError("bug"), KeyboardInterrupt()):
         with monkeypatch.context() as patched:
 
-            def fail(*_: Any, error: BaseException = error) -> Any:
+            def fail(*_: Any, error: BaseException = error, **settings: Any) -> Any:
                 raise error
 
             patched.setattr(driver, "extract", fail)

@@ -28,15 +28,16 @@ def test_profile__error_names_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("backend: local\npools:\n  extract:\n    wrkers: 2\n  memry: {}\n", encoding="utf-8")
     with pytest.raises(SpecError) as caught:
-        read_profile(path, ["backend=slurm"])
+        read_profile(path, ["backend=slrum"])
     assert str(caught.value).splitlines() == [
         f"{path}: 3 errors",
         f"{path}:4:5: pools.extract.wrkers: unknown key 'wrkers'",
-        "  hint: did you mean 'workers'? choices: workers, threads, cpus, memory",
-        f"{path}:5:3: pools.memry: unknown key 'memry'",
-        "  hint: did you mean 'memory'? choices: extract, memory",
-        "in --set backend=slurm: backend: unknown value 'slurm'",
-        "  hint: choices: local",
+        "  hint: did you mean 'workers' or 'gres'? choices: workers, threads, cpus, memory, gpus, env, start_timeout, "
+        "partition, walltime, constraint, gres, directives, … (16 in all)",
+        f"{path}:5:3: pools.memry: unknown pool 'memry'",
+        "  hint: did you mean 'memory'? any other name makes a pool of its own",
+        "in --set backend=slrum: backend: unknown value 'slrum'",
+        "  hint: did you mean 'slurm'? choices: local, slurm, kubernetes, address",
     ]
 
 

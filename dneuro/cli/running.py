@@ -1,0 +1,98 @@
+"""Commands that compute here and now, or say what it will cost: run, plan."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+
+from dneuro.cli.arguments import AsJson, Cluster, Job, Quiet, Set, find_job, print_json
+
+
+def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = False, json: AsJson = False) -> None:
+    """Run a job here and now; run it again to resume it."""
+    from dneuro.jobs import face
+    from dneuro.progress import showing
+    from dneuro.spec import read_job
+
+    spec = read_job(find_job(job), settings or ())
+    with showing(quiet=quiet), ended_by_signals():
+        result = face.run(spec, cluster=cluster or "local")
+    found = {
+        "store": str(result.store),
+        "report": str(result.report) if result.report else None,
+        "images": result.outcome.images,
+        "units": result.outcome.units,
+        "units_done_before": result.outcome.done_before,
+        "masked": result.outcome.masked,
+        "results_computed": result.computed,
+        "results_kept": result.kept,
+        "seconds": round(result.seconds, 2),
+    }
+    if json:
+        print_json(found)
+        return
+    typer.echo(f"store   {result.store}")
+    if result.report is not None:
+        typer.echo(f"report  {result.report}")
+
+
+def plan(
+    job: Job,
+    cluster: Cluster = None,
+    settings: Set = None,
+    calibrate: Annotated[
+        int, typer.Option(min=0, help="Also try the job on this many of its images, and say how long it will take.")
+    ] = 0,
+    json: AsJson = False,
+) -> None:
+    """Print what a job will cost, and on a cluster what would be sent to it. Starts nothing but a trial."""
+    from functools import cache
+
+    from dneuro.cluster import backend_of, profile_folders
+    from dneuro.jobs.folder import JobFolder
+    from dneuro.jobs.planning import plan_job
+    from dneuro.jobs.submitting import command_of
+    from dneuro.progress import showing
+    from dneuro.spec import find_profile, read_job, read_profile
+    from dneuro.tables import show_forecast, show_plan
+
+    profile = read_profile(find_profile(cluster or "local", profile_folders()))
+    spec = read_job(find_job(job), settings or ())
+    backend = backend_of(profile)
+    sizes = cache(backend.sizes)
+    folder = JobFolder.of(profile.state, spec)
+    sent = backend.preview(folder.path, command_of(folder), spec.name)
+    with showing(quiet=True):
+        found = plan_job(spec, sizes)
+        if not json:
+            show_plan(found, sizes)
+        foretold = None
+        if calibrate:
+            from dneuro.jobs.calibration import forecast
+
+            foretold = forecast(found, profile, calibrate)
+    if json:
+        print_json({**found.to_dict(), "forecast": foretold and foretold.to_dict(), "sent": sent})
+        return
+    if foretold:
+        show_forecast(foretold)
+    if profile.backend in ("slurm", "kubernetes"):
+        typer.echo(f"\nsent by `dneuro submit`:\n\n{sent}", nl=False)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let a polite kill (SIGTERM) end a run as Ctrl-C does: workers stopped, what is done kept."""
+    import signal
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,48 @@
+"""Commands about a store that is there: report, verify."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dneuro.cli.arguments import AsJson, Quiet, print_json
+
+
+def report(
+    store: Annotated[str, typer.Argument(help="A store, or its URL.")],
+    out: Annotated[str | None, typer.Option(help="Folder or URL of the pages; the default is STORE.report.")] = None,
+    neurons: Annotated[int, typer.Option(min=1, help="Channels shown per layer.")] = 12,
+    images: Annotated[int, typer.Option(min=1, help="Images per channel and component.")] = 9,
+) -> None:
+    """Write the report of a store again."""
+    from dneuro.jobs.reporting import report as write
+
+    typer.echo(str(write(store, out=out, neurons=neurons, images=images)))
+
+
+def verify(
+    store: Annotated[str, typer.Argument(help="A store, or its URL.")],
+    repair: Annotated[bool, typer.Option("--repair", help="Withdraw what is damaged: the next run redoes it.")] = False,
+    quiet: Quiet = False,
+    json: AsJson = False,
+) -> None:
+    """Compare a store with what was written: exit code 0 all is well, 3 something is missing, 4 damaged."""
+    from dneuro.jobs.verifying import verify as compare
+    from dneuro.progress import showing
+
+    with showing(quiet=quiet):
+        found = compare(store, repair=repair)
+    if json:
+        print_json(found.to_dict())
+    else:
+        for finding in found.findings:
+            typer.echo(finding)
+        counts = [f"{found.units} units"] + [
+            f"{len(some)} {what}" for some, what in ((found.damaged, "damaged"), (found.missing, "missing")) if some
+        ]
+        withdrawn = f"; {found.repaired} withdrawn" if found.repaired else ""
+        typer.echo(f"{store}: {', '.join(counts)}{withdrawn}" + (", all as it was written" if found.ok else ""))
+        if found.advice:
+            typer.echo(f"hint: {found.advice}", err=True)
+    raise typer.Exit(found.exit_code)

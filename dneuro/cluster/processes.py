@@ -1,0 +1,141 @@
+"""Drivers that are processes of this machine: started apart from this one, found again, ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from dneuro.cluster.backends import DriverRef, DriverState, Folder
+from dneuro.errors import DneuroError, UsageError
+
+LOG = "driver.log"
+
+_started_here: list[subprocess.Popen[bytes]] = []
+"""What this process has started and may outlive it: kept, for Python complains of one that it loses sight of."""
+
+
+def start(backend: str, job_folder: Folder, command: Sequence[str]) -> DriverRef:
+    """Start `command` in a session of its own, which outlives this process and its terminal.
+
+    Raises
+    ------
+    UsageError
+        If the job's folder is not on this machine: then there is no place for the driver's output.
+    """
+    log = as_path(job_folder) / LOG
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    _started_here.append(process)
+    return _ref(backend, process.pid)
+
+
+def this_process(backend: str) -> DriverRef:
+    """Return the reference to this process, as a driver that somebody sits at."""
+    return _ref(backend, os.getpid())
+
+
+def _ref(backend: str, pid: int) -> DriverRef:
+    details = {"host": socket.gethostname(), "boot": psutil.boot_time(), "started": _started(pid)}
+    return DriverRef(backend, str(pid), details)
+
+
+def state(ref: DriverRef) -> DriverState:
+    """Return whether the process runs; ``"unknown"`` from another machine."""
+    if ref.details.get("host") != socket.gethostname():
+        return "unknown"
+    return "running" if _process(ref) else "gone"
+
+
+def stop(ref: DriverRef, grace: float) -> None:
+    """Send SIGTERM to the process, and after `grace` seconds SIGKILL to it and its children.
+
+    Raises
+    ------
+    DneuroError
+        If it runs on another machine.
+    """
+    if state(ref) == "unknown":
+        raise DneuroError(
+            f"the driver is process {ref.id} of {ref.details.get('host')}, this is {socket.gethostname()}",
+            hint=f"the same command on {ref.details.get('host')}",
+        )
+    process = _process(ref)
+    if process is None:
+        return
+    family = _children(process)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.terminate()
+    over = time.monotonic() + grace
+    while _process(ref) and time.monotonic() < over:
+        _reap(process.pid)
+        time.sleep(0.05)
+    for one in {*family, *_children(process)} | ({process} if _process(ref) else set()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    _reap(process.pid)
+
+
+def as_path(folder: Folder | str) -> Path:
+    """Return the folder as a path of this machine's file system.
+
+    Raises
+    ------
+    UsageError
+        If it is a prefix of an object store.
+    """
+    if isinstance(folder, Path):
+        return folder
+    if "://" in str(folder):
+        raise UsageError(
+            f"{folder} is in an object store; a driver on this backend keeps its log in a folder",
+            hint="state: a folder that all machines see",
+        )
+    return Path(str(folder))
+
+
+def shown(command: Sequence[str]) -> str:
+    """Return a command line that a shell reads as `command`."""
+    return shlex.join(command)
+
+
+def _children(process: psutil.Process) -> set[psutil.Process]:
+    try:
+        return set(process.children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def _started(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:  # over already
+        return 0.0
+
+
+def _process(ref: DriverRef) -> psutil.Process | None:
+    """Return the process, unless it has ended and its number is another's."""
+    _reap(int(ref.id))
+    try:
+        process = psutil.Process(int(ref.id))
+        same = abs(process.create_time() - ref.details["started"]) < 1
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _reap(pid: int) -> None:
+    """Collect the process if it is a child of this one; else whoever is its parent does."""
+    for process in _started_here:
+        if process.pid == pid:
+            process.poll()

@@ -1,0 +1,36 @@
+"""dask settings that a scheduler and workers of ours need, wherever they run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRELOAD = "dneuro.cluster.workers"
+"""What a worker runs before its first task."""
+
+ALLOWED_FAILURES = 20
+"""How many workers a unit may lose before the scheduler gives it up; a unit that kills its worker is refused by the
+worker long before, so that the count is of machines that were lost under it."""
+
+
+def scheduler_settings() -> dict[str, Any]:
+    """Return the settings of a scheduler."""
+    return {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
+
+
+def worker_settings() -> dict[str, Any]:
+    """Return the settings of a worker: no spilling, for what it holds was planned; our preload beside the user's."""
+    import dask
+    import distributed  # noqa: F401 - fills in dask.config
+
+    return {
+        "distributed.worker.preload": [*dask.config.get("distributed.worker.preload"), PRELOAD],
+        "distributed.worker.memory.target": False,
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": 0.95,
+        "distributed.worker.memory.terminate": 0.99,
+    }
+
+
+def thread_variables(threads: int) -> dict[str, str]:
+    """Return the environment that gives torch and BLAS so many threads; dask's own is one."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))

@@ -1,0 +1,40 @@
+"""What each worker of a pool has, known before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WorkerSizes:
+    """What each worker has.
+
+    Parameters
+    ----------
+    workers : int
+        Processes.
+    threads : int
+        Tasks per process.
+    cpus : int
+        Threads that torch and BLAS may use per task.
+    memory : int
+        Bytes per process.
+    gpus : int
+        GPUs per process.
+    """
+
+    workers: int
+    threads: int
+    cpus: int
+    memory: int
+    gpus: int = 0
+
+    @property
+    def slots(self) -> int:
+        """Tasks that run at the same time."""
+        return self.workers * self.threads
+
+    @property
+    def slots_per_process(self) -> int:
+        """Tasks that share a process."""
+        return self.threads

@@ -1,0 +1,225 @@
+"""Slurm as a backend: workers in batch jobs, the driver in one too or on the login node."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import secrets
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dneuro.cluster import processes
+from dneuro.cluster.backends import DriverRef, DriverState, Folder
+from dneuro.cluster.machines import DaskMachines
+from dneuro.cluster.record import Record, entries, job_folder_of
+from dneuro.cluster.security import make_credentials, read_credentials
+from dneuro.cluster.settings import scheduler_settings, worker_settings
+from dneuro.cluster.sizes import WorkerSizes
+from dneuro.cluster.slurm import queue
+from dneuro.cluster.slurm.keeper import Keeper
+from dneuro.cluster.slurm.scripts import Site, driver_script, worker_script, worker_settings_of
+from dneuro.cluster.versions import check_versions, versions
+from dneuro.errors import DneuroError, UsageError
+from dneuro.quantities import MiB
+from dneuro.spec.profile import ProfileSpec
+from dneuro.spec.sites import SlurmSpec
+
+NANNY = 192 * MiB
+"""Of a job's memory, what the process takes that watches over the worker (120 MiB measured)."""
+
+
+class SlurmBackend:
+    """Batch jobs of Slurm, one for each worker, around a scheduler in this process.
+
+    Parameters
+    ----------
+    profile : ProfileSpec
+        With ``backend: slurm``.
+    """
+
+    def __init__(self, profile: ProfileSpec) -> None:
+        self.profile = profile
+        self.slurm = profile.slurm or SlurmSpec()
+
+    def sizes(self, pool: str) -> WorkerSizes:
+        """Return what the workers of a pool have: what the profile says."""
+        spec = self.profile.groups[self.profile.group(pool)]
+        assert spec.memory is not None  # the profile was checked
+        cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
+        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus)
+
+    @contextlib.contextmanager
+    def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:
+        """Start a scheduler here and a batch job for each worker; they end with the block, and lost ones are replaced.
+
+        Everything but HTTP on loopback is encrypted and needs a certificate of this run.
+
+        Raises
+        ------
+        DneuroError
+            If Slurm refuses a job, a pool has no worker within its ``start_timeout``, or versions differ.
+        """
+        import dask
+        from distributed import Client, Scheduler, SpecCluster
+
+        folder = self._folder(folder, name)
+        end_jobs(job_folder_of(folder) or folder, {"worker"})  # of an attempt whose driver was killed
+        keys = make_credentials(self._keys(folder))
+        security = read_credentials(keys)
+        groups = self.profile.groups
+        self._write_settings(folder)
+        options = {
+            "protocol": "tls://", "port": 0, "interface": self.profile.security.bind, "security": security,
+            "dashboard": bool(self.profile.security.dashboard), "dashboard_address": "127.0.0.1:0",
+        }  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(dask.config.set(scheduler_settings()))
+            try:
+                cluster = stack.enter_context(
+                    SpecCluster({}, {"cls": Scheduler, "options": options}, security=security, name=name,
+                                silence_logs=50)
+                )  # fmt: skip
+            except (OSError, RuntimeError, ValueError) as error:
+                raise DneuroError(
+                    f"the scheduler could not listen on {self.profile.security.bind or socket.gethostname()}: {error}",
+                    hint="security.bind: a network interface of this machine (ip -brief address)",
+                ) from error
+            client = stack.enter_context(Client(cluster, security=security))
+            site = Site(self.profile, folder, cluster.scheduler.address, _options(keys))
+            keeper = Keeper(
+                {group: self.sizes(group).workers for group in groups},
+                lambda group, job, worker: worker_script(site, group, self.sizes(group), job, worker),
+                lambda: {str(worker.name) for worker in list(cluster.scheduler.workers.values())},
+                folder,
+                f"{name}-{secrets.token_hex(3)}",
+            )
+            stack.callback(shutil.rmtree, keys, ignore_errors=True)  # worth nothing any more
+            stack.callback(keeper.close)
+            keeper.start()
+            keeper.wait({group: self.profile.timeout(group) for group in groups})
+            check_versions(client)
+            yield DaskMachines(client, self.profile)
+
+    def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
+        """Submit the driver as a batch job; or start it as a process here, where only login nodes may submit.
+
+        Raises
+        ------
+        SlurmError
+            If Slurm refuses it.
+        """
+        folder = processes.as_path(job_folder).absolute()
+        if self.slurm.submit_workers_from == "login":
+            return processes.start("slurm", folder, command)
+        record, script = Record(folder), folder / "driver.sh"
+        unique = f"{name}-{secrets.token_hex(3)}"
+        script.write_text(driver_script(self.profile, folder, command, unique))
+        record.write(kind="slurm", role="driver", name=unique)
+        number = queue.submit(script)
+        record.write(kind="slurm", role="driver", name=unique, id=number)
+        return DriverRef("slurm", number, {"name": unique, "user": getpass.getuser()})
+
+    def driver_state(self, ref: DriverRef) -> DriverState:
+        """Return what the queue says of the driver; ``"unknown"`` while the controller does not answer."""
+        if "host" in ref.details:
+            return processes.state(ref)
+        try:
+            job = queue.look().get(ref.id) or queue.look_back([ref.id]).get(ref.id)
+        except queue.SlurmError:
+            return "unknown"
+        if job is None or job.ended:
+            return "gone"
+        return "running" if job.state in ("RUNNING", "COMPLETING") else "pending"
+
+    def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
+        """Tell the driver to stop; cancel its job if it has not after `grace` seconds."""
+        if "host" in ref.details:
+            processes.stop(ref, grace)
+            return
+        if self.driver_state(ref) == "running":
+            queue.cancel([ref.id], signal="TERM")
+            over = time.monotonic() + grace
+            while self.driver_state(ref) == "running" and time.monotonic() < over:
+                time.sleep(0.5)
+        queue.cancel([ref.id])
+
+    def clean_up(self, job_folder: Folder) -> list[str]:
+        """Cancel every batch job of a job that is left, the driver's too; return their numbers."""
+        return end_jobs(processes.as_path(job_folder), {"worker", "driver"})
+
+    def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
+        """Return the batch scripts of the driver and of one worker of each pool."""
+        folder = processes.as_path(job_folder).absolute()
+        attempt = folder / "attempts" / "001"
+        site = Site(self.profile, attempt, "tls://DRIVER:PORT", _options(attempt / "keys"))
+        in_queue = self.slurm.submit_workers_from == "driver"
+        parts = {
+            "driver, sbatch" if in_queue else "driver, a process of this machine":
+                driver_script(self.profile, folder, command, name) if in_queue else f"{processes.shown(command)}\n",
+        }  # fmt: skip
+        for group in self.profile.groups:
+            sizes = self.sizes(group)
+            text = worker_script(site, group, sizes, f"{name}-{group}-0", f"{group}-0")
+            parts[f"pool {group}, sbatch × {sizes.workers}"] = text
+        return "\n".join(f"### {title}\n{text}" for title, text in parts.items())
+
+    def _folder(self, folder: Path | None, name: str) -> Path:
+        if folder is None:
+            folder = processes.as_path(self.profile.state) / "clusters" / f"{name}-{secrets.token_hex(4)}"
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "logs").mkdir(exist_ok=True)
+        if " " in str(folder):
+            raise UsageError(f"the path {folder} has a space in it, which sbatch does not take", hint="another state:")
+        return folder
+
+    def _keys(self, folder: Path) -> Path:
+        own = self.profile.security.folder
+        return folder / "keys" if own is None else Path(own) / f"{folder.name}-{secrets.token_hex(4)}"
+
+    def _write_settings(self, folder: Path) -> None:
+        settings = {
+            **worker_settings(),
+            "distributed.nanny.preload": ["dneuro.cluster.versions"],
+            "dneuro.versions": versions(),
+        }
+        for group, pool in self.profile.groups.items():
+            its = worker_settings_of(group, self.sizes(group), pool, settings)
+            (folder / f"workers-{group}.yaml").write_text(yaml.safe_dump(_nested(its)))
+
+
+def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
+    """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers."""
+    recorded = [entry for entry in entries(job_folder) if entry.get("kind") == "slurm" and entry["role"] in roles]
+    if not recorded:
+        return []
+    names = {entry["name"] for entry in recorded}
+    ids = {entry["id"] for entry in recorded if "id" in entry}
+    left = [job.id for job in queue.look().values() if (job.id in ids or job.name in names) and not job.ended]
+    left = [number for number in left if number != os.environ.get("SLURM_JOB_ID")]
+    queue.cancel(left)
+    return left
+
+
+def _options(keys: Path) -> dict[str, str]:
+    return {"--tls-ca-file": str(keys / "ca.pem"), "--tls-cert": str(keys / "worker.pem"),
+            "--tls-key": str(keys / "worker.key")}  # fmt: skip
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return ``{"a": {"b": 1}}`` of ``{"a.b": 1}``, as dask's files are written."""
+    found: dict[str, Any] = {}
+    for path, value in settings.items():
+        *above, last = path.split(".")
+        place = found
+        for part in above:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found

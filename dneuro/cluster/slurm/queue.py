@@ -1,0 +1,131 @@
+"""Slurm's commands: submit, look, cancel. Everything is given up after a while, for a controller may be away."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dneuro.errors import DneuroError
+
+PATIENCE = 20.0
+"""Seconds to wait for one of Slurm's commands."""
+
+ENDED = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED",
+    "TIMEOUT",
+})  # fmt: skip
+"""States from which a job does not come back."""
+
+
+class SlurmError(DneuroError):
+    """A command of Slurm that is not there, does not answer, or says no."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """What the queue says of a job.
+
+    Parameters
+    ----------
+    id, name : str
+        Slurm's number, our name.
+    state : str
+        ``"PENDING"``, ``"RUNNING"``, ``"FAILED"``, ….
+    reason : str
+        Why it waits or ended, in Slurm's word, such as ``"Resources"``.
+    """
+
+    id: str
+    name: str
+    state: str
+    reason: str
+
+    @property
+    def ended(self) -> bool:
+        """Whether it will not run any more."""
+        return self.state in ENDED
+
+    def __str__(self) -> str:
+        known = self.reason not in ("", "None")
+        return f"job {self.id} {self.state}" + (f" ({self.reason})" if known else "")
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment without what Slurm told the job that it may be part of.
+
+    A job that is submitted from another one would inherit that one's memory and cores, and be refused if its own are
+    said in another way.
+    """
+    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith("SLURM_")}
+
+
+def submit(script: Path) -> str:
+    """Submit a batch script; return the job's number.
+
+    Raises
+    ------
+    SlurmError
+        With what sbatch says.
+    """
+    return call("sbatch", "--parsable", str(script)).strip().split(";")[0]
+
+
+def look(patience: float = PATIENCE) -> dict[str, BatchJob]:
+    """Return this user's jobs by their numbers, those that ended a short while ago too."""
+    text = call("squeue", "--noheader", f"--user={os.geteuid()}", "--states=all", "--format=%i|%T|%r|%j",
+                patience=patience)  # fmt: skip
+    found = {}
+    for line in text.splitlines():
+        number, state, reason, name = line.split("|", 3)
+        found[number] = BatchJob(number, name, state, reason)
+    return found
+
+
+def look_back(ids: Iterable[str]) -> dict[str, BatchJob]:
+    """Return what the accounts say of jobs that the queue has forgotten; nothing where there are no accounts."""
+    wanted = ",".join(ids)
+    try:
+        text = call("sacct", "--noheader", "--parsable2", "--allocations", "--format=JobID,State,ExitCode,JobName",
+                    f"--jobs={wanted}") if wanted else ""  # fmt: skip
+    except SlurmError:
+        return {}
+    found = {}
+    for line in text.splitlines():
+        number, state, code, name = line.split("|", 3)
+        found[number] = BatchJob(number, name, state.split()[0], f"exit code {code}")
+    return found
+
+
+def cancel(ids: Iterable[str], *, signal: str | None = None, patience: float = PATIENCE) -> None:
+    """End jobs; those that have ended are no error. With a signal, send it to their batch scripts instead."""
+    numbers = sorted(set(ids))
+    options = ["--batch", f"--signal={signal}"] if signal else []
+    if numbers:
+        call("scancel", *options, *numbers, patience=patience, allowed=re.compile("(?i)invalid job|already"))
+
+
+def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.Pattern[str] | None = None) -> str:
+    """Run one of Slurm's commands and return its output.
+
+    Raises
+    ------
+    SlurmError
+        If it is not installed, fails with a message that is not `allowed`, or does not end in `patience` seconds.
+    """
+    try:
+        done = subprocess.run(
+            [command, *arguments], capture_output=True, text=True, timeout=patience, env=environment(), check=False
+        )
+    except FileNotFoundError:
+        hint = "run this on a login node of the cluster, or module load slurm"
+        raise SlurmError(f"{command} is not on this machine's PATH", hint) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command} did not answer within {patience:g} s", "sinfo: is the controller up?") from None
+    if done.returncode and not (allowed and allowed.search(done.stderr)):
+        said = done.stderr.strip() or f"exit code {done.returncode}"
+        raise SlurmError(f"{command}: {said}", hint="the partition, account and sizes in the profile; sinfo, sacctmgr")
+    return done.stdout

@@ -1,0 +1,207 @@
+"""The batch scripts that are submitted: one for each worker, one for a driver."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dneuro.cluster.settings import thread_variables
+from dneuro.cluster.sizes import WorkerSizes
+from dneuro.errors import UsageError
+from dneuro.quantities import MiB
+from dneuro.spec.profile import PoolSpec, ProfileSpec
+from dneuro.spec.sites import SlurmSpec
+
+DEATH_TIMEOUT = 60
+"""Seconds without a scheduler after which a worker ends itself, and its job with it."""
+
+NOTICE = 120
+"""Seconds before its time limit at which a driver is told to stop, to be queued again."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What the scripts of one run have in common.
+
+    Parameters
+    ----------
+    profile : ProfileSpec
+        With ``backend: slurm``.
+    folder : Path
+        For logs and settings, on a file system that all nodes see.
+    address : str
+        The scheduler's.
+    keys : dict of str to str
+        Options of ``dask worker`` that name its certificate and key.
+    """
+
+    profile: ProfileSpec
+    folder: Path
+    address: str
+    keys: dict[str, str]
+
+    @property
+    def slurm(self) -> SlurmSpec:
+        """The profile's section, or its defaults."""
+        return self.profile.slurm or SlurmSpec()
+
+    def log(self, name: str) -> Path:
+        """Return where a worker's output goes; ``%j`` stands for the job's number."""
+        return self.folder / "logs" / f"{name}-%j.log"
+
+    def settings(self, group: str) -> Path:
+        """Return the file with dask's settings for the workers of a pool."""
+        return self.folder / f"workers-{group}.yaml"
+
+
+def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker: str) -> str:
+    """Return the script of one worker; dask-jobqueue writes its header and command.
+
+    Always one process: with several, all of them would load their network into the one GPU of the job.
+    """
+    try:
+        from dask_jobqueue.slurm import SLURMJob
+    except ImportError:
+        raise UsageError("dask-jobqueue is not installed", hint='pip install "dneuro[slurm]"') from None
+    pool = site.profile.groups[group]
+    slurm = site.slurm
+    job = SLURMJob(  # type: ignore[no-untyped-call]
+        scheduler=site.address,
+        # The job's number tells workers of the same place apart: one may still be known when the next one comes.
+        name=f"{worker}.${{SLURM_JOB_ID}}",
+        job_name=name,
+        queue=pool.partition,
+        account=slurm.account,
+        walltime=None if pool.walltime is None else _clock(pool.walltime),
+        cores=sizes.threads,
+        processes=1,
+        job_cpu=pool.cpus or sizes.threads,
+        memory=f"{sizes.memory}B",
+        job_mem=f"{math.ceil((pool.memory or sizes.memory) / MiB)}M",
+        nanny=True,
+        protocol="tls://",
+        interface=site.profile.security.bind,
+        death_timeout=DEATH_TIMEOUT,
+        local_directory=slurm.scratch or '"${TMPDIR:-/tmp}"',
+        worker_command="distributed.cli.dask_worker",
+        worker_extra_args=list(_worker_options(site, group, sizes, pool)),
+        job_extra_directives=list(_directives(site, pool, name)),
+        job_script_prologue=list(_prologue(site, group, sizes, pool)),
+        # dask-jobqueue fills in a time limit and two log files of its own where it is given none.
+        job_directives_skip=["#SBATCH -e", "#SBATCH -o", *([] if pool.walltime else ["#SBATCH -t"])],
+        shebang="#!/bin/bash",
+        python=f"exec {slurm.python or shlex.quote(sys.executable)}",
+        config_name="slurm",
+    )
+    return str(job.job_script())  # type: ignore[no-untyped-call]
+
+
+def _worker_options(site: Site, group: str, sizes: WorkerSizes, pool: PoolSpec) -> Iterator[str]:
+    yield from ("--memory-limit", str(sizes.memory))  # exactly: dask-jobqueue's own is rounded
+    yield from ("--no-dashboard", "--dashboard-address", "127.0.0.1:0")
+    yield from ("--resources", shlex.quote(f"{group}={sizes.threads}"))
+    for option, value in site.keys.items():
+        yield from (option, shlex.quote(value))
+    if pool.walltime is not None and pool.walltime > 10 * NOTICE:
+        # Leaving in time, a worker hands over what it holds; one that is killed loses it.
+        yield from ("--lifetime", f"{pool.walltime - NOTICE:.0f}s")
+
+
+def _directives(site: Site, pool: PoolSpec, name: str) -> Iterator[str]:
+    yield f"--output={site.log(name)}"
+    # Slurm would hold a job that it queues again for two minutes, and the driver replaces what is lost.
+    yield "--no-requeue"
+    if pool.gpus:
+        yield f"--gres={pool.gres or f'gpu:{pool.gpus}'}"
+    if pool.constraint:
+        yield f"--constraint={pool.constraint}"
+    if site.slurm.qos:
+        yield f"--qos={site.slurm.qos}"
+    yield from pool.directives
+
+
+def _prologue(site: Site, group: str, sizes: WorkerSizes, pool: PoolSpec) -> Iterator[str]:
+    variables = {**thread_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
+    yield from _common(site.slurm)
+    for key, value in {**variables, "DASK_CONFIG": str(site.settings(group))}.items():
+        yield f"export {key}={shlex.quote(value)}"
+
+
+def _common(slurm: SlurmSpec) -> Iterator[str]:
+    path = os.environ.get("PYTHONPATH")
+    if path and slurm.python is None:  # sites that start jobs in a bare environment
+        absolute = os.pathsep.join(str(Path(part).absolute()) for part in path.split(os.pathsep) if part)
+        yield f"export PYTHONPATH={shlex.quote(absolute)}"
+    yield from slurm.setup
+
+
+def worker_settings_of(group: str, sizes: WorkerSizes, pool: PoolSpec, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return dask's settings for the workers of a pool: the nanny sets threads to 1 unless it is told otherwise."""
+    variables = {**thread_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
+    return {**settings, "distributed.nanny.pre-spawn-environ": variables}
+
+
+def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], name: str) -> str:
+    """Return the script of a driver: queued again when its node or its time is lost, but not for ever."""
+    slurm, driver = profile.slurm or SlurmSpec(), profile.driver
+    header = [
+        f"--job-name={name}",
+        f"--output={folder / 'driver.log'}",
+        "--open-mode=append",
+        "--requeue" if slurm.requeue else "--no-requeue",
+        "--ntasks=1",
+        f"--cpus-per-task={driver.cpus}",
+        f"--mem={math.ceil(driver.memory / MiB)}M",
+    ]
+    settings = {"--partition": driver.partition, "--account": slurm.account, "--qos": slurm.qos,
+                "--time": None if driver.walltime is None else _clock(driver.walltime)}  # fmt: skip
+    header += [f"{option}={value}" for option, value in settings.items() if value]
+    if driver.walltime is not None and driver.walltime > 2 * NOTICE:
+        header.append(f"--signal=B:USR1@{NOTICE}")
+    return _DRIVER.format(
+        header="\n".join(f"#SBATCH {line}" for line in [*header, *driver.directives]),
+        restarts=driver.max_restarts,
+        setup="\n".join(_common(slurm)),
+        command=shlex.join(command) if slurm.python is None else f"{slurm.python} {shlex.join(command[1:])}",
+        again="scontrol requeue" if slurm.requeue else "#",
+    )
+
+
+_DRIVER = """\
+#!/bin/bash
+{header}
+
+if [ "${{SLURM_RESTART_COUNT:-0}}" -gt {restarts} ]; then
+  echo "error: this driver was started {restarts} times again, that is enough (driver.max_restarts)"
+  exit 4
+fi
+{setup}
+
+# The shell gets the signals: told to end, it tells the driver; out of time, it has itself queued again after that.
+out_of_time=
+trap 'kill -TERM $driver' TERM INT
+trap 'out_of_time=1; kill -TERM $driver' USR1
+{command} &
+driver=$!
+code=130
+while kill -0 $driver 2>/dev/null; do
+  wait $driver
+  code=$?
+done
+if [ -n "$out_of_time" ] && [ "$code" -ne 0 ]; then
+  {again} "$SLURM_JOB_ID"
+fi
+exit $code
+"""
+
+
+def _clock(seconds: float) -> str:
+    """Return a time limit as Slurm writes it, in whole minutes, for it counts no less."""
+    minutes = max(1, math.ceil(seconds / 60))
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:00"

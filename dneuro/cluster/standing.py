@@ -1,0 +1,307 @@
+"""A cluster that stands: started once, used by many jobs and notebooks, until it is ended.
+
+Its folder, ``<state>/clusters/<name>/``, holds the profile, the reference to the process that holds the scheduler,
+and, as long as that runs, ``cluster.json`` with the address and the folder of credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dneuro.cluster import processes
+from dneuro.cluster.address import connect_to
+from dneuro.cluster.backends import DriverRef, DriverState, backend_of
+from dneuro.cluster.profiles import profile_folders
+from dneuro.errors import BusyError, DneuroError, UsageError
+from dneuro.files import write_atomically
+from dneuro.quantities import format_duration
+from dneuro.spec import find_profile, read_profile
+from dneuro.spec.profile import ProfileSpec
+from dneuro.spec.sites import AddressSpec
+
+PROFILE, DRIVER, CLUSTER = "profile.json", "driver.json", "cluster.json"
+
+GRACE = 30.0
+"""Seconds that a cluster is given to end its workers in order."""
+
+SLACK = 30.0
+"""Seconds beside the pools' ``start_timeout`` for the scheduler's own start, once its process runs."""
+
+Target = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class StandingCluster:
+    """A cluster that was started by `up`.
+
+    Parameters
+    ----------
+    name : str
+        The profile's.
+    state : str
+        ``"pending"``, ``"running"``, ``"gone"`` or ``"unknown"``: of the process that holds the scheduler.
+    address : str
+        The scheduler's; empty until it listens.
+    credentials : str
+        Folder with ``ca.pem``, ``client.pem`` and ``client.key``, readable by its owner only.
+    dashboard : str
+        URL on the scheduler's machine; empty if there is none.
+    folder : str
+        Logs and records.
+    workers : dict of str to int
+        Workers there are, by pool; empty where it was not asked.
+    """
+
+    name: str
+    state: DriverState
+    address: str
+    credentials: str
+    dashboard: str
+    folder: str
+    workers: dict[str, int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return asdict(self)
+
+
+def up(profile: Target) -> StandingCluster:
+    """Start a cluster that stands until `down`, and wait until each of its pools has a worker.
+
+    Parameters
+    ----------
+    profile : str or path
+        A profile file, or the name of one.
+
+    Raises
+    ------
+    BusyError
+        If it stands already.
+    DneuroError
+        If it does not come up: with the last lines of its log.
+    """
+    name, spec, folder = _find(profile)
+    if spec.backend == "address":
+        raise UsageError("this profile is of a cluster that stands already", hint=f"dneuro run JOB --cluster {profile}")
+    if _driver(folder) and _state(spec, folder) in ("pending", "running"):
+        raise BusyError(f"the cluster {name} stands already", hint=f"dneuro cluster status {profile}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, mode=0o700)
+    # Over loopback too: what stands for days is reached by everybody who is logged in to the machine.
+    spec = spec.model_copy(update={"security": spec.security.model_copy(update={"tls": "required"}),
+                                   "state": str(Path(spec.state).absolute())})  # fmt: skip
+    _write(folder / PROFILE, spec.model_dump_json(indent=1))
+    command = [sys.executable, "-m", "dneuro.cluster.standing", str(folder)]
+    backend = backend_of(spec)
+    ref = backend.start_driver(folder, command, f"dneuro-cluster-{name}")
+    _write(folder / DRIVER, json.dumps(ref.to_dict()))
+    try:
+        _wait(spec, folder, ref)
+    except BaseException:
+        with contextlib.suppress(DneuroError):
+            down(profile)
+        raise
+    return status(profile)
+
+
+def status(profile: Target) -> StandingCluster:
+    """Return where a cluster stands, and how many workers its pools have.
+
+    Raises
+    ------
+    UsageError
+        If none was started from this profile.
+    """
+    name, spec, folder = _find(profile)
+    _require(name, folder)
+    state, said = _state(spec, folder), _read(folder / CLUSTER)
+    workers: dict[str, int] = {}
+    if state == "running" and said:
+        with connect_to(_address(said), timeout=10) as client:
+            there = client.scheduler_info(n_workers=-1)["workers"].values()
+        for group in spec.groups:
+            workers[group] = sum(group in worker.get("resources", {}) for worker in there)
+    here = said if state == "running" else {}
+    return StandingCluster(name, state, here.get("address", ""), here.get("credentials", ""),
+                           here.get("dashboard", ""), str(folder), workers)  # fmt: skip
+
+
+def down(profile: Target) -> list[str]:
+    """End a cluster and everything that it has started; return what had to be ended by force.
+
+    Raises
+    ------
+    UsageError
+        If none was started from this profile.
+    """
+    name, spec, folder = _find(profile)
+    _require(name, folder)
+    backend, ref = backend_of(spec), _driver(folder)
+    if ref is not None:
+        backend.stop_driver(ref, grace=GRACE)
+    ended = backend.clean_up(folder)
+    for file in (DRIVER, CLUSTER):
+        (folder / file).unlink(missing_ok=True)
+    for keys in ("credentials", "keys"):
+        shutil.rmtree(folder / keys, ignore_errors=True)
+    return ended
+
+
+def connect(cluster: Target, *, credentials: Target | None = None, timeout: float = 30.0) -> Any:
+    """Return a plain dask client of a cluster that stands.
+
+    Parameters
+    ----------
+    cluster : str or path
+        The address that ``dneuro cluster up`` printed, or the profile it was started from, or one with
+        ``backend: address``.
+    credentials : str or path, optional
+        Folder with ``ca.pem``, ``client.pem`` and ``client.key``; found by itself for a cluster that was started from
+        one of the profiles here.
+    timeout : float
+        Seconds to wait for an answer.
+
+    Returns
+    -------
+    distributed.Client
+
+    Raises
+    ------
+    UsageError
+        If there is no such cluster, or no credentials for it.
+    DneuroError
+        If it does not answer.
+    """
+    text = os.fspath(cluster)
+    if "://" in text:
+        said = {"address": text, "credentials": os.fspath(credentials) if credentials else _known(text)}
+        return connect_to(_address(said), timeout=timeout)
+    name, spec, folder = _find(cluster)
+    if spec.address is not None:
+        return connect_to(spec.address, timeout=timeout)
+    said = _read(folder / CLUSTER)
+    if not said:
+        raise UsageError(f"no cluster of the profile {name} stands", hint=f"dneuro cluster up {text}")
+    return connect_to(_address(said | ({"credentials": os.fspath(credentials)} if credentials else {})),
+                      timeout=timeout)  # fmt: skip
+
+
+def hold(folder: Path) -> None:
+    """Open the profile in a folder, say there where it is, and hold it until this process is told to end."""
+    import signal
+    import threading
+
+    over = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: over.set())
+    spec = ProfileSpec.model_validate_json((folder / PROFILE).read_text())
+    with backend_of(spec).open(folder=folder, name=folder.name) as machines:
+        client = machines.client
+        keys, credentials = folder / "keys", folder / "credentials"
+        if spec.security.folder is not None:
+            keys = Path(client.security.tls_client_key).parent
+        shutil.rmtree(credentials, ignore_errors=True)
+        credentials.mkdir(mode=0o700)
+        for file in ("ca.pem", "client.pem", "client.key"):  # the scheduler's own stay with it
+            shutil.copy2(keys / file, credentials / file)
+        said = {"address": client.scheduler.address, "credentials": str(credentials),
+                "dashboard": client.dashboard_link if spec.security.dashboard else ""}  # fmt: skip
+        _write(folder / CLUSTER, json.dumps(said))
+        over.wait()
+        (folder / CLUSTER).unlink(missing_ok=True)
+
+
+def _find(profile: Target) -> tuple[str, ProfileSpec, Path]:
+    path = find_profile(os.fspath(profile), profile_folders())
+    spec = read_profile(path)
+    return path.stem, spec, processes.as_path(spec.state).absolute() / "clusters" / path.stem
+
+
+def _require(name: str, folder: Path) -> None:
+    if not (folder / DRIVER).is_file():
+        raise UsageError(f"no cluster was started from the profile {name}", hint=f"dneuro cluster up {name}")
+
+
+def _driver(folder: Path) -> DriverRef | None:
+    kept = _read(folder / DRIVER)
+    return DriverRef.from_dict(kept) if kept else None
+
+
+def _state(spec: ProfileSpec, folder: Path) -> DriverState:
+    ref = _driver(folder)
+    return "gone" if ref is None else backend_of(spec).driver_state(ref)
+
+
+def _wait(spec: ProfileSpec, folder: Path, ref: DriverRef) -> None:
+    """Wait until the cluster says where it is; the clock starts when its process does."""
+    backend = backend_of(spec)
+    longest = max(spec.timeout(group) for group in spec.groups)
+    queued = time.monotonic() + longest
+    over: float | None = None
+    while not (folder / CLUSTER).is_file():
+        state = backend.driver_state(ref)
+        if state == "running" and over is None:
+            over = time.monotonic() + longest + SLACK
+        if state == "gone" or time.monotonic() > (over or queued):
+            log = folder / processes.LOG
+            why = "its process has ended" if state == "gone" else f"{state} after {format_duration(longest)}"
+            raise DneuroError(f"the cluster did not come up: {why}; log {log}{_tail(log)}",
+                              hint="the sizes and the start_timeout in the profile")  # fmt: skip
+        time.sleep(0.3)
+
+
+def _tail(log: Path, count: int = 6) -> str:
+    try:
+        return "".join(f"\n  {line}" for line in log.read_text(errors="replace").splitlines()[-count:])
+    except OSError:
+        return ""
+
+
+def _address(said: dict[str, Any]) -> AddressSpec:
+    folder = said.get("credentials")
+    files = {"ca": f"{folder}/ca.pem", "cert": f"{folder}/client.pem", "key": f"{folder}/client.key"} if folder else {}
+    return AddressSpec(scheduler=said["address"], **files)
+
+
+def _known(address: str) -> str | None:
+    """Return the credentials for an address, if a cluster of one of the profiles here has it."""
+    for folder in _folders():
+        said = _read(folder / CLUSTER)
+        if said and said["address"] == address:
+            return str(said["credentials"])
+    return None
+
+
+def _folders() -> Iterator[Path]:
+    for place in profile_folders():
+        for path in sorted(place.glob("*.yaml")):
+            with contextlib.suppress(DneuroError):
+                yield _find(path)[2]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        kept: dict[str, Any] = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return kept
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode() + b"\n"))
+
+
+if __name__ == "__main__":
+    try:
+        hold(Path(sys.argv[1]))
+    except DneuroError as error:
+        sys.exit(f"error: {error}")

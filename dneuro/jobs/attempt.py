@@ -1,0 +1,210 @@
+"""One attempt at a job: its lease, its log, its state while it lasts and when it has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import Any, Self
+
+from dneuro import events
+from dneuro.errors import CancelledError, DneuroError, PartialError
+from dneuro.jobs.folder import JobFolder
+from dneuro.jobs.lease import Asked, Lease
+from dneuro.jobs.progress import Progress
+from dneuro.store.files import Location
+from dneuro.store.remote import RemotePath
+
+TICK = 1.0
+"""Seconds between two states written on a disk."""
+
+REMOTE_TICK = 5.0
+"""Seconds between two states written into an object store, where each of them is a request that is paid for."""
+
+INTERRUPTED = 143
+"""Exit code of a driver that was told to end by its machine, not by the user: it is to be started again."""
+
+ENDED = ("done", "partial", "failed", "cancelled")
+"""States in which a job stays until somebody acts."""
+
+
+class Attempt:
+    """What is kept of one attempt; use it in a ``with`` block, which is the attempt.
+
+    Parameters
+    ----------
+    folder : JobFolder
+        The job's.
+    steps : list of str
+        Names of its steps.
+    store : str
+        Where its results go.
+    ask : callable, optional
+        Says of an earlier driver elsewhere whether it lives.
+    detached : bool
+        Nobody sits at the driver: a signal means that its machine is taken away, unless the job was cancelled.
+
+    Raises
+    ------
+    BusyError
+        If another driver is at work on the job.
+    """
+
+    def __init__(
+        self, folder: JobFolder, steps: list[str], store: str, *, ask: Asked | None = None, detached: bool = False
+    ) -> None:
+        self.folder, self.detached = folder, detached
+        self._lease = Lease.acquire(folder.attempts, ask=ask, wait=detached, what="job")
+        self.number = self._lease.attempt.number
+        self.place: Location = folder.attempt(self.number)
+        self.progress = Progress(steps)
+        self._status: dict[str, Any] = {
+            "id": folder.id, "store": store, "state": "starting", "attempt": self.number, "started": time.time(),
+            "host": os.uname().nodename, "pid": os.getpid(), "report": None, "error": None, "exit_code": None,
+        }  # fmt: skip
+        self._log = _Log(self.place / "events.jsonl")
+        self._client: Any = None
+        self._changed = True
+        self._over = threading.Event()
+        self._stack = contextlib.ExitStack()
+        self._write()
+        remote = isinstance(folder.path, RemotePath)
+        self._ticker = threading.Thread(
+            target=self._tick, args=(REMOTE_TICK if remote else TICK,), name="dneuro-status", daemon=True
+        )
+
+    def takes_retry(self) -> bool:
+        """Return whether this attempt is to try again what earlier ones left out; those after it are not."""
+        asked = self.folder.path / "retry.json"
+        wanted = asked.is_file()
+        asked.unlink(missing_ok=True)
+        return wanted
+
+    def machines_are_up(self, client: Any) -> None:
+        """Note that work begins, and watch the workers of a dask client."""
+        self._client = client if hasattr(client, "scheduler_info") else None
+        self._status["state"] = "running"
+        self._write()
+
+    def machines_go_down(self) -> None:
+        """Look at the workers once more, and no longer."""
+        self._look()
+        self._client = None
+
+    def reached(self, **found: Any) -> None:
+        """Note what came of the job, such as where its report is."""
+        self._status.update(found)
+
+    def __enter__(self) -> Self:
+        self._stack.enter_context(events.listening(self._keep))
+        self._ticker.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+        self._over.set()
+        self._ticker.join()
+        state, code = self._end_of(error)
+        self._status |= {"state": state, "exit_code": code, "ended": time.time()}
+        if error is not None:
+            self.progress.fail()
+            self._status["error"] = _described(error)
+            self._log.add({"kind": "failed", "message": str(error), "time": time.time(), "trace": _trace(error)})
+        self._log.close()
+        with contextlib.suppress(OSError):  # a full disk must not hide why the attempt ended
+            self._write()
+        self._lease.release()
+
+    def _end_of(self, error: BaseException | None) -> tuple[str, int]:
+        """Return state and exit code."""
+        if error is None:
+            return "done", 0
+        if isinstance(error, PartialError):
+            return "partial", error.exit_code
+        if isinstance(error, KeyboardInterrupt | CancelledError):
+            if self.detached and not self.folder.read("cancel"):
+                return "interrupted", INTERRUPTED
+            return "cancelled", CancelledError.exit_code
+        return "failed", getattr(error, "exit_code", DneuroError.exit_code)
+
+    def _keep(self, event: events.Event) -> None:
+        self.progress.take(event)
+        self._log.add(event.to_dict())
+        self._changed = True
+
+    def _tick(self, period: float) -> None:
+        beats = 0
+        while not self._over.wait(period):
+            beats += 1
+            if beats % 2 == 0:
+                self._look()
+            if beats % 5 == 0 and self.folder.read("cancel"):
+                os.kill(os.getpid(), signal.SIGTERM)  # whoever cancels may not be able to reach this process
+                return
+            if self._changed:
+                self._changed = False
+                with contextlib.suppress(OSError):  # the next one may do better
+                    self._write()
+                    self._log.flush()
+
+    def _look(self) -> None:
+        client = self._client
+        if client is not None:
+            with contextlib.suppress(Exception):  # the connection may end at any time
+                self.progress.look(client)
+                self._changed = True
+
+    def _write(self) -> None:
+        self.folder.remember("status", {**self._status, **self.progress.to_dict()})
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    message = getattr(error, "message", None) or str(error) or type(error).__name__
+    return {"type": type(error).__name__, "message": message, "hint": getattr(error, "hint", None)}
+
+
+def _trace(error: BaseException) -> str:
+    """Return the traceback of an error that nobody raised on purpose."""
+    on_purpose = isinstance(error, DneuroError | KeyboardInterrupt)
+    return "" if on_purpose else "".join(traceback.format_exception(error))
+
+
+class _Log:
+    """JSON lines: on a disk each is written at once, in an object store all of them now and then."""
+
+    def __init__(self, place: Location) -> None:
+        self._place = place
+        self._lines: list[str] = []
+        self._file = None if isinstance(place, RemotePath) else place.open("a")
+        self._shown: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def add(self, entry: dict[str, Any]) -> None:
+        line = json.dumps(entry, default=str) + "\n"
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a full disk: what is wrong is said elsewhere
+                self._file.write(line)
+                self._file.flush()
+        elif entry["kind"] != "progress" or entry["time"] - self._shown.get(entry["step"], 0) > 2 * REMOTE_TICK:
+            self._shown[entry.get("step", "")] = entry["time"]
+            with self._lock:
+                self._lines.append(line)
+
+    def flush(self) -> None:
+        if self._file is None:
+            with self._lock:
+                content = "".join(self._lines).encode()
+            self._place.write_bytes(content)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self.flush()
+            if self._file is not None:
+                self._file.close()

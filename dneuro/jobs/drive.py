@@ -1,0 +1,96 @@
+"""The driver: opens a job's machines and runs it, and keeps the job's folder up to date."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from dneuro.cluster import Backend, backend_of
+from dneuro.cluster.processes import this_process
+from dneuro.errors import CancelledError, UsageError
+from dneuro.jobs.attempt import Attempt
+from dneuro.jobs.driver import JobResult, run_job
+from dneuro.jobs.folder import JobFolder
+from dneuro.jobs.lease import Asked, Holder
+from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.spec.job import JobSpec
+from dneuro.store.files import locate
+
+
+def drive(place: str) -> JobResult:
+    """Run the job of a folder, as the detached process that `submit` starts.
+
+    Parameters
+    ----------
+    place : str
+        Path or URL of the job's folder.
+
+    Raises
+    ------
+    BusyError
+        If another driver is at work on it.
+    DneuroError
+        If the job fails; its folder says so too.
+    """
+    folder = JobFolder(locate(place).absolute())
+    if not (folder.path / "job.yaml").is_file():
+        raise UsageError(f"{place} is no folder of a job", hint="dneuro submit JOB makes one and starts its driver")
+    with contextlib.suppress(OSError):  # relative paths are those of whoever submitted, where that folder is seen
+        os.chdir(folder.submitted_in)
+    if folder.read("cancel"):  # a queue may start a driver again that was to end
+        raise CancelledError(f"job {folder.id} was cancelled", hint=f"dneuro resume {folder.id}")
+    backend = backend_of(folder.read_profile())
+    return attend(folder, folder.read_job(), backend)
+
+
+def run_here(folder: JobFolder, plan: JobPlan, backend: Backend) -> JobResult:
+    """Run a job as a process that somebody sits at; others may follow and cancel it by its folder."""
+    return attend(folder, plan.study.job, backend, plan)
+
+
+def attend(folder: JobFolder, job: JobSpec, backend: Backend, plan: JobPlan | None = None) -> JobResult:
+    """Make one attempt at a job: plan, open the machines, run.
+
+    Parameters
+    ----------
+    folder : JobFolder
+        The job's.
+    job : JobSpec
+        The job.
+    backend : Backend
+        Where it runs.
+    plan : JobPlan, optional
+        Of the job, if somebody sits here and has seen it; else it is planned as the first thing, and units that failed
+        again and again in earlier attempts stay left out unless `retry` was asked for.
+
+    Raises
+    ------
+    BusyError
+        If another driver is at work on the job.
+    """
+    steps = [step.id for step in job.steps]
+    detached = plan is None
+    with Attempt(folder, steps, job.store, ask=_known_dead(folder), detached=detached) as attempt:
+        if not detached:
+            folder.remember("driver", this_process("local").to_dict())
+        planned = plan or plan_job(job, backend.sizes)
+        own = attempt.place if isinstance(attempt.place, Path) else None
+        with backend.open(folder=own, name=job.name) as machines:
+            attempt.machines_are_up(machines.client)
+            try:
+                threads = backend.sizes(job.extract.pool_name).cpus
+                result = run_job(planned, machines, threads=threads, retry=not detached or attempt.takes_retry())
+            finally:
+                attempt.machines_go_down()
+        attempt.reached(report=None if result.report is None else str(result.report))
+    return result
+
+
+def _known_dead(folder: JobFolder) -> Asked:
+    """Return who knows which attempt is dead: `resume` asked whoever started it, and noted the answer."""
+
+    def ask(found: Holder) -> bool | None:
+        return False if folder.read("dead").get("attempt") == found.number else None
+
+    return ask

@@ -1,0 +1,121 @@
+"""How far a job is, made of its events: the steps with their rates, the units, the workers' memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dneuro import events
+
+StepState = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass
+class StepProgress:
+    """One step of a job.
+
+    Parameters
+    ----------
+    step : str
+        Its name.
+    state : str
+        ``waiting``, ``running``, ``done`` or ``failed``.
+    done, total : float
+        Work done and in all, in units of `what`.
+    what : str
+        Such as ``images``, ``layers``, ``epochs``.
+    rate : float
+        Per second, since the step began in this attempt.
+    left : float or None
+        Seconds that the rest will take at this rate.
+    seconds : float
+        Time it has taken in this attempt.
+    """
+
+    step: str
+    state: StepState = "waiting"
+    done: float = 0
+    total: float = 0
+    what: str = ""
+    rate: float = 0.0
+    left: float | None = None
+    seconds: float = 0.0
+    _began: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
+
+    def take(self, event: events.Event) -> None:
+        """Follow an event of this step."""
+        if event.kind == "started" or self.state == "waiting":
+            self._began = (event.time, event.done)
+        self.done, self.total, self.what = event.done, event.total, event.what
+        self.state = "done" if event.kind == "finished" else "running"
+        began, before = self._began
+        self.seconds = event.time - began
+        if self.seconds > 0 and self.done > before:
+            self.rate = (self.done - before) / self.seconds
+            self.left = (self.total - self.done) / self.rate
+        if self.state == "done":
+            self.left = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {key: value for key, value in asdict(self).items() if not key.startswith("_")}
+
+
+class Progress:
+    """All steps of a job and all its workers, as far as the events of this attempt tell.
+
+    Parameters
+    ----------
+    steps : iterable of str
+        Names of the steps, in order.
+    """
+
+    def __init__(self, steps: Iterable[str]) -> None:
+        self.steps = {name: StepProgress(name) for name in steps}
+        self.units: dict[str, int] = {}
+        self.warnings = 0
+        self.workers: dict[str, int] = {}
+        self.memory: dict[str, dict[str, int]] = {}
+
+    def take(self, event: events.Event) -> None:
+        """Follow an event."""
+        if event.kind == "warning":
+            self.warnings += 1
+        if "units" in event.data:
+            self.units = dict(event.data["units"])
+        if not event.parent and event.total and event.kind in ("started", "progress", "finished"):
+            self.steps.setdefault(event.step, StepProgress(event.step)).take(event)
+
+    def fail(self) -> None:
+        """Note that the attempt has ended in the midst of its steps."""
+        for step in self.steps.values():
+            if step.state == "running":
+                step.state, step.left = "failed", None
+
+    def look(self, client: Any) -> None:
+        """See which workers there are and what they hold."""
+        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        self.workers = {}
+        for worker in workers:
+            name, now = str(worker["name"]), int(worker["metrics"].get("memory", 0))
+            group = name.rpartition("-")[0] or "workers"
+            self.workers[group] = self.workers.get(group, 0) + 1
+            peak = max(now, int(worker["metrics"].get("peak_memory", 0)), self.memory.get(name, {}).get("peak", 0))
+            self.memory[name] = {"now": now, "peak": peak, "limit": int(worker["memory_limit"] or 0)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        running = [step for step in self.steps.values() if step.state == "running"]
+        return {
+            "steps": [step.to_dict() for step in self.steps.values()],
+            "units": self.units,
+            "rate": running[-1].rate if running else None,
+            "left": running[-1].left if running else None,
+            "workers": self.workers,
+            "memory": self.memory,
+            "peak_memory": max((one["peak"] for one in self.memory.values()), default=0),
+            "warnings": self.warnings,
+            "updated": time.time(),
+        }

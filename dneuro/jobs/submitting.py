@@ -1,0 +1,163 @@
+"""Giving a job to a driver of its own: submit, resume, retry."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dneuro.cluster import Backend, DriverRef, backend_of, profile_folders
+from dneuro.errors import BusyError, UsageError
+from dneuro.jobs.attempt import ENDED
+from dneuro.jobs.folder import JobFolder
+from dneuro.jobs.lease import Holder, holder, refuse_if_busy
+from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.watching import driver_state, status
+from dneuro.spec import JobSpec, ProfileSpec, find_profile, read_job, read_profile
+from dneuro.store.units import units_folder
+
+
+def command_of(folder: JobFolder) -> list[str]:
+    """Return the command that drives a job."""
+    return [sys.executable, "-m", "dneuro", "drive", str(folder.path)]
+
+
+def read_both(
+    job: JobSpec | str | os.PathLike[str], cluster: ProfileSpec | str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> tuple[JobSpec, ProfileSpec]:
+    """Return a job and a profile, each given as such or as a file."""
+    spec = job if isinstance(job, JobSpec) else read_job(Path(job), overrides)
+    if isinstance(cluster, ProfileSpec):
+        return spec, cluster
+    return spec, read_profile(find_profile(os.fspath(cluster), profile_folders()))
+
+
+def submit(job: JobSpec, profile: ProfileSpec) -> tuple[JobFolder, JobPlan]:
+    """Check a job, write its folder and start its driver, which outlives this process.
+
+    Parameters
+    ----------
+    job : JobSpec
+        What to compute.
+    profile : ProfileSpec
+        Where.
+
+    Returns
+    -------
+    (JobFolder, JobPlan)
+        Where its state is, and what it will cost.
+
+    Raises
+    ------
+    UsageError
+        If anything the job says cannot be, as `plan` says it; nothing was started.
+    FingerprintError
+        If its store was made from something else.
+    BusyError
+        If a driver is at work on it already.
+    """
+    backend = backend_of(profile)
+    folder = JobFolder.of(profile.state, job)
+    _refuse_if_driven(folder, backend)
+    refuse_if_busy(units_folder(job.store) / "attempts")
+    planned = plan_job(job, backend.sizes)
+    folder.write(job, profile, planned.to_dict(), "submit")
+    (folder.path / "retry.json").unlink(missing_ok=True)
+    folder.remember("retry", {})  # whoever submits a job wants all of it
+    _start(folder, backend)
+    return folder, planned
+
+
+def resume(folder: JobFolder) -> JobPlan:
+    """Start another driver for a job that is not done; what is done stays done.
+
+    Raises
+    ------
+    BusyError
+        If its driver lives.
+    UsageError
+        If it is done.
+    FingerprintError
+        If its images, weights or settings are other ones than those its store was made from.
+    """
+    backend = backend_of(folder.read_profile())
+    _refuse_if_driven(folder, backend)
+    now = status(folder, backend)
+    if now.state == "done":
+        raise UsageError(f"job {folder.id} is done", hint="dneuro submit JOB, to have what was added to it computed")
+    with _in_folder(folder.submitted_in):
+        planned = plan_job(folder.read_job(), backend.sizes)
+    backend.clean_up(folder.path)  # what a dead driver may have left
+    (folder.path / "cancel.json").unlink(missing_ok=True)
+    _start(folder, backend)
+    return planned
+
+
+def retry(folder: JobFolder) -> int:
+    """Start another driver that also tries the units again that failed again and again; return how many there are.
+
+    Raises
+    ------
+    UsageError
+        If there are none.
+    BusyError
+        If a driver lives.
+    """
+    backend = backend_of(folder.read_profile())
+    _refuse_if_driven(folder, backend)
+    failed = sum(1 for _ in (units_folder(folder.store) / "quarantine").glob("*.json"))
+    if not failed:
+        raise UsageError(f"no unit of job {folder.id} has failed for good", hint=f"dneuro resume {folder.id}")
+    folder.remember("retry", {})
+    resume(folder)
+    return failed
+
+
+def _start(folder: JobFolder, backend: Backend) -> DriverRef:
+    job = folder.read_job()
+    before = folder.read("status")
+    folder.remember("status", {**_blank(before), "id": folder.id, "store": job.store, "state": "pending"})
+    ref = backend.start_driver(folder.path, command_of(folder), job.name)
+    folder.remember("driver", ref.to_dict())
+    return ref
+
+
+def _blank(before: dict[str, object]) -> dict[str, object]:
+    """Return what of an earlier attempt's state is still true."""
+    return {key: before[key] for key in ("units", "steps", "report") if key in before}
+
+
+def _refuse_if_driven(folder: JobFolder, backend: Backend) -> None:
+    """Refuse a job whose driver lives, or waits to; note which attempt is dead, for the next driver to know."""
+    asked = driver_state(folder, backend)
+
+    def ask(found: Holder) -> bool | None:
+        return {"gone": False, "running": True}.get(asked)
+
+    last = holder(folder.attempts, ask)
+    said_so = folder.read("status").get("state") in ENDED
+    if said_so and last is not None and last.lease is not None and last.lease["ended"] is not None:
+        return  # its process may still be about to leave
+    if asked in ("pending", "running") or (last is not None and last.alive):
+        who = str(last) if last is not None and last.alive else "its driver"
+        raise BusyError(
+            f"{who} is at work on job {folder.id}" + (" or waits to be started" if asked == "pending" else ""),
+            hint=f"dneuro logs {folder.id} -f follows it, dneuro cancel {folder.id} ends it",
+        )
+    if last is not None and last.alive is False:
+        folder.remember("dead", {"attempt": last.number})
+
+
+class _in_folder:  # noqa: N801 - reads as contextlib's do
+    """Be in another folder for a while, if it is seen from here."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder, self._before = folder, Path.cwd()
+
+    def __enter__(self) -> None:
+        if Path(self._folder).is_dir():
+            os.chdir(self._folder)
+
+    def __exit__(self, *error: object) -> None:
+        os.chdir(self._before)

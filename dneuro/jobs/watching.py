@@ -1,0 +1,156 @@
+"""What is true of a job, whatever its driver last wrote: a driver that died cannot say so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dneuro.cluster import Backend, DriverRef, DriverState, backend_of, processes
+from dneuro.jobs.attempt import ENDED
+from dneuro.jobs.folder import JobFolder
+from dneuro.jobs.lease import Holder, holder
+from dneuro.quantities import format_duration
+
+RESTING = (*ENDED, "interrupted", "lost")
+"""States in which nothing runs."""
+
+STARTUP = 60.0
+"""Seconds after which a driver of which nobody can tell anything, and which never began, counts as lost."""
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a job is.
+
+    Parameters
+    ----------
+    id : str
+        Its id.
+    state : str
+        ``pending`` (its driver waits to be started), ``starting`` (its workers are), ``running``, ``done``, ``partial``
+        (some units failed again and again), ``failed``, ``cancelled``, ``interrupted`` (its driver's machine was taken
+        away) or ``lost`` (its driver died).
+    advice : str
+        What to do; empty if nothing.
+    found : dict
+        All that is known: attempt, steps, units, rate, workers, memory, error, ….
+    """
+
+    id: str
+    state: str
+    advice: str
+    found: dict[str, Any]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing runs, nor will by itself."""
+        return self.state in RESTING
+
+    @property
+    def exit_code(self) -> int | None:
+        """Exit code of the job; None while it runs, or if it never ended."""
+        code = self.found.get("exit_code")
+        return int(code) if self.is_over and code is not None else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        return {**self.found, "id": self.id, "state": self.state, "advice": self.advice, "exit_code": self.exit_code}
+
+
+def driver_state(folder: JobFolder, backend: Backend) -> DriverState:
+    """Return whether the driver that was started last waits, runs or is gone, as whoever started it knows."""
+    kept = folder.read("driver")
+    if not kept:
+        return "unknown"
+    ref = DriverRef.from_dict(kept)
+    return processes.state(ref) if ref.backend == "local" else backend.driver_state(ref)
+
+
+def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
+    """Return what is true of a job.
+
+    Parameters
+    ----------
+    folder : JobFolder
+        The job's.
+    backend : Backend, optional
+        Where its driver was started; the default is that of the profile in the folder.
+    """
+    written, submitted = folder.read("status"), folder.read("submitted")
+    found = {"submitted": submitted.get("time"), "command": submitted.get("command"), "user": submitted.get("user"),
+             "folder": str(folder.path), **written}  # fmt: skip
+    said = str(written.get("state", "pending"))
+    if said in ENDED:
+        return JobStatus(folder.id, said, _advice(folder, said), found)
+    backend = backend or backend_of(folder.read_profile())
+    state, why = _truth(said, holder(folder.attempts), written, driver_state(folder, backend), submitted)
+    if state == "lost":
+        found |= {"error": {"type": "Lost", "message": why, "hint": None}, "exit_code": None}
+    elif why:
+        found["note"] = why
+    return JobStatus(folder.id, state, _advice(folder, state), found)
+
+
+def _truth(
+    said: str, last: Holder | None, written: dict[str, Any], driver: DriverState, submitted: dict[str, Any]
+) -> tuple[str, str]:
+    """Return the state and a remark, of what the driver said, its lease, and whoever started it."""
+    current = last is not None and last.number >= int(written.get("attempt") or 1) and "attempt" in written
+    if current and last is not None and last.alive:
+        return said, ""
+    if driver == "pending" or (driver == "running" and not current):
+        return "pending", "its driver waits to be started" if driver == "pending" else "its driver begins"
+    if driver == "running":
+        # Alive by whoever started it, though its lease is over or silent: it begins again, or is about to end.
+        ended = last is not None and last.alive is False
+        return ("pending", "its driver begins again") if ended else (said, "")
+    if said == "interrupted":
+        return said, ""
+    if driver == "unknown":
+        if current and last is not None and last.alive is None:
+            return said, f"its driver, {last}, gave its last sign of life {format_duration(last.silence)} ago"
+        if not current and time.time() - float(submitted.get("time", 0)) < STARTUP:
+            return "pending", "nobody can tell whether its driver has been started"
+    who = f"its driver, {last}, has died" if current else "its driver ended before it began: see driver.log"
+    return "lost", f"{who}; what was done stays done"
+
+
+def _advice(folder: JobFolder, state: str) -> str:
+    commands = {
+        "lost": f"dneuro resume {folder.id}",
+        "interrupted": f"dneuro resume {folder.id}",
+        "cancelled": f"dneuro resume {folder.id}",
+        "failed": f"dneuro logs {folder.id}",
+        "partial": f"dneuro retry {folder.id} --failed",
+    }
+    return commands.get(state, "")
+
+
+def entries(folder: JobFolder, attempt: int | None = None, after: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Return the events of an attempt from byte `after` on, and where to go on; the default is the newest attempt."""
+    import json
+
+    number = attempt or int(folder.read("status").get("attempt") or 0)
+    try:
+        content = (folder.attempt(number) / "events.jsonl").read_bytes()[after:]
+    except FileNotFoundError:
+        return [], after
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()], after + len(whole)
+
+
+def follow(folder: JobFolder, *, period: float = 1.0) -> Iterator[dict[str, Any]]:
+    """Yield the events of the newest attempt, and of those that come after it, until nothing runs any more."""
+    number, after = 0, 0
+    while True:
+        over = status(folder).is_over  # before the last look, lest something is written in between
+        newest = int(folder.read("status").get("attempt") or 0)
+        if newest != number:
+            number, after = newest, 0
+        found, after = entries(folder, number, after) if number else ([], 0)
+        yield from found
+        if over:
+            return
+        time.sleep(period)

@@ -1,0 +1,118 @@
+"""The parts of a profile that say how a site's machines are reached, secured and asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from dneuro.spec.base import Bytes, PathText, Positive, Seconds, Spec
+from dneuro.spec.problems import refusal, shown
+
+
+def _one_line(text: str) -> str:
+    if not text.strip() or "\n" in text:
+        raise ValueError(f"must be one line of text, not {shown(text)}")
+    return text.strip()
+
+
+def _check_address(address: str) -> str:
+    scheme, separator, rest = address.partition("://")
+    host, colon, port = rest.rpartition(":")
+    if scheme not in ("tls", "tcp") or not (separator and colon and host and port.isdigit()):
+        raise refusal(f"{shown(address)} is no address of a dask scheduler", "such as tls://host:8786")
+    return address
+
+
+Text = Annotated[str, AfterValidator(_one_line)]
+"""One line; it goes as it is into a batch script or a manifest."""
+
+
+class SecuritySpec(Spec):
+    """Who may reach the scheduler and the workers."""
+
+    tls: Literal["auto", "required"] = "auto"
+    """``auto``: keys and encryption for all but the workers of this machine over loopback; ``required``: always."""
+    bind: Text | None = None
+    """Network interface to listen on, such as `ib0`; the default is the one that reaches other machines."""
+    dashboard: bool | None = None
+    """Serve dask's dashboard, on loopback only; by default on this machine yes, elsewhere no."""
+    folder: PathText | None = None
+    """Folder for keys in place of the run's own, if `state` is in an object store; all machines must see it."""
+
+
+class DriverSpec(Spec):
+    """The process that runs a submitted job and holds its scheduler."""
+
+    cpus: Positive = 2
+    """Cores."""
+    memory: Bytes = 8 * 1024**3
+    """Memory."""
+    walltime: Seconds | None = None
+    """Time limit; a driver that reaches it is queued again and goes on."""
+    max_restarts: Annotated[int, Field(ge=0)] = 5
+    """How often a lost driver is started again by the cluster."""
+    partition: Text | None = None
+    """Slurm partition (queue) of the driver."""
+    directives: tuple[Text, ...] = ()
+    """Further options of sbatch for the driver, each as on its command line."""
+
+
+class SlurmSpec(Spec):
+    """How this site's Slurm is used."""
+
+    account: Text | None = None
+    """Account that is charged."""
+    qos: Text | None = None
+    """Quality of service."""
+    setup: tuple[Text, ...] = ()
+    """Lines of shell run on a node before Python, such as `module load cuda`."""
+    python: Text | None = None
+    """Command that starts Python on a node, such as `apptainer exec --nv dneuro.sif python`; by default this Python."""
+    submit_workers_from: Literal["driver", "login"] = "driver"
+    """Where a submitted job's driver runs: in a Slurm job of its own, or here, where compute nodes may not submit."""
+    requeue: bool = True
+    """Have Slurm queue the driver again when its node is lost or it is preempted."""
+    scratch: PathText | None = None
+    """Fast local folder on the nodes for what workers spill; the default is the system's temporary folder."""
+
+
+class VolumeSpec(Spec):
+    """A volume that driver and workers see."""
+
+    claim: Text
+    """Name of the PersistentVolumeClaim."""
+    path: Text
+    """Where it is mounted."""
+    read_only: bool = False
+    """Nothing can be written to it."""
+
+
+class KubernetesSpec(Spec):
+    """Where in Kubernetes, and from which image."""
+
+    namespace: Text = "dneuro"
+    """Namespace of all pods."""
+    image: Text | None = None
+    """Image of driver and workers, by digest: `registry/dneuro@sha256:…`."""
+    service_account: Text = "dneuro-driver"
+    """Service account of the driver, which may make worker groups in the namespace."""
+    context: Text | None = None
+    """Context of the kubeconfig; the default is the current one."""
+    image_pull_secret: Text | None = None
+    """Secret with the registry's password, if it needs one."""
+    volumes: tuple[VolumeSpec, ...] = ()
+    """Volumes that driver and workers see, such as the images and the stores."""
+
+
+class AddressSpec(Spec):
+    """An existing dask scheduler."""
+
+    scheduler: Annotated[str, AfterValidator(_check_address)]
+    """Its address, such as `tls://host:8786`."""
+    ca: PathText | None = None
+    """File with the certificate that all others are signed by, for a tls:// address."""
+    cert: PathText | None = None
+    """File with this client's certificate."""
+    key: PathText | None = None
+    """File with this client's key."""

@@ -1,0 +1,127 @@
+"""A scheduler that somebody else started: its workers are used, and stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dneuro.cluster import backend_of, versions
+from dneuro.cluster.security import make_credentials, read_credentials
+from dneuro.errors import DneuroError, UsageError
+from dneuro.quantities import GiB
+from dneuro.spec import ProfileSpec
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_credentials(tmp_path_factory.mktemp("address") / "keys")
+
+
+@pytest.fixture(scope="module")
+def address(keys: Path) -> Iterator[str]:
+    from distributed import Scheduler, SpecCluster, Worker
+
+    security = read_credentials(keys)
+    common: dict[str, Any] = {"host": "127.0.0.1", "security": security, "dashboard": False}
+    workers = {
+        name: {"cls": Worker, "options": {**common, "nthreads": 1, "memory_limit": GiB, "resources": resources,
+                                          "dashboard_address": "127.0.0.1:0"}}
+        for name, resources in (("gpu-0", {"GPU": 1}), ("gpu-1", {"GPU": 1}), ("big-0", {}))
+    }  # fmt: skip
+    options = {**common, "port": 0, "protocol": "tls://", "dashboard_address": "127.0.0.1:0"}
+    with SpecCluster(workers, {"cls": Scheduler, "options": options}, security=security, silence_logs=50) as cluster:
+        yield cluster.scheduler_address
+
+
+@pytest.fixture
+def profile(address: str, keys: Path) -> Any:
+    def make(pools: dict[str, Any] | None = None, **settings: Any) -> ProfileSpec:
+        there = {"scheduler": address, "ca": str(keys / "ca.pem"), "cert": str(keys / "client.pem"),
+                 "key": str(keys / "client.key"), **settings.pop("address", {})}  # fmt: skip
+        return ProfileSpec.model_validate(
+            {"backend": "address", "address": there, "pools": pools or {}, "start_timeout": "2s", **settings}
+        )
+
+    return make
+
+
+def names(machines: Any, pool: str) -> set[str]:
+    def place() -> str:
+        from distributed import get_worker
+
+        return str(get_worker().name)
+
+    executor = machines.executor(pool)
+    return {future.result() for future in [executor.submit(place) for _ in range(12)]}
+
+
+def test_address__without_pools_is_all_workers(profile: Any) -> None:
+    backend = backend_of(profile())
+    assert (backend.sizes("extract").workers, backend.sizes("memory").memory) == (3, GiB)
+    with backend.open() as machines:
+        assert machines.executor("memory").slots == 3
+        assert names(machines, "memory") == {"gpu-0", "gpu-1", "big-0"}
+
+
+def test_address__pools_are_workers_that_offer_a_resource_or_have_a_name(profile: Any) -> None:
+    backend = backend_of(profile({"extract": {"resource": "GPU"}, "memory": {"names": "big-*"}}))
+    assert (backend.sizes("extract").workers, backend.sizes("memory").workers) == (2, 1)
+    with backend.open() as machines:
+        assert names(machines, "extract") == {"gpu-0", "gpu-1"}
+        assert names(machines, "memory") == {"big-0"}
+        client = machines.client
+    with backend.open() as machines:
+        assert machines.client is not client
+        assert len(machines.client.scheduler_info(n_workers=-1)["workers"]) == 3, "the workers have stayed"
+
+
+def test_address__pool_without_a_worker_is_named(profile: Any) -> None:
+    asked = profile({"extract": {"resource": "TPU"}, "memory": {"names": "big-*"}}, start_timeout="0.5s")
+    with pytest.raises(DneuroError, match=r"pool extract: .* has no worker that offers TPU after 0\.5 s"):
+        backend_of(asked).sizes("extract")
+    with (
+        pytest.raises(DneuroError, match=r"pool extract: .* has no worker that offers TPU") as caught,
+        backend_of(asked).open(),
+    ):
+        raise AssertionError("there is no such worker")
+    assert "--resources TPU=1" in str(caught.value.hint)
+
+
+def test_address__nobody_answers(profile: Any) -> None:
+    asked = profile(address={"scheduler": "tls://127.0.0.1:9"})
+    with pytest.raises(DneuroError, match=r"no connection to the scheduler at tls://127\.0\.0\.1:9"):
+        backend_of(asked).sizes("extract")
+
+
+def test_address__wants_its_files(profile: Any, keys: Path) -> None:
+    with pytest.raises(UsageError, match=r"needs address\.ca, address\.key"):
+        backend_of(profile(address={"ca": None, "key": None})).sizes("extract")
+    with pytest.raises(UsageError, match="is not encrypted"):
+        backend_of(
+            profile(address={"scheduler": "tcp://127.0.0.1:9"}, security={"tls": "required"})
+        ).sizes("extract")  # fmt: skip
+
+
+def test_workers__of_other_versions_are_refused_by_name(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = versions.versions()
+    monkeypatch.setattr(versions, "versions", lambda: {**real, "torch": "99.0"})
+    with (
+        pytest.raises(DneuroError, match=rf"3 workers have other versions .* torch {real['torch']} instead of 99\.0"),
+        backend_of(profile()).open(),
+    ):
+        raise AssertionError("they must not work together")
+
+
+def test_worker__refuses_to_start_beside_other_versions() -> None:
+    import dask
+
+    with dask.config.set({"dneuro.versions": versions.versions()}):
+        versions.dask_setup(None)
+    with (
+        dask.config.set({"dneuro.versions": {**versions.versions(), "zarr": "9.9", "nothing": "1"}}),
+        pytest.raises(SystemExit, match=r"zarr .* instead of 9\.9, nothing missing instead of 1"),
+    ):
+        versions.dask_setup(None)

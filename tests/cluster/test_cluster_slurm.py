@@ -1,0 +1,270 @@
+"""What is sent to Slurm and made of its answers; tests/slurm has a real one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dneuro.cluster import backend_of
+from dneuro.cluster.slurm import keeper, queue
+from dneuro.cluster.slurm.keeper import Keeper
+from dneuro.cluster.slurm.queue import BatchJob, SlurmError
+from dneuro.cluster.slurm.scripts import Site, worker_script
+from dneuro.errors import DneuroError
+from dneuro.spec import ProfileSpec
+
+
+def profile(**settings: Any) -> ProfileSpec:
+    return ProfileSpec.model_validate(
+        {
+            "backend": "slurm",
+            "state": "/scratch/me",
+            "pools": {
+                "extract": {
+                    "workers": 2, "gpus": 1, "gres": "gpu:a100:1", "cpus": 8, "threads": 2, "memory": "32GiB",
+                    "partition": "gpu", "walltime": "4h", "constraint": "nvme", "directives": ["--exclude=n7"],
+                    "env": {"WHERE": "a b"},
+                },
+                "memory": {"memory": "8GiB"},
+            },
+            "driver": {"cpus": 3, "memory": "4GiB", "walltime": "24h", "max_restarts": 2, "partition": "cpu"},
+            "slurm": {"account": "lab", "qos": "high", "setup": ["module load cuda"], "scratch": "/local",
+                      "python": "apptainer exec --nv dneuro.sif python"},
+            "security": {"bind": "ib0"},
+            **settings,
+        }
+    )  # fmt: skip
+
+
+def script(of: ProfileSpec, group: str) -> list[str]:
+    site = Site(of, Path("/scratch/me/jobs/a/attempts/001"), "tls://10.0.0.1:99", {"--tls-key": "/k/worker.key"})
+    return worker_script(site, group, backend_of(of).sizes(group), "a-1f-extract-0-0", f"{group}-0").splitlines()
+
+
+def test_worker_script__asks_for_what_the_pool_says() -> None:
+    lines = script(profile(), "extract")
+    assert lines[0] == "#!/bin/bash"
+    assert [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")] == [
+        "-J a-1f-extract-0-0", "-p gpu", "-A lab", "-n 1", "--cpus-per-task=8", "--mem=32768M", "-t 04:00:00",
+        "--output=/scratch/me/jobs/a/attempts/001/logs/a-1f-extract-0-0-%j.log", "--no-requeue", "--gres=gpu:a100:1",
+        "--constraint=nvme", "--qos=high", "--exclude=n7",
+    ]  # fmt: skip
+    assert [line for line in lines if line and not line.startswith("#")][:-1] == [
+        "module load cuda", "export OMP_NUM_THREADS=4", "export MKL_NUM_THREADS=4", "export OPENBLAS_NUM_THREADS=4",
+        "export WHERE='a b'", "export DASK_CONFIG=/scratch/me/jobs/a/attempts/001/workers-extract.yaml",
+    ]  # fmt: skip
+    command = lines[-1]
+    python = "exec apptainer exec --nv dneuro.sif python"
+    assert command.startswith(f"{python} -m distributed.cli.dask_worker tls://10.0.0.1:99 ")
+    for option in (
+        "--name extract-0.${SLURM_JOB_ID} ", "--nthreads 2 ", f"--memory-limit {(32 * 1024 - 192) * 1024**2} ",
+        "--resources extract=2 ", "--dashboard-address 127.0.0.1:0 ", "--interface ib0 ", "--protocol tls://",
+        "--tls-key /k/worker.key ", "--local-directory /local ", "--lifetime 14280s ", "--death-timeout 60 ",
+    ):  # fmt: skip
+        assert option in f"{command} ", option
+    assert "--nworkers" not in command, "one process for each job, always"
+
+
+def test_worker_script__without_settings_leaves_them_to_the_site() -> None:
+    lines = script(profile(slurm=None, security={}), "memory")
+    text = "\n".join(lines)
+    unsaid = ("#SBATCH -t", "#SBATCH -p", "#SBATCH -A", "--qos", "--gres", "--interface")
+    assert [option for option in unsaid if option in text] == []
+    assert "--lifetime" not in text
+    assert '--local-directory "${TMPDIR:-/tmp}"' in text
+
+
+def test_preview__shows_every_script_that_would_be_sent() -> None:
+    shown = backend_of(profile()).preview(Path("/scratch/me/jobs/a"), ["python", "-m", "dneuro", "drive", "x y"], "a")
+    assert [line for line in shown.splitlines() if line.startswith("### ")] == [
+        "### driver, sbatch", "### pool extract, sbatch × 2", "### pool memory, sbatch × 1",
+    ]  # fmt: skip
+    for line in (
+        "#SBATCH --requeue", "#SBATCH --cpus-per-task=3", "#SBATCH --mem=4096M", "#SBATCH --time=24:00:00",
+        "#SBATCH --partition=cpu", "#SBATCH --signal=B:USR1@120", "#SBATCH --output=/scratch/me/jobs/a/driver.log",
+        "apptainer exec --nv dneuro.sif python -m dneuro drive 'x y' &",
+    ):  # fmt: skip
+        assert line in shown.splitlines(), line
+    assert subprocess.run(["bash", "-n"], input=shown, text=True, check=False).returncode == 0
+    on_login = profile(slurm={"submit_workers_from": "login"})
+    assert "\npython -m dneuro\n" in backend_of(on_login).preview(Path("/a"), ["python", "-m", "dneuro"], "a")
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Return ``commands(name, shell)``: Slurm's commands as scripts of the test."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def make(name: str, shell: str) -> None:
+        (tmp_path / name).write_text(f"#!/bin/bash\n{shell}\n")
+        (tmp_path / name).chmod(0o755)
+
+    return make
+
+
+def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], None], tmp_path: Path) -> None:
+    commands("squeue", "echo '17|PENDING|Resources|a|b'; echo '18|FAILED|NonZeroExitCode|c'")
+    commands("sbatch", "echo '19;cluster'")
+    commands("sacct", "echo '20|CANCELLED by 0|0:15|d'")
+    assert queue.look() == {
+        "17": BatchJob("17", "a|b", "PENDING", "Resources"),
+        "18": BatchJob("18", "c", "FAILED", "NonZeroExitCode"),
+    }
+    assert [job.ended for job in queue.look().values()] == [False, True]
+    assert queue.submit(tmp_path / "x.sh") == "19"
+    assert queue.look_back(["20"])["20"].state == "CANCELLED"
+    commands("sacct", "echo disabled >&2; exit 1")
+    assert queue.look_back(["20"]) == {}, "sites without accounts"
+
+
+def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:
+    commands("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    with pytest.raises(SlurmError, match="invalid partition specified: x"):
+        queue.submit(tmp_path / "x.sh")
+    commands("squeue", "sleep 5")
+    with pytest.raises(SlurmError, match=r"squeue did not answer within 0\.2 s"):
+        queue.look(patience=0.2)
+    commands("scancel", "echo 'scancel: error: Kill job error on job id 1: Invalid job id specified' >&2; exit 1")
+    queue.cancel(["1"])
+    with pytest.raises(SlurmError, match="is not on this machine's PATH"):
+        queue.call("no-such-command-of-slurm")
+
+
+def test_queue__hides_the_job_that_this_process_is_part_of(
+    commands: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_MEM_PER_CPU", "SLURM_JOB_ID", "SLURM_CONF", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "1")
+    commands("squeue", "env | grep -E '^(SLURM|SBATCH)' | sort | tr '\\n' ' '")
+    assert queue.call("squeue").split() == ["SBATCH_ACCOUNT=1", "SLURM_CONF=1"]
+
+
+class Pretended:
+    """A Slurm of the test's own: jobs are what it says they are."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, BatchJob] = {}
+        self.workers: set[str] = set()
+        self.cancelled: list[str] = []
+        self.state = "PENDING"
+
+    def submit(self, path: Path) -> str:
+        number = str(len(self.jobs) + 1)
+        self.jobs[number] = BatchJob(number, path.stem, self.state, "Priority")
+        return number
+
+    def look(self, patience: float = 0) -> dict[str, BatchJob]:
+        return dict(self.jobs)
+
+    def cancel(self, ids: Any, **settings: Any) -> None:
+        self.cancelled += sorted(ids)
+
+    def turn(self, number: str, state: str) -> None:
+        self.jobs[number] = BatchJob(number, self.jobs[number].name, state, "")
+
+    def worker(self, number: str) -> str:
+        *_, pool, slot, _ = self.jobs[number].name.split("-")
+        return f"{pool}-{slot}.{number}"
+
+    def come(self, number: str) -> None:
+        self.turn(number, "RUNNING")
+        self.workers.add(self.worker(number))
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Pretended:
+    site = Pretended()
+    for name in ("submit", "look", "cancel"):
+        monkeypatch.setattr(queue, name, getattr(site, name))
+    monkeypatch.setattr(queue, "look_back", lambda ids: {})
+    monkeypatch.setattr(keeper, "POLL", 0.02)
+    return site
+
+
+@pytest.fixture
+def kept(site: Pretended, tmp_path: Path) -> Iterator[Keeper]:
+    workers = {"extract": 2, "memory": 1}
+    kept = Keeper(workers, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
+    kept.start()
+    yield kept
+    kept.close()
+    assert not set(site.jobs) - set(site.cancelled) - {n for n, job in site.jobs.items() if job.ended}
+
+
+def until(true: Callable[[], Any]) -> None:
+    over = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < over
+        time.sleep(0.01)
+
+
+def test_keeper__replaces_a_job_that_ended(site: Pretended, kept: Keeper, tmp_path: Path) -> None:
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+    time.sleep(0.1)
+    assert len(site.jobs) == 3
+    site.turn("2", "PREEMPTED")
+    until(lambda: len(site.jobs) == 4)
+    assert site.jobs["4"].name.startswith("a-1-extract-1-"), "in the place of the lost one"
+    assert site.jobs["4"].name != site.jobs["2"].name
+    recorded = (tmp_path / "machines.jsonl").read_text()
+    assert all(f'"id": "{number}"' in recorded for number in "1234")
+    assert "ended: PREEMPTED" in recorded
+
+
+def test_keeper__replaces_a_running_job_whose_worker_went_away(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "LOST", 0.1)
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+    time.sleep(0.1)
+    site.workers.discard(site.worker("1"))
+    until(lambda: "1" in site.cancelled)
+    until(lambda: len(site.jobs) == 4)
+
+
+def test_keeper__gives_up_where_jobs_end_one_after_the_other(site: Pretended, tmp_path: Path) -> None:
+    site.state = "FAILED"
+    kept = Keeper({"extract": 2}, lambda pool, name, worker: "true", lambda: set(), tmp_path, "a-1")
+    kept.start()
+    try:
+        with pytest.raises(DneuroError, match=r"pool extract has no worker: \d of its jobs ended") as caught:
+            kept.wait({"extract": 60})
+        assert "job 1 FAILED (Priority)" in str(caught.value)
+        tried = len(site.jobs)
+        time.sleep(0.3)
+        assert len(site.jobs) <= tried + 1, "ever more slowly"
+    finally:
+        kept.close()
+
+
+def test_keeper__names_the_pool_that_waits(site: Pretended, kept: Keeper) -> None:
+    site.come("1")
+    with pytest.raises(DneuroError, match=r"pool memory has no worker: none came within 0\.2 s; job 3 PENDING"):
+        kept.wait({"extract": 0.2, "memory": 0.2})
+
+
+def test_keeper__bears_a_controller_that_is_away(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+
+    def away(patience: float = 0) -> dict[str, BatchJob]:
+        raise SlurmError("no answer")
+
+    monkeypatch.setattr(queue, "look", away)
+    time.sleep(0.1)
+    monkeypatch.setattr(queue, "look", lambda patience=0: {n: job for n, job in site.jobs.items() if n != "3"})
+    until(lambda: len(site.jobs) == 4)
+    assert site.cancelled == ["3"], "forgotten by the queue: to be sure"

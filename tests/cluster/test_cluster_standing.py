@@ -1,0 +1,98 @@
+"""A cluster that stands is started once, used by whoever has its credentials, and ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+import dneuro as dn
+from dneuro.cluster import standing
+from dneuro.cluster.standing import StandingCluster
+from dneuro.errors import BusyError, DneuroError, UsageError
+
+
+@pytest.fixture(scope="module")
+def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("standing")
+    path = folder / "mine.yaml"
+    path.write_text(
+        f"backend: local\nstate: {folder}/state\npools:\n  extract: {{workers: 1, memory: 1GiB}}\n"
+        "  memory: {workers: 1, memory: 2GiB}\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def cluster(profile: Path) -> Iterator[StandingCluster]:
+    found = standing.up(profile)
+    yield found
+    standing.down(profile)
+
+
+def test_up__says_where_it_is(cluster: StandingCluster) -> None:
+    assert (cluster.name, cluster.state) == ("mine", "running")
+    assert cluster.workers == {"extract": 1, "memory": 1}
+    assert cluster.address.startswith("tls://127.0.0.1:"), "also over loopback: it stands for days"
+    files = {path.name: path.stat().st_mode & 0o777 for path in Path(cluster.credentials).iterdir()}
+    assert files == dict.fromkeys(("ca.pem", "client.pem", "client.key"), 0o600)
+
+
+def test_connect__gives_a_plain_client(cluster: StandingCluster, profile: Path) -> None:
+    from distributed import Client
+
+    for client in (dn.connect(profile), dn.connect(cluster.address, credentials=cluster.credentials)):
+        with client:
+            assert type(client) is Client
+            assert client.submit(sum, [1, 2]).result() == 3
+
+
+def test_connect__finds_the_credentials_of_an_address(
+    cluster: StandingCluster, profile: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UsageError, match=r"needs address\.ca, address\.cert, address\.key"):
+        dn.connect(cluster.address)
+    monkeypatch.setenv("DNEURO_PROFILE_DIR", str(profile.parent))
+    with dn.connect(cluster.address) as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+
+
+def test_up__twice_is_refused(cluster: StandingCluster, profile: Path) -> None:
+    with pytest.raises(BusyError, match="the cluster mine stands already"):
+        standing.up(profile)
+    assert standing.status(profile) == cluster
+
+
+def test_down__ends_every_process(profile: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/state\npools: {{extract: {{workers: 1, memory: 1GiB}}}}\n")
+    found = standing.up(path)
+    holder = psutil.Process(int(json.loads((Path(found.folder) / "driver.json").read_text())["id"]))
+    family = [holder, *holder.children(recursive=True)]
+    assert len(family) > 1
+    assert standing.down(path) == []
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    assert not Path(found.credentials).exists()
+    with pytest.raises(UsageError, match="no cluster was started from the profile short"):
+        standing.down(path)
+    with pytest.raises(UsageError, match="no cluster of the profile short stands"):
+        dn.connect(path)
+
+
+def test_up__that_fails_shows_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "hasty.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/state\nstart_timeout: 0.001s\n")
+    with pytest.raises(DneuroError, match="the cluster did not come up: its process has ended") as caught:
+        standing.up(path)
+    assert "no worker came up within 0.001 s" in str(caught.value)
+
+
+def test_up__of_a_scheduler_that_stands_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "there.yaml"
+    path.write_text("backend: address\naddress: {scheduler: tcp://127.0.0.1:8786}\n")
+    with pytest.raises(UsageError, match="stands already"):
+        standing.up(path)

@@ -1,0 +1,28 @@
+"""Faults injected into real runs: a few, with a seed, in every run of the tests; all of them by `make faults`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+ALL = os.environ.get("DNEURO_FAULTS") == "all"
+
+
+@pytest.fixture
+def times() -> Callable[[int, int], int]:
+    """Return ``times(few, all)``: how often a fault is injected, in every run of the tests or by `make faults`."""
+    return lambda few, every: every if ALL else few
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Return a function that keeps what was measured, for the table of docs/reliability.md."""
+
+    def keep(**found: Any) -> None:
+        for name, value in found.items():
+            record_property(name, value)
+
+    return keep

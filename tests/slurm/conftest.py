@@ -1,0 +1,104 @@
+"""A real Slurm on this machine, started for the tests: a controller and two nodes, on loopback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dneuro.cluster.slurm import queue
+from dneuro.spec import ProfileSpec
+
+DEPLOY = Path(__file__).parents[2] / "deploy" / "slurm"
+COMMANDS = ("slurmctld", "slurmd", "munged", "sbatch")
+
+
+def missing() -> str:
+    """Why there can be no Slurm here; empty if there can."""
+    places = os.environ["PATH"] + ":/usr/sbin:/sbin"
+    absent = [command for command in COMMANDS if shutil.which(command, path=places) is None]
+    return f"not installed: {', '.join(absent)} (deploy/slurm/start says how)" if absent else ""
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Path]:
+    """Start Slurm in a folder of its own; give that folder."""
+    if why := missing():
+        pytest.skip(why)
+    # Not pytest's own temporary folder: munge wants one that everybody may look into.
+    with tempfile.TemporaryDirectory(prefix="dneuro-slurm-") as name, pytest.MonkeyPatch.context() as patch:
+        folder = Path(name)
+        patch.setenv("SLURM_TEST_PORT", str(free_ports()))
+        started = subprocess.run([DEPLOY / "start", folder], capture_output=True, text=True, check=False)
+        if started.returncode:
+            pytest.fail(f"Slurm did not start: {started.stderr}")
+        patch.setenv("SLURM_CONF", started.stdout.strip().partition("=")[2])
+        yield folder
+        subprocess.run([DEPLOY / "stop", folder], check=True, capture_output=True)
+
+
+def free_ports(count: int = 3) -> int:
+    """The first of so many neighbouring ports that are free."""
+    for first in range(17000, 20000, count):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as one:
+                    one.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise AssertionError("no free ports")
+
+
+@pytest.fixture
+def make_profile(slurm: Path, tmp_path: Path) -> Callable[..., ProfileSpec]:
+    """Return ``make_profile(pools, **settings)``: a profile of this Slurm; the test leaves no job behind."""
+
+    def make(extract: dict[str, Any] | None = None, **settings: Any) -> ProfileSpec:
+        pools = {"extract": {"workers": 2, "memory": "3GiB", **(extract or {})}}
+        return ProfileSpec.model_validate(
+            {
+                "backend": "slurm",
+                "state": str(tmp_path / "state"),
+                "security": {"bind": "lo"},
+                "driver": {"cpus": 1, "memory": "3GiB"},
+                "start_timeout": "90s",
+                "pools": pools,
+                **settings,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(slurm: Path) -> Iterator[None]:
+    """After each test the queue is empty, whatever it promised."""
+    yield
+    left = in_queue()
+    if left:
+        queue.cancel(left)
+    wait_until(lambda: not in_queue(), 30, "jobs to end")
+    assert left == [], "the test has left jobs in the queue"
+
+
+def in_queue() -> list[str]:
+    """The numbers of the jobs that wait or run; those that are being ended do not count."""
+    return [number for number, job in queue.look().items() if not job.ended and job.state != "COMPLETING"]
+
+
+def wait_until(true: Callable[[], Any], seconds: float, what: str) -> Any:
+    """Wait for `true()` to be so, and return it."""
+    over = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < over, f"waited {seconds} s for {what}"
+        time.sleep(0.2)
+    return found

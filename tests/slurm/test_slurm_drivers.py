@@ -1,0 +1,203 @@
+"""Drivers in Slurm's batch jobs: queued again they go on, cancelled they leave nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import dneuro as dn
+from dneuro.cluster import DriverRef, backend_of, standing
+from dneuro.cluster.slurm import queue
+from dneuro.engine.executors import ThreadExecutor
+from dneuro.errors import BusyError, DneuroError
+from dneuro.jobs.driver import run_job
+from dneuro.spec import JobSpec, ProfileSpec
+from tests.slurm.conftest import in_queue, wait_until
+
+MakeJob = Callable[..., JobSpec]
+MakeProfile = Callable[..., ProfileSpec]
+STEPS: list[Any] = [{"moments": None}, {"svd": {"rank": 3, "layer": "relu1", "method": "krylov"}}]
+LONG: dict[str, Any] = {"images": {"source": "digits", "sample": 160}, "batch": 1, "images_per_unit": 4}
+
+
+def done(job: JobSpec) -> int:
+    return len(list(Path(f"{job.store}.units").glob("extract/relu1/*.done")))
+
+
+def log(folder: Path) -> str:
+    return (folder / "driver.log").read_text()
+
+
+def driver(folder: Path) -> str:
+    """The number of the batch job that drives a job."""
+    return str(json.loads((folder / "driver.json").read_text())["id"])
+
+
+def workers(job: str) -> list[str]:
+    """The numbers of the jobs in the queue that are not that driver."""
+    return [number for number in in_queue() if number != job]
+
+
+def test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_ends_as_on_threads(
+    make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, threads: ThreadExecutor,
+    same_store: Callable[[Path, Path], None],
+) -> None:  # fmt: skip
+    job = make_job(*STEPS, store="slurm.zarr", **LONG)
+    submitted = dn.submit(job, make_profile())
+    folder = next((tmp_path / "state" / "jobs").iterdir())
+    wait_until(lambda: done(job) > 1, 120, "the first units")
+    queue.cancel([min(workers(driver(folder)))])
+    reached = done(job)
+    wait_until(lambda: done(job) > reached, 120, "another unit")
+    queue.call("scontrol", "requeue", driver(folder))
+    # Slurm holds a job that it queues again for two minutes.
+    wait_until(lambda: queue.look()[driver(folder)].state == "PENDING", 60, "the driver to wait")
+    reached = done(job)
+    queue.call("scontrol", "update", f"jobid={driver(folder)}", "starttime=now")
+    assert submitted.wait(240).state == "done", log(folder)
+    assert reached < 40 == done(job)
+    assert len(list((folder / "attempts").iterdir())) == 2
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+    assert queue.look()[driver(folder)].state == "COMPLETED"
+    reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
+    same_store(Path(job.store), reference.store)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["alive", "dead"])
+def test_cancel__leaves_nothing_in_the_queue(
+    make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, killed: bool
+) -> None:
+    job = make_job(store="slurm.zarr", **LONG)
+    submitted = dn.submit(job, make_profile({"workers": 1}))
+    folder = next((tmp_path / "state" / "jobs").iterdir())
+    wait_until(lambda: done(job) > 1, 120, "the first units")
+    assert len(in_queue()) == 2
+    if killed:
+        queue.call("scancel", "--full", "--signal=KILL", driver(folder))
+        wait_until(lambda: driver(folder) not in in_queue(), 30, "the driver to be gone")
+    began = time.monotonic()
+    assert submitted.cancel().state == "cancelled"
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+    assert time.monotonic() - began < 30
+    assert not list(folder.glob("attempts/*/keys")) or killed
+
+
+def test_driver__that_waits_is_cancelled_at_once(make_profile: MakeProfile, tmp_path: Path) -> None:
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "directives": ["--begin=now+1hour"]}))
+    ref = backend.start_driver(tmp_path / "job", ["true"], "waiting")
+    assert backend.driver_state(ref) == "pending"
+    backend.stop_driver(ref, grace=20)
+    assert backend.driver_state(ref) == "gone"
+    assert DriverRef.from_dict(json.loads(json.dumps(ref.to_dict()))) == ref
+
+
+def test_driver__that_is_lost_again_and_again_is_given_up(make_profile: MakeProfile, tmp_path: Path) -> None:
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "max_restarts": 0}))
+    ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "lost")
+    wait_until(lambda: backend.driver_state(ref) == "running", 30, "the driver")
+    queue.call("scontrol", "requeue", ref.id)
+    wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait")
+    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
+    assert "this driver was started 0 times again" in log(tmp_path / "job")
+
+
+def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile, tmp_path: Path) -> None:
+    """Slurm's notice is a signal to the batch script, two minutes before the end; here it comes early."""
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "walltime": "10m"}))
+    waits = "trap 'echo told to stop; exit 5' TERM; echo started; [ $SLURM_RESTART_COUNT ] || sleep 60 & wait"
+    ref = backend.start_driver(tmp_path / "job", ["bash", "-c", waits], "short")
+    assert "#SBATCH --signal=B:USR1@120" in (tmp_path / "job" / "driver.sh").read_text()
+    wait_until(lambda: (tmp_path / "job" / "driver.log").is_file() and "started" in log(tmp_path / "job"), 30, "it")
+    queue.cancel([ref.id], signal="USR1")
+    wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait again")
+    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
+    assert [line for line in log(tmp_path / "job").splitlines() if line in ("started", "told to stop")] == [
+        "started", "told to stop", "started",
+    ]  # fmt: skip
+    assert queue.look()[ref.id].state == "COMPLETED"
+
+
+def test_driver__whose_number_was_lost_is_found_by_its_name(make_profile: MakeProfile, tmp_path: Path) -> None:
+    backend = backend_of(make_profile(driver={"memory": "1GiB"}))
+    ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "named")
+    record = tmp_path / "job" / "machines.jsonl"
+    record.write_text("\n".join(line for line in record.read_text().splitlines() if '"id"' not in line))
+    assert backend.clean_up(tmp_path / "job") == [ref.id]
+
+
+def test_driver__may_stay_on_the_login_node(make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path) -> None:
+    job = make_job(store="login.zarr")
+    submitted = dn.submit(job, make_profile({"workers": 1}, slurm={"submit_workers_from": "login"}))
+    folder = next((tmp_path / "state" / "jobs").iterdir())
+    wait_until(in_queue, 60, "a worker")
+    assert driver(folder) not in in_queue()
+    assert psutil.pid_exists(int(driver(folder))), "it is a process of this machine"
+    assert submitted.wait(120).state == "done", log(folder)
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+
+
+def test_job__without_workers_says_what_slurm_says(
+    make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path
+) -> None:
+    profile = make_profile({"workers": 1, "directives": ["--begin=now+1hour"]}, start_timeout="5s")
+    submitted = dn.submit(make_job(store="slurm.zarr"), profile)
+    now = submitted.wait(60)
+    assert now.state == "failed"
+    assert "pool extract has no worker: none came within 5.0 s" in now.found["error"]["message"]
+    assert "PENDING (BeginTime)" in now.found["error"]["message"]
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+
+
+def test_setup__that_fails_is_shown(make_profile: MakeProfile) -> None:
+    profile = make_profile(slurm={"setup": ["echo no such module: cuda/99", "exit 7"]})
+    began = time.monotonic()
+    with pytest.raises(DneuroError) as caught, backend_of(profile).open():
+        raise AssertionError("there can be no worker")
+    assert re.search(r"pool extract has no worker: [34] of its jobs ended", str(caught.value))
+    assert "FAILED (NonZeroExitCode)" in str(caught.value)
+    assert "no such module: cuda/99" in str(caught.value)
+    assert time.monotonic() - began < 60, "long before start_timeout"
+
+
+def test_workers__of_other_versions_are_refused_by_name(make_profile: MakeProfile, tmp_path: Path) -> None:
+    """A zarr of another version lies before the real one on the workers' path."""
+    info = tmp_path / "other" / "zarr-9.9.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zarr\nVersion: 9.9\n")
+    profile = make_profile(slurm={"setup": [f'export PYTHONPATH={info.parent}:"$PYTHONPATH"']})
+    with pytest.raises(DneuroError, match=r"zarr 9\.9 instead of"), backend_of(profile).open():
+        raise AssertionError("they must not work together")
+
+
+def test_partition__that_does_not_exist_is_refused_at_once(make_profile: MakeProfile) -> None:
+    profile = make_profile({"partition": "nowhere"})
+    with pytest.raises(DneuroError, match="invalid partition") as caught, backend_of(profile).open():
+        raise AssertionError("Slurm must refuse it")
+    assert "nowhere" in str(caught.value)
+
+
+def test_cluster__stands_until_it_is_ended(make_profile: MakeProfile, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(make_profile({"workers": 1}).model_dump_json())
+    found = standing.up(path)
+    assert (found.state, found.workers) == ("running", {"extract": 1})
+    assert found.address.startswith("tls://")
+    assert len(in_queue()) == 2
+    with pytest.raises(BusyError, match="stands already"):
+        standing.up(path)
+    with standing.connect(path) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+    with standing.connect(found.address, credentials=found.credentials) as client:
+        assert len(client.scheduler_info(n_workers=-1)["workers"]) == 1
+    standing.down(path)
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
+    assert not Path(found.credentials).exists()

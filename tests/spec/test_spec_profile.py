@@ -1,0 +1,84 @@
+"""Profiles of every kind of machine: what is shipped is right, and what is wrong is said."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dneuro.errors import SpecError
+from dneuro.spec import ProfileSpec, read_profile
+
+PROFILES = sorted((Path(__file__).parents[2] / "cluster").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_shipped_profiles__have_both_pools(path: Path) -> None:
+    profile = read_profile(path)
+    for pool in ("extract", "memory"):
+        assert profile.group(pool) in profile.groups
+        assert profile.timeout(pool) > 0
+    assert ProfileSpec.model_validate_json(profile.model_dump_json()) == profile
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_shipped_profiles__their_commented_settings_are_settings(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each `# key: value` is one that may stand there; `# <-` and prose are not touched."""
+    monkeypatch.setenv("USER", "me")
+    text = re.sub(r"(?m)^( *)# (?=( *- |[a-z_]+:(\s|$)))", r"\1", path.read_text(encoding="utf-8"))
+    text = re.sub(r"(?m)^( *)# <- +(?=[a-z_]+:)", r"\1", text)
+    assert yaml.safe_load(text) != {}
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(text, encoding="utf-8")
+    assert read_profile(whole)
+
+
+def errors(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "p.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError) as caught:
+        read_profile(path)
+    return str(caught.value).replace(f"{path}:", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("backend: slurm\n", "1:1: pools: there must be a pool with its size"),
+        ("backend: slurm\npools:\n  extract: {workers: 2}\n", "3:3: pools.extract.memory: missing: how much memory"),
+        ("backend: local\nslurm: {account: a}\n", "2:1: slurm: is for `backend: slurm`, this is `backend: local`"),
+        ("backend: local\npools:\n  memory:\n    partition: x\n",
+         "4:5: pools.memory.partition: is for `backend: slurm`, this is `backend: local`"),
+        ("backend: address\n", "1:1: address: missing: the scheduler to use"),
+        ("backend: address\naddress: {scheduler: host}\n", "'host' is no address of a dask scheduler"),
+        ("backend: kubernetes\npools: {extract: {memory: 1GiB}}\n", "kubernetes: missing: the image"),
+        ("backend: local\npools: {extract: {gpus: 2}}\n", "pools.extract.gpus: must be at most 1, not 2"),
+        ("backend: local\npools: {a b: {}}\n", "is no name"),
+        ("backend: slurm\npools: {extract: {memory: 1GiB}}\nslurm: {setup: [\"a\\nb\"]}\n", "must be one line of text"),
+        ("backend: slurm\npools: {extract: {memory: 1GiB}}\nslurm: {acount: x}\n", "did you mean 'account'"),
+        ("backend: slurm\npools: {extract: {memory: 1GiB, walltime: soon}}\n", "a duration such as '4h'"),
+    ],
+)  # fmt: skip
+def test_profile__that_is_wrong_is_told_where(tmp_path: Path, text: str, said: str) -> None:
+    assert said in errors(tmp_path, text)
+
+
+def test_pools__may_have_any_name() -> None:
+    profile = ProfileSpec.model_validate(
+        {"backend": "local", "pools": {"extract": {"workers": 1}, "extract-a100": {"workers": 2}, "big": None}}
+    )
+    assert list(profile.groups) == ["extract", "extract-a100"]
+    assert profile.group("big") == profile.group("memory") == "extract"
+    assert profile.group("extract-a100") == "extract-a100"
+
+
+def test_timeout__is_the_pools_or_the_profiles_or_the_backends() -> None:
+    pools = {"extract": {"memory": "1GiB"}, "memory": {"memory": "1GiB", "start_timeout": "1h"}}
+    profile = ProfileSpec.model_validate({"backend": "slurm", "pools": pools})
+    assert (profile.timeout("extract"), profile.timeout("memory")) == (900, 3600)
+    assert profile.model_copy(update={"start_timeout": 5.0}).timeout("extract") == 5
+    assert ProfileSpec(backend="local").timeout("extract") == 60
