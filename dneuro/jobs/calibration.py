@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import resource
 import sys
 import tempfile
@@ -86,8 +88,8 @@ def forecast(plan: JobPlan, profile: ProfileSpec, sizes: WorkerSizes, images: in
         with open_local(profile) as client:
             with events.only(seen.append):
                 run_job(tried, client, threads=sizes.cpus)
-            held = max(client.run(_most_memory).values())
-        packed = _bytes_below(Path(folder))
+            held = max(client.run(most_memory).values())
+        packed = bytes_below(Path(folder))
     rate = _rate(seen, sizes.slots)
     seconds = {"extract": plan.extract.images / rate}
     larger = plan.extract.images / tried.extract.images
@@ -149,10 +151,19 @@ def _growth(step: str, tried: JobPlan, whole: JobPlan) -> float:
     return 1.0
 
 
-def _most_memory() -> int:
+def most_memory() -> int:
+    """Return the most bytes that this process has held.
+
+    ``ru_maxrss`` begins at what the process held that this one was forked from, so Linux is asked elsewhere.
+    """
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return 1024 * int(found[1])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def _bytes_below(folder: Path) -> int:
+def bytes_below(folder: Path) -> int:
+    """Return the bytes of all files in a folder and below it."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
