@@ -13,6 +13,7 @@ import typer
 from dneuro.errors import CancelledError, DneuroError, UsageError
 
 if TYPE_CHECKING:
+    from dneuro.jobs.driver import JobResult
     from dneuro.spec import NetworkSpec
 
 app = typer.Typer(
@@ -61,13 +62,31 @@ def main() -> None:
 def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = False, json: AsJson = False) -> None:
     """Run a job here and now; run it again to resume it."""
     from dneuro.jobs import face
+    from dneuro.jobs.members import MembersResult
     from dneuro.progress import showing
-    from dneuro.spec import read_job
+    from dneuro.spec import read_study
 
-    spec = read_job(_find_job(job), settings or ())
+    spec = read_study(_find_job(job), settings or ())
     with showing(quiet=quiet), _ended_by_signals():
         result = face.run(spec, cluster=cluster or "local")
-    found = {
+    if isinstance(result, MembersResult):
+        found = {"members": {member: _found(one) for member, one in result.items()}, "seconds": result.seconds}
+        found["report"] = str(result.report) if result.report else None
+        stores = list(result.stores.values())
+    else:
+        found, stores = _found(result), [result.store]
+    if json:
+        _print_json(found)
+        return
+    for store in stores:
+        typer.echo(f"store   {store}")
+    if result.report is not None:
+        typer.echo(f"report  {result.report}")
+
+
+def _found(result: JobResult) -> dict[str, Any]:
+    """Return what came of a job as a plain dictionary."""
+    return {
         "store": str(result.store),
         "report": str(result.report) if result.report else None,
         "images": result.outcome.images,
@@ -78,12 +97,6 @@ def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = 
         "results_kept": result.kept,
         "seconds": round(result.seconds, 2),
     }
-    if json:
-        _print_json(found)
-        return
-    typer.echo(f"store   {result.store}")
-    if result.report is not None:
-        typer.echo(f"report  {result.report}")
 
 
 @app.command()
@@ -98,14 +111,25 @@ def plan(
 ) -> None:
     """Print what a job will cost: units, passes, bytes on disk, peak memory. Starts nothing but a trial."""
     from dneuro.cluster import profile_folders, worker_sizes
+    from dneuro.jobs.members import plan_members
     from dneuro.jobs.planning import plan_job
     from dneuro.progress import showing
-    from dneuro.spec import find_profile, read_job, read_profile
-    from dneuro.tables import show_forecast, show_plan
+    from dneuro.spec import SeriesSpec, find_profile, read_profile, read_study
+    from dneuro.tables import show_forecast, show_members, show_plan
 
     profile = read_profile(find_profile(cluster or "local", profile_folders()))
-    spec = read_job(_find_job(job), settings or ())
+    spec = read_study(_find_job(job), settings or ())
     sizes = worker_sizes(profile)
+    if isinstance(spec, SeriesSpec):
+        if calibrate:
+            raise UsageError("--calibrate tries one network, and this job has several", hint="leave --calibrate out")
+        with showing(quiet=True):
+            plans = plan_members(spec, sizes)
+        if json:
+            _print_json(plans.to_dict())
+        else:
+            show_members(plans, sizes)
+        return
     with showing(quiet=True):
         found = plan_job(spec, sizes)
         if not json:

@@ -13,6 +13,7 @@ from dneuro.quantities import format_bytes, format_duration
 if TYPE_CHECKING:
     from dneuro.cluster.local import WorkerSizes
     from dneuro.jobs.calibration import Forecast
+    from dneuro.jobs.members import MembersPlan
     from dneuro.jobs.planning import JobPlan
 
 
@@ -66,6 +67,19 @@ def show_plan(plan: JobPlan, sizes: WorkerSizes) -> None:
     console.print(
         f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {format_bytes(plan.worker_bytes)} of "
         f"{format_bytes(plan.memory)} per worker"
+    )
+
+
+def show_members(plans: MembersPlan, sizes: WorkerSizes) -> None:
+    """Print the plans of a job over several networks or checkpoints on stdout, and what they come to."""
+    for member, plan in plans.members.items():
+        _console().print(f"{member}:")
+        show_plan(plan, sizes)
+        _console().print()
+    count = len(plans.members)
+    _console().print(
+        f"{plans.series.name}: {count} member{'s' if count > 1 else ''}, one after the other; on disk "
+        f"{format_bytes(plans.disk_bytes)} before compression; peak {format_bytes(plans.worker_bytes)} per worker"
     )
 
 

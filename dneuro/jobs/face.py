@@ -14,24 +14,25 @@ from dneuro.cluster import open_local, profile_folders, worker_sizes
 from dneuro.errors import UsageError
 from dneuro.jobs.driver import JobResult, run_job
 from dneuro.jobs.lease import refuse_if_busy
+from dneuro.jobs.members import MembersResult, plan_members, run_members
 from dneuro.jobs.planning import plan_job
-from dneuro.spec import JobSpec, find_profile, parse_job, read_job, read_profile
+from dneuro.spec import JobSpec, SeriesSpec, find_profile, parse_job, read_profile, read_study
 from dneuro.store.opening import Store, open_store
 from dneuro.store.units import units_folder
 
 
 def run(
-    job: JobSpec | str | os.PathLike[str],
+    job: JobSpec | SeriesSpec | str | os.PathLike[str],
     *,
     cluster: str | os.PathLike[str] | None = None,
     client: Any = None,
     overrides: Sequence[str] = (),
-) -> JobResult:
+) -> JobResult | MembersResult:
     """Run a job here and now; run it again to resume it.
 
     Parameters
     ----------
-    job : JobSpec or path
+    job : JobSpec, SeriesSpec or path
         What to compute.
     cluster : path, optional
         A profile, by path or name: where to compute. Workers are started and ended with the run.
@@ -44,21 +45,28 @@ def run(
     Returns
     -------
     JobResult
-        Where the store and the report are, and what was done.
+        Where the store and the report are, and what was done; for a job over several networks or checkpoints a
+        mapping from the name of each to its result, with the page that compares them as ``report``.
 
     Raises
     ------
     DneuroError
         Of the kind that says what went wrong; what was done stays done.
     """
-    spec = job if isinstance(job, JobSpec) else read_job(Path(job), overrides)
+    spec = job if isinstance(job, JobSpec | SeriesSpec) else read_study(Path(job), overrides)
     if cluster is None:
-        return run_job(spec, client)
+        return run_members(spec, client) if isinstance(spec, SeriesSpec) else run_job(spec, client)
     if client is not None:
         raise UsageError("run() takes a cluster or a client, not both", hint="leave one of them out")
     profile = read_profile(find_profile(os.fspath(cluster), profile_folders()))
     sizes = worker_sizes(profile)
-    refuse_if_busy(units_folder(spec.store) / "attempts")  # before workers are started for nothing
+    several = spec.members.values() if isinstance(spec, SeriesSpec) else [spec]
+    for one in several:
+        refuse_if_busy(units_folder(one.store) / "attempts")  # before workers are started for nothing
+    if isinstance(spec, SeriesSpec):
+        plans = plan_members(spec, sizes)
+        with open_local(profile) as started:
+            return run_members(plans, started, threads=sizes.cpus, state=profile.state)
     planned = plan_job(spec, sizes)
     with open_local(profile) as started:
         return run_job(planned, started, threads=sizes.cpus, state=profile.state)

@@ -9,6 +9,7 @@ from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.plan import ExtractPlan, to_dict
 from dneuro.extract.work import lacks
+from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
 from dneuro.jobs.analyses import Question, plan_question
 from dneuro.jobs.growth import check_store
@@ -67,8 +68,17 @@ class JobPlan:
         }
 
 
-def plan_job(job: JobSpec, executor: Sizes) -> JobPlan:
+def plan_job(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> JobPlan:
     """Check a job in full and return its plan; starts nothing, writes nothing.
+
+    Parameters
+    ----------
+    job : JobSpec
+        What to compute.
+    executor : Executor
+        Where, as far as memory goes.
+    source : ImageSource, optional
+        The job's images, where they were listed before.
 
     Raises
     ------
@@ -77,7 +87,7 @@ def plan_job(job: JobSpec, executor: Sizes) -> JobPlan:
     FingerprintError
         If its store was made from something else.
     """
-    checked = study(job, executor)
+    checked = study(job, executor, source)
     known = check_store(checked)
     checked, questions = settle(checked, executor, store=known)
     checked.plan.check(executor.memory)
