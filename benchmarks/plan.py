@@ -9,6 +9,7 @@ job runs in a worker process of its own, as `dneuro run` starts it. Bytes and se
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shutil
 import tempfile
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--only", default="", help="jobs whose name matches this pattern")
     asked = parser.parse_args()
-    for cells in (HEADINGS, ["---"] * len(HEADINGS), *_rows(asked)):
+    for cells in itertools.chain((HEADINGS, ["---"] * len(HEADINGS)), _rows(asked)):
         print(f"| {' | '.join(cells)} |", flush=True)
 
 

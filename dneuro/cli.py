@@ -121,14 +121,16 @@ def plan(
     spec = read_study(_find_job(job), settings or ())
     sizes = worker_sizes(profile)
     if isinstance(spec, SeriesSpec):
-        if calibrate:
-            raise UsageError("--calibrate tries one network, and this job has several", hint="leave --calibrate out")
         with showing(quiet=True):
             plans = plan_members(spec, sizes)
+            if not json:
+                show_members(plans, sizes)
+            forecasts = plans.forecasts(profile, sizes, calibrate) if calibrate else {}
         if json:
-            _print_json(plans.to_dict())
-        else:
-            show_members(plans, sizes)
+            _print_json({**plans.to_dict(), "forecasts": {name: one.to_dict() for name, one in forecasts.items()}})
+        for member, one in () if json else forecasts.items():
+            typer.echo(f"\n{member}:")
+            show_forecast(one)
         return
     with showing(quiet=True):
         found = plan_job(spec, sizes)
@@ -174,10 +176,16 @@ def layers(
 
 def _network(network: str, settings: list[str] | None) -> NetworkSpec:
     """Return the network of that name, or that of a job file."""
-    from dneuro.spec import NetworkSpec, read_job
+    from dneuro.spec import NetworkSpec, SeriesSpec, read_study
 
     if network.endswith((".yaml", ".yml")):
-        return read_job(_find_job(network), settings or ()).network
+        spec = read_study(_find_job(network), settings or ())
+        if not isinstance(spec, SeriesSpec):
+            return spec.network
+        names = [job.network.name for job in spec.members.values()]
+        if len(set(names)) > 1:
+            raise UsageError(f"{network} is about several networks", hint=f"dneuro layers {names[0]}")
+        return next(iter(spec.members.values())).network
     return NetworkSpec(name=network, weights="none")
 
 

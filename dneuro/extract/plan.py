@@ -14,10 +14,9 @@ from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.steps import DEFAULT_CODEC, Codec
 from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arrays
 
-TORCH_BYTES = 1000 * MiB
-"""Memory of a worker process that has imported all it needs and run some small network, besides the weights: 960 to
-990 MiB measured with torch 2.14 for CUDA (of which 380 are pages of libraries that workers share), less with torch for
-CPUs alone."""
+TORCH_BYTES = 920 * MiB
+"""Memory of a worker process that has imported all it needs, before it loads a network: measured with torch 2.14 for
+CUDA (380 MiB are pages of libraries that workers share); less with torch for CPUs alone."""
 
 AHEAD = 2
 """Batches that are read while the network is busy with another."""
@@ -32,7 +31,7 @@ GAPS = 1.5
 """Times the largest tensor that lies idle: the gap of one that was freed is some bytes too small for the next of its
 size, and what the reading threads need in between falls into it. One to two of them were measured."""
 
-SLACK = 1.08
+SLACK = 1.05
 """What is held besides, of all that a slot holds: mostly what operations need in their inside."""
 
 PICTURE_SIDE = 112

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from dneuro import events
+from dneuro.cluster.local import WorkerSizes
 from dneuro.engine.executors import Sizes, get_executor
 from dneuro.errors import DneuroError, PartialError
 from dneuro.images.sources import ImageSource
+from dneuro.jobs.calibration import Forecast, forecast
 from dneuro.jobs.driver import JobResult, run_job
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.reporting import report_folder
+from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.series import SeriesSpec
 from dneuro.spec.steps import ReportStep
 from dneuro.store.creating import put
@@ -81,6 +84,10 @@ class MembersPlan:
     def worker_bytes(self) -> int:
         """Peak memory of one worker process: members run one after the other."""
         return max(plan.worker_bytes for plan in self.members.values())
+
+    def forecasts(self, profile: ProfileSpec, sizes: WorkerSizes, images: int) -> dict[str, Forecast]:
+        """Try each member on a few of the images; see `dneuro.jobs.calibration.forecast`."""
+        return {member: forecast(plan, profile, sizes, images) for member, plan in self.members.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a plain dictionary."""
