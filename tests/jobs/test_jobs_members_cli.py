@@ -1,4 +1,4 @@
-"""Several networks on the command line: plan, run, layers."""
+"""Several networks on the command line: plan and layers."""
 
 from __future__ import annotations
 
@@ -45,20 +45,7 @@ def test_plan__sums_up_the_members(job: Path) -> None:
 
 def test_layers__of_a_job_whose_members_are_one_network(job: Path) -> None:
     assert json.loads(call("layers", job, "--json"))[0]["name"] == "conv1"
-    several = job.read_text().replace('"seed": 1', '"name": "torchvision:alexnet"')
+    several = job.read_text().replace('"b": {"name": "dneuro:convnet"', '"b": {"name": "torchvision:alexnet"')
     job.write_text(several)
     with pytest.raises(UsageError, match="about several networks"):
         call("layers", job)
-
-
-def test_run__lists_all_stores(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dneuro.jobs import face
-
-    real = face.run
-    monkeypatch.setattr(face, "run", lambda spec, cluster: real(spec))  # threads instead of worker processes
-    found = json.loads(call("run", job, "--json", "--quiet"))
-    stores = {name: member["store"] for name, member in found["members"].items()}
-    assert stores == {name: str(job.parent / f"two-{name}.zarr") for name in "ab"}
-    assert [member["units_done_before"] for member in found["members"].values()] == [0, 0]
-    shown = call("run", job, "--quiet")
-    assert shown.splitlines() == [f"store   {store}" for store in stores.values()]
