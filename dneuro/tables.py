@@ -14,6 +14,7 @@ from dneuro.quantities import format_bytes, format_duration
 if TYPE_CHECKING:
     from dneuro.cluster import WorkerSizes
     from dneuro.jobs.calibration import Forecast
+    from dneuro.jobs.members import MembersPlan
     from dneuro.jobs.planning import JobPlan
     from dneuro.jobs.watching import JobStatus
 
@@ -81,6 +82,19 @@ def _peaks(plan: JobPlan) -> list[str]:
         f"{format_bytes(plan.peaks[pool])} of {format_bytes(limit)} per worker of pool {pool}"
         for pool, limit in plan.limits.items()
     ]
+
+
+def show_members(plans: MembersPlan, sizes: Callable[[str], WorkerSizes]) -> None:
+    """Print the plans of a job over several networks or checkpoints on stdout, and what they come to."""
+    for member, plan in plans.members.items():
+        _console().print(f"{member}:")
+        show_plan(plan, sizes)
+        _console().print()
+    count = len(plans.members)
+    _console().print(
+        f"{plans.series.name}: {count} member{'s' if count > 1 else ''}, one after the other; on disk "
+        f"{format_bytes(plans.disk_bytes)} before compression; peak {format_bytes(plans.worker_bytes)} per worker"
+    )
 
 
 def show_forecast(forecast: Forecast) -> None:

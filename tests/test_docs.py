@@ -42,12 +42,12 @@ def test_documents__links_and_pictures_exist(path: Path) -> None:
 
 
 def test_documents__job_examples_are_jobs() -> None:
-    from dneuro.spec import parse_job
+    from dneuro.spec import parse_study
 
     for path in ("README.md", "jobs/README.md"):
         for language, text in BLOCK.findall((ROOT / path).read_text()):
             if language == "yaml" and "steps" in yaml.safe_load(text):
-                assert parse_job(text, path).steps
+                assert parse_study(text, path).steps
 
 
 def test_makefile__commands_of_the_readme_are_there() -> None:

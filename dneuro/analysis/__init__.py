@@ -19,7 +19,7 @@ from dneuro.analysis.kmeans import kmeans, plan_kmeans
 from dneuro.analysis.moments import moments, plan_moments
 from dneuro.analysis.nonnegative import coupled_nmf, nmf, plan_coupled_nmf, plan_nmf
 from dneuro.analysis.random_projections import plan_random_projections, random_projections
-from dneuro.analysis.selection import select
+from dneuro.analysis.selection import counts_selection, select
 from dneuro.analysis.selectivity import plan_selectivity, selectivity
 from dneuro.analysis.similarity import plan_similarity, similarity
 from dneuro.analysis.svd import plan_svd, svd
@@ -67,7 +67,7 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
 COUPLED: dict[str, Callable[..., xr.DataTree]] = {"coupled_nmf": coupled_nmf}
 """Every analysis of several arrays over the same images: one result for all of them, and one for each."""
 
-PLANS: dict[str, Callable[..., Plan]] = {
+_PLANS: dict[str, Callable[..., Plan]] = {
     "moments": plan_moments,
     "top_images": plan_top_images,
     "cooccurrence": plan_cooccurrence,
@@ -81,6 +81,9 @@ PLANS: dict[str, Callable[..., Plan]] = {
     "clusters": plan_clusters,
     "kmeans": plan_kmeans,
 }
+
+PLANS = {name: counts_selection(plan) for name, plan in _PLANS.items()}
+"""The plan of every analysis; of images that are selected it counts only what is read."""
 
 
 def plan(analysis: str, x: Any, **parameters: Any) -> Plan:

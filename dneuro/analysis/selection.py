@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ParamSpec
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import SELECTED, check_labelled, class_labels, is_count
+from dneuro.analysis.arrays import SELECTED, check_labelled, class_labels, is_count, taking_part
+from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError, suggest
 
 P = ParamSpec("P")
@@ -112,6 +114,29 @@ def says_selection(analysis: Callable[P, xr.Dataset]) -> Callable[P, xr.Dataset]
         return result.assign_attrs(selection=selections[0]) if selections else result
 
     return run
+
+
+def counts_selection(plan: Callable[P, Plan]) -> Callable[P, Plan]:
+    """Let the plan of an analysis count only what it reads of the images that were selected."""
+
+    @functools.wraps(plan)
+    def run(*args: P.args, **kwargs: P.kwargs) -> Plan:
+        found = plan(*args, **kwargs)
+        arrays = [value for value in args if isinstance(value, xr.DataArray) and SELECTED in value.coords]
+        return replace(found, read_bytes=round(_share_read(arrays[0]) * found.read_bytes)) if arrays else found
+
+    return run
+
+
+def _share_read(x: xr.DataArray) -> float:
+    """Return the share of the images whose chunks hold some image that takes part."""
+    rows = taking_part(x)
+    if rows is None:
+        return 1.0
+    lengths = np.asarray(x.chunksizes.get("image", (len(rows),)))
+    starts = np.cumsum(lengths) - lengths
+    some = np.add.reduceat(rows, starts[lengths > 0], dtype=np.int64) > 0
+    return float(lengths[lengths > 0][some].sum() / len(rows))
 
 
 def _correct(x: xr.DataArray, wanted: bool) -> NDArray[np.bool_]:

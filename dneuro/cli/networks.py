@@ -41,8 +41,14 @@ def layers(
 
 def _network(network: str, settings: list[str] | None) -> NetworkSpec:
     """Return the network of that name, or that of a job file."""
-    from dneuro.spec import NetworkSpec, read_job
+    from dneuro.spec import NetworkSpec, SeriesSpec, read_study
 
     if network.endswith((".yaml", ".yml")):
-        return read_job(find_job(network), settings or ()).network
+        spec = read_study(find_job(network), settings or ())
+        if not isinstance(spec, SeriesSpec):
+            return spec.network
+        names = [job.network.name for job in spec.members.values()]
+        if len(set(names)) > 1:
+            raise UsageError(f"{network} is about several networks", hint=f"dneuro layers {names[0]}")
+        return next(iter(spec.members.values())).network
     return NetworkSpec(name=network, weights="none")

@@ -3,24 +3,47 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Annotated, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dneuro.cli.arguments import AsJson, Cluster, Job, Quiet, Set, find_job, print_json
 
+if TYPE_CHECKING:
+    from dneuro.cluster.sizes import WorkerSizes
+    from dneuro.jobs.driver import JobResult
+    from dneuro.spec import ProfileSpec, SeriesSpec
+
 
 def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = False, json: AsJson = False) -> None:
     """Run a job here and now; run it again to resume it."""
     from dneuro.jobs import face
+    from dneuro.jobs.members import MembersResult
     from dneuro.progress import showing
-    from dneuro.spec import read_job
+    from dneuro.spec import read_study
 
-    spec = read_job(find_job(job), settings or ())
+    spec = read_study(find_job(job), settings or ())
     with showing(quiet=quiet), ended_by_signals():
         result = face.run(spec, cluster=cluster or "local")
-    found = {
+    if isinstance(result, MembersResult):
+        found = {"members": {member: _found(one) for member, one in result.items()}, "seconds": result.seconds}
+        found["report"] = str(result.report) if result.report else None
+        stores = list(result.stores.values())
+    else:
+        found, stores = _found(result), [result.store]
+    if json:
+        print_json(found)
+        return
+    for store in stores:
+        typer.echo(f"store   {store}")
+    if result.report is not None:
+        typer.echo(f"report  {result.report}")
+
+
+def _found(result: JobResult) -> dict[str, Any]:
+    """Return what came of a job as a plain dictionary."""
+    return {
         "store": str(result.store),
         "report": str(result.report) if result.report else None,
         "images": result.outcome.images,
@@ -31,12 +54,6 @@ def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = 
         "results_kept": result.kept,
         "seconds": round(result.seconds, 2),
     }
-    if json:
-        print_json(found)
-        return
-    typer.echo(f"store   {result.store}")
-    if result.report is not None:
-        typer.echo(f"report  {result.report}")
 
 
 def plan(
@@ -56,13 +73,16 @@ def plan(
     from dneuro.jobs.planning import plan_job
     from dneuro.jobs.submitting import command_of
     from dneuro.progress import showing
-    from dneuro.spec import find_profile, read_job, read_profile
+    from dneuro.spec import SeriesSpec, find_profile, read_profile, read_study
     from dneuro.tables import show_forecast, show_plan
 
     profile = read_profile(find_profile(cluster or "local", profile_folders()))
-    spec = read_job(find_job(job), settings or ())
+    spec = read_study(find_job(job), settings or ())
     backend = backend_of(profile)
     sizes = cache(backend.sizes)
+    if isinstance(spec, SeriesSpec):
+        _plan_members(spec, profile, sizes, calibrate, json)
+        return
     folder = JobFolder.of(profile.state, spec)
     sent = backend.preview(folder.path, command_of(folder), spec.name)
     with showing(quiet=True):
@@ -81,6 +101,27 @@ def plan(
         show_forecast(foretold)
     if profile.backend in ("slurm", "kubernetes"):
         typer.echo(f"\nsent by `dneuro submit`:\n\n{sent}", nl=False)
+
+
+def _plan_members(
+    series: SeriesSpec, profile: ProfileSpec, sizes: Callable[[str], WorkerSizes], calibrate: int, json: bool
+) -> None:
+    """Print what a job over several networks or checkpoints will cost."""
+    from dneuro.jobs.members import plan_members
+    from dneuro.progress import showing
+    from dneuro.tables import show_forecast, show_members
+
+    with showing(quiet=True):
+        plans = plan_members(series, sizes)
+        if not json:
+            show_members(plans, sizes)
+        forecasts = plans.forecasts(profile, calibrate) if calibrate else {}
+    if json:
+        print_json({**plans.to_dict(), "forecasts": {name: one.to_dict() for name, one in forecasts.items()}})
+        return
+    for member, one in forecasts.items():
+        typer.echo(f"\n{member}:")
+        show_forecast(one)
 
 
 @contextlib.contextmanager

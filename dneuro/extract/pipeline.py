@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import NetworkError, NonFiniteError
+from dneuro.extract.plan import AHEAD, layer_batches
 from dneuro.extract.reading import Pictures, read_ahead
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
@@ -135,7 +136,11 @@ def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> 
     with contextlib.ExitStack() as stack:
         runner = None
         if layers or work.predictions:
-            runner = stack.enter_context(Runner(network_of(work), layers, to_end=work.predictions))
+            network, plan = network_of(work), work.plan
+            batch = min(plan.batch, stop - start)
+            runner = stack.enter_context(Runner(network, layers, to_end=work.predictions, batch=batch))
+            held = ((layer.shape, layer_batches(layer)) for layer in plan.layers if layer.name in layers)
+            runner.furnish((*plan.input_shape[1:], plan.input_shape[0]), AHEAD + 2, held)
         room = _room if runner is None else runner.pixels
         read = stack.enter_context(contextlib.closing(read_ahead(work, source, memory_of(work), start, stop, room)))
         started: deque[tuple[Pictures, Running | None]] = deque()

@@ -14,12 +14,25 @@ from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.steps import DEFAULT_CODEC, Codec
 from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arrays
 
-TORCH_BYTES = 960 * MiB
-"""Memory of a worker process that has imported all it needs, before it loads a network: 920 MiB measured with torch
-2.14 for CUDA (of which 380 are pages of libraries that workers share), less with torch for CPUs alone."""
+TORCH_BYTES = 920 * MiB
+"""Memory of a worker process that has imported all it needs, before it loads a network: measured with torch 2.14 for
+CUDA (380 MiB are pages of libraries that workers share); less with torch for CPUs alone."""
 
 AHEAD = 2
 """Batches that are read while the network is busy with another."""
+
+CASTING = 20
+"""Bytes per number that are needed to make float16 or bfloat16 of it, at most."""
+
+PACKING = 3
+"""Times a row of chunks that is needed to pack it and to read it back: cut into chunks, packed, read."""
+
+GAPS = 1.5
+"""Times the largest tensor that lies idle: the gap of one that was freed is some bytes too small for the next of its
+size, and what the reading threads need in between falls into it. One to two of them were measured."""
+
+SLACK = 1.05
+"""What is held besides, of all that a slot holds: mostly what operations need in their inside."""
 
 PICTURE_SIDE = 112
 """Longer side, in pixels, of the pictures kept for the report."""
@@ -136,6 +149,7 @@ def plan_extraction(
     images: int,
     kept: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
+    held: tuple[int, int],
     input_shape: tuple[int, int, int],
     weight_bytes: int,
     dtype: str,
@@ -157,7 +171,9 @@ def plan_extraction(
     kept : mapping of str to str
         Layers, and what is kept of each.
     shapes : mapping of str to tuple
-        Shape per image of the output of every layer of the network.
+        Shape per image of the output of each of them.
+    held : (int, int)
+        Bytes per image of all that a forward pass holds at the same time, and of the largest of it.
     input_shape : (int, int, int)
         Colours, height and width of the network's input.
     weight_bytes : int
@@ -181,25 +197,49 @@ def plan_extraction(
     layers = tuple(LayerPlan(name, keep, shapes[name], dtype, codec) for name, keep in kept.items())
     picture = picture_shape(input_shape) if thumbnails else ()
     root = tuple(root_arrays(images, unit, predictions=predictions, labels=labels, picture=picture))
-    sizes = sorted(4 * math.prod(shape) for shape in shapes.values())
-    # A layer, its input, and what a convolution unfolds.
-    forward = 3 * sum(sizes[-2:]) + 6 * 4 * math.prod(input_shape)
-    # The clone, the stored dtype, the maximum; and the batch before, which is being written.
-    captured = sum(4 * 4 * math.prod(shapes[name]) for name in kept)
-    # Pixels as bytes: those read ahead, those in the network, those whose activations are being written.
-    pixels = (AHEAD + 2) * (math.prod(input_shape) + math.prod(picture))
-    buffers = sum(2 * a.row_bytes for a in (*root, *(a for plan in layers for a in plan.arrays(images, unit))))
-    per_slot = batch * (forward + captured + pixels) + buffers
+    per_image = _image_bytes(layers, held, pixels=math.prod(input_shape), picture=math.prod(picture))
+    per_slot = min(batch, unit, images) * per_image
+    per_slot += _writing_bytes([*root, *(array for layer in layers for array in layer.arrays(images, unit))])
     return ExtractPlan(
         images=images,
         unit=unit,
         layers=layers,
         root=root,
         batch=batch,
-        bare_bytes=TORCH_BYTES + LEAST + source_bytes + 2 * weight_bytes + slots_per_process * per_slot,
+        bare_bytes=TORCH_BYTES + LEAST + source_bytes + weight_bytes + round(SLACK * slots_per_process * per_slot),
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
     )
+
+
+def _image_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, pixels: int, picture: int) -> float:
+    """Return the bytes per image of a batch of what a slot holds at the same time.
+
+    Outputs lie in rooms of their own, made before the first batch. While they are fed to the statistics and made what
+    is stored, the memory of the forward pass is free.
+    """
+    sizes = [math.prod(layer.shape) for layer in layers]
+    rooms = sum(4 * size * layer_batches(layer) for size, layer in zip(sizes, layers, strict=True))
+    small = [size for size, layer in zip(sizes, layers, strict=True) if layer.dtype != "float32"]
+    written = sum(
+        (4 if layer.dtype == "bfloat16" else 2) * size
+        for size, layer in zip(sizes, layers, strict=True)
+        if layer.dtype != "float32" and layer.keep == "full"
+    )
+    most, largest = held
+    forward = most + GAPS * largest
+    return (AHEAD + 2) * (pixels + picture) + rooms + written + max(forward, written + CASTING * max(small, default=0))
+
+
+def _writing_bytes(arrays: Sequence[ArrayPlan]) -> int:
+    """Return what waits for a row of chunks to be full, and what one row needs that is packed and read back."""
+    rows = [array.row_bytes for array in arrays]
+    return sum(rows) + PACKING * max(rows)
+
+
+def layer_batches(layer: LayerPlan) -> int:
+    """Return how many batches of a layer's output there are at the same time: one, and one that is being written."""
+    return 2 if layer.keep == "full" and layer.dtype == "float32" else 1
 
 
 def picture_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dneuro.errors import BusyError, DneuroError
 from dneuro.extract.behind import Behind, Writer
@@ -98,6 +99,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
                 before.check(batch)
             for maker in makers:
                 maker.add(batch)
+            del batch  # not to be held while the next one is computed
             behind.turn()
         behind.settle()
     for part, maker in zip(parts, makers, strict=True):
@@ -179,21 +181,21 @@ class _Layer:
         self._states: dict[str, State] = {feed.key: feed.kernel.start() for feed in self._feeds}
 
     def add(self, batch: Batch) -> None:
-        found = self._take(batch) if batch.readable.any() else {}
+        values = batch.outputs.pop(self._plan.name)  # nobody else takes it, and it may be large
+        found = self._take(values, batch.numbers[batch.readable]) if len(values) else {}
         for plan in self._arrays:
             rows = found.get(plan.name, np.empty((0, *plan.shape[1:]), plan.dtype))
             self.writers[plan.name].add(batch.spread(rows, np.nan if rows.dtype.kind == "f" else 0))
 
-    def _take(self, batch: Batch) -> dict[str, Array]:
-        """Feed the statistics with the readable images; return their rows of each array."""
-        numbers = batch.numbers[batch.readable]
-        values = cast(batch.outputs[self._plan.name], self._plan.dtype, self._plan.name, numbers)
+    def _take(self, output: Array, numbers: NDArray[np.int64]) -> dict[str, Array]:
+        """Feed the statistics with the output for readable images; return their rows of each array."""
+        values = cast(output, self._plan.dtype, self._plan.name, numbers)
         check_finite(values, {"image": numbers}, self._plan.name)
         looks: dict[str, tuple[Array, Array | None]] = {"neuron": (values, None)}
         if self._plan.keep == "max" or any(feed.look == "max" for feed in self._feeds):
             looks["max"] = pool(values, "max")
         if self._plan.keep == "mean":
-            means = pool(batch.outputs[self._plan.name], "mean")[0]  # of what the layer yields, rounded once
+            means = pool(output, "mean")[0]  # of what the layer yields, rounded once
             looks["mean"] = cast(means, self._plan.dtype, self._plan.name, numbers), None
         elif any(feed.look == "mean" for feed in self._feeds):
             looks["mean"] = pool(values, "mean")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import resource
 import sys
 import tempfile
@@ -85,8 +87,8 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
         with backend.open(name="trial") as machines:
             with events.only(seen.append):
                 run_job(tried, machines, threads=sizes.cpus)
-            held = max(machines.client.run(_most_memory).values())
-        packed = _bytes_below(Path(folder))
+            held = max(machines.client.run(most_memory).values())
+        packed = bytes_below(Path(folder))
     rate = _rate(seen, sizes.slots)
     seconds = {"extract": plan.extract.images / rate}
     larger = plan.extract.images / tried.extract.images
@@ -148,10 +150,19 @@ def _growth(step: str, tried: JobPlan, whole: JobPlan) -> float:
     return 1.0
 
 
-def _most_memory() -> int:
+def most_memory() -> int:
+    """Return the most bytes that this process has held.
+
+    ``ru_maxrss`` begins at what the process held that this one was forked from, so Linux is asked elsewhere.
+    """
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return 1024 * int(found[1])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def _bytes_below(folder: Path) -> int:
+def bytes_below(folder: Path) -> int:
+    """Return the bytes of all files in a folder and below it."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -16,25 +16,26 @@ from dneuro.jobs.drive import run_here
 from dneuro.jobs.driver import JobResult, run_job
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import refuse_if_busy
-from dneuro.jobs.planning import plan_job
-from dneuro.jobs.submitting import read_both
-from dneuro.spec import JobSpec, ProfileSpec, find_profile, parse_job, read_job, read_profile
+from dneuro.jobs.members import MembersResult, plan_members, run_members
+from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.submitting import read_cluster
+from dneuro.spec import JobSpec, ProfileSpec, SeriesSpec, find_profile, parse_job, read_profile, read_study
 from dneuro.store.opening import Store, open_store
 from dneuro.store.units import units_folder
 
 
 def run(
-    job: JobSpec | str | os.PathLike[str],
+    job: JobSpec | SeriesSpec | str | os.PathLike[str],
     *,
     cluster: ProfileSpec | str | os.PathLike[str] | None = None,
     client: Any = None,
     overrides: Sequence[str] = (),
-) -> JobResult:
+) -> JobResult | MembersResult:
     """Run a job here and now; run it again to resume it.
 
     Parameters
     ----------
-    job : JobSpec or path
+    job : JobSpec, SeriesSpec or path
         What to compute.
     cluster : ProfileSpec or path, optional
         A profile, or its path or name: where to compute. Workers are started and ended with the run.
@@ -47,24 +48,33 @@ def run(
     Returns
     -------
     JobResult
-        Where the store and the report are, and what was done.
+        Where the store and the report are, and what was done; for a job over several networks or checkpoints a
+        mapping from the name of each to its result, with the page that compares them as ``report``.
 
     Raises
     ------
     DneuroError
         Of the kind that says what went wrong; what was done stays done.
     """
+    spec = job if isinstance(job, JobSpec | SeriesSpec) else read_study(Path(job), overrides)
     if cluster is None:
-        return run_job(job if isinstance(job, JobSpec) else read_job(Path(job), overrides), client)
+        return run_members(spec, client) if isinstance(spec, SeriesSpec) else run_job(spec, client)
     if client is not None:
         raise UsageError("run() takes a cluster or a client, not both", hint="leave one of them out")
-    spec, profile = read_both(job, cluster, overrides)
+    profile = read_cluster(cluster)
     backend = backend_of(profile)
-    refuse_if_busy(units_folder(spec.store) / "attempts")  # before workers are started for nothing
-    planned = plan_job(spec, backend.sizes)
-    folder = JobFolder.of(profile.state, spec)
-    folder.write(spec, profile, planned.to_dict(), "run")
-    return run_here(folder, planned, backend)
+
+    def run_one(planned: JobPlan, as_given: JobSpec) -> JobResult:
+        folder = JobFolder.of(profile.state, as_given)
+        folder.write(as_given, profile, planned.to_dict(), "run")
+        return run_here(folder, planned, backend)
+
+    several = spec.members.values() if isinstance(spec, SeriesSpec) else [spec]
+    for one in several:
+        refuse_if_busy(units_folder(one.store) / "attempts")  # before workers are started for nothing
+    if isinstance(spec, SeriesSpec):
+        return run_members(plan_members(spec, backend.sizes), run_one=run_one)
+    return run_one(plan_job(spec, backend.sizes), spec)
 
 
 def extract(

@@ -9,6 +9,7 @@ from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.plan import ExtractPlan, to_dict
 from dneuro.extract.work import lacks
+from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
 from dneuro.jobs.analyses import Question, plan_question
 from dneuro.jobs.growth import check_store
@@ -84,7 +85,7 @@ class JobPlan:
         }
 
 
-def plan_job(job: JobSpec, where: Sizes | SizesOf) -> JobPlan:
+def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = None) -> JobPlan:
     """Check a job in full and return its plan; starts nothing, writes nothing.
 
     Parameters
@@ -93,6 +94,8 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf) -> JobPlan:
         What to compute.
     where : Sizes, or callable of str
         What the workers have, or those of each pool: each step is planned on its own.
+    source : ImageSource, optional
+        The job's images, where they were listed before.
 
     Raises
     ------
@@ -103,7 +106,7 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf) -> JobPlan:
     """
     sizes = sizes_of(where)
     extracting = sizes(job.extract.pool_name)
-    checked = study(job, extracting)
+    checked = study(job, extracting, source)
     known = check_store(checked)
     checked, questions = settle(checked, sizes, store=known)
     checked.plan.check(extracting.memory)

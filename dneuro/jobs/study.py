@@ -117,7 +117,7 @@ class Study:
         return replace(self, weights=weights, weights_sha256=sha256)
 
 
-def study(job: JobSpec, executor: Sizes) -> Study:
+def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> Study:
     """Check a job against its images and its network, and work out its sizes.
 
     Parameters
@@ -126,6 +126,8 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         What to compute.
     executor : Executor
         Where, as far as memory goes; nothing is submitted.
+    source : ImageSource, optional
+        The job's images, where they were listed before.
 
     Raises
     ------
@@ -138,9 +140,10 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     """
     from dneuro.nets.catalogue import find
     from dneuro.nets.describe import check_layers, layers
+    from dneuro.nets.held import held_per_image
     from dneuro.nets.load import load
 
-    source = open_source(job.images)
+    source = source or open_source(job.images)
     manifest = source.manifest
     if not len(manifest):
         raise ImageSourceError("the image source holds no image", hint="check images: root")
@@ -167,7 +170,8 @@ def study(job: JobSpec, executor: Sizes) -> Study:
     plan = plan_extraction(
         images=len(manifest),
         kept={name: layer.keep for name, layer in step.layers.items()},
-        shapes={name: layer.shape for name, layer in found.items()} | shapes,
+        shapes=shapes,
+        held=held_per_image(on_cpu, wanted, to_end=predictions, input_shape=input_shape),
         input_shape=input_shape,
         weight_bytes=sum(p.nbytes for p in network.module.state_dict().values() if p.device.type != "meta"),
         dtype=step.dtype,

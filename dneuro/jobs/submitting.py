@@ -14,7 +14,7 @@ from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder, refuse_if_busy
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.watching import driver_state, status
-from dneuro.spec import JobSpec, ProfileSpec, find_profile, read_job, read_profile
+from dneuro.spec import JobSpec, ProfileSpec, SeriesSpec, find_profile, read_profile, read_study
 from dneuro.store.units import units_folder
 
 
@@ -26,11 +26,27 @@ def command_of(folder: JobFolder) -> list[str]:
 def read_both(
     job: JobSpec | str | os.PathLike[str], cluster: ProfileSpec | str | os.PathLike[str], overrides: Sequence[str] = ()
 ) -> tuple[JobSpec, ProfileSpec]:
-    """Return a job and a profile, each given as such or as a file."""
-    spec = job if isinstance(job, JobSpec) else read_job(Path(job), overrides)
+    """Return a job and a profile, each given as such or as a file.
+
+    Raises
+    ------
+    UsageError
+        If the job is about several networks or checkpoints, each of which would be a job of its own.
+    """
+    spec = job if isinstance(job, JobSpec) else read_study(Path(job), overrides)
+    if isinstance(spec, SeriesSpec):
+        raise UsageError(
+            f"job {spec.name} is about {len(spec.members)} networks or checkpoints, and a driver works on one",
+            hint="dneuro run JOB runs them one after the other; or one job file for each",
+        )
+    return spec, read_cluster(cluster)
+
+
+def read_cluster(cluster: ProfileSpec | str | os.PathLike[str]) -> ProfileSpec:
+    """Return a profile that is given as such, as a file or by name."""
     if isinstance(cluster, ProfileSpec):
-        return spec, cluster
-    return spec, read_profile(find_profile(os.fspath(cluster), profile_folders()))
+        return cluster
+    return read_profile(find_profile(os.fspath(cluster), profile_folders()))
 
 
 def submit(job: JobSpec, profile: ProfileSpec) -> tuple[JobFolder, JobPlan]:

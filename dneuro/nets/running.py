@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from dneuro.errors import NetworkError
 from dneuro.nets.load import Network
 from dneuro.nets.precision import computing_in
+from dneuro.nets.rooms import Rooms
 from dneuro.nets.taps import tap
 
 
@@ -64,12 +66,17 @@ class Runner:
         Layers wanted; may be empty.
     to_end : bool
         Run to the end and yield the class with the largest output.
+    batch : int
+        Images per batch, if all have as many; the last may have fewer.
     """
 
-    def __init__(self, network: Network, layers: Sequence[str], *, to_end: bool) -> None:
+    def __init__(self, network: Network, layers: Sequence[str], *, to_end: bool, batch: int = 0) -> None:
         self._network = network
         self._device = network.device
-        self._tap = tap(network.module, layers, to_end=to_end, dims=network.dims)
+        self._rooms = Rooms(batch, pinned=self.ahead)
+        on_cpu = self._device.type == "cpu"
+        room = self._rooms.tensor if on_cpu else None
+        self._tap = tap(network.module, layers, to_end=to_end, dims=network.dims, room=room)
         self._stream = _stream(self._device) if self.ahead else None
         how = network.preprocessing
         self._mean, self._std = (  # one number may serve all colours
@@ -85,8 +92,26 @@ class Runner:
 
     def pixels(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
         """Return room for the pixels of a batch: pinned where the network is on a GPU."""
-        pinned: NDArray[np.uint8] = torch.empty(shape, dtype=torch.uint8, pin_memory=self.ahead).numpy()
-        return pinned
+        return self._rooms.array(shape, torch.uint8)
+
+    def furnish(self, pixels: tuple[int, ...], ahead: int, outputs: Iterable[tuple[tuple[int, ...], int]]) -> None:
+        """Make room now for what a whole run holds, so that the passes in between find their memory as they left it.
+
+        Parameters
+        ----------
+        pixels : tuple of int
+            Shape per image of the pixels.
+        ahead : int
+            Batches of pixels there are at the same time.
+        outputs : iterable of (tuple of int, int)
+            For each layer its shape per image, and how many batches of it there are at the same time.
+        """
+        self._rooms.furnish(pixels, torch.uint8, ahead)
+        counts: Counter[tuple[int, ...]] = Counter()
+        for shape, count in outputs:
+            counts[shape] += count
+        for shape, count in counts.items():
+            self._rooms.furnish(shape, torch.float32, count)
 
     def start(self, pixels: NDArray[np.uint8]) -> Running:
         """Send a batch on its way.
@@ -101,8 +126,8 @@ class Runner:
         with stream, torch.inference_mode(), computing_in(self._network.precision, self._device):
             inputs = self.inputs(torch.from_numpy(pixels).to(self._device, non_blocking=True))
             outputs, last = self._tap(inputs)
-            outputs = {name: _to_cpu(output.float()) for name, output in outputs.items()}
-            classes = None if last is None else _to_cpu(_classes(last))
+            outputs = {name: self._to_cpu(outputs.pop(name).float()) for name in list(outputs)}  # one after the other
+            classes = None if last is None else self._to_cpu(_classes(last))
             if self._stream is None:
                 return Running(outputs, classes)
             done = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -119,6 +144,11 @@ class Runner:
         scaled.div_(self._full).sub_(self._mean.repeat(width)).div_(self._std.repeat(width))
         return scaled.view(images, height, width, colors).permute(0, 3, 1, 2)
 
+    def _to_cpu(self, values: Tensor) -> Tensor:
+        if values.device.type != "cuda":
+            return values.cpu()
+        return self._rooms.tensor(values.shape, values.dtype).copy_(values, non_blocking=True)
+
     def close(self) -> None:
         """Take the taps off the network."""
         self._tap.close()
@@ -132,13 +162,6 @@ class Runner:
         if self._stream is not None:
             self._stream.synchronize()  # what was started may still read pixels that are about to be freed
         self.close()
-
-
-def _to_cpu(values: Tensor) -> Tensor:
-    if values.device.type != "cuda":
-        return values.cpu()
-    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return pinned.copy_(values, non_blocking=True)
 
 
 def _classes(output: Tensor) -> Tensor:

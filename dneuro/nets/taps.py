@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from dneuro.errors import NetworkError
 from dneuro.nets.calls import LayerNames
 from dneuro.nets.output import main_output
+
+Room = Callable[[torch.Size], Tensor]
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: every wanted layer has been seen
@@ -41,12 +43,14 @@ class Tap:
         *,
         to_end: bool = False,
         dims: Mapping[str, tuple[str, ...] | None] | None = None,
+        room: Room | None = None,
     ) -> None:
         layer_names = LayerNames(module)
         self._dims = dict(dims or {})
         self._module = module
         self._names = tuple(dict.fromkeys(names))
         self._to_end = to_end
+        self._room = room
         self._pass = _Pass()
         self._wanted = {layer_names.find(name): name for name in self._names}
         if to_end:
@@ -122,7 +126,10 @@ class Tap:
                 return
             # A copy: the next layer may work in place, as AlexNet's ReLU does on what features.0 yields.
             kept = _channels_first(_check_output(f"layer {name!r}", output, seen.batch), self._dims.get(name))
-            seen.outputs[name] = kept.clone(memory_format=torch.contiguous_format)
+            if self._room is None:
+                seen.outputs[name] = kept.clone(memory_format=torch.contiguous_format)
+            else:
+                seen.outputs[name] = self._room(kept.shape).copy_(kept)
             if len(seen.outputs) == len(self._wanted) and not self._to_end:
                 raise _Stop
 
@@ -135,6 +142,7 @@ def tap(
     *,
     to_end: bool = False,
     dims: Mapping[str, tuple[str, ...] | None] | None = None,
+    room: Room | None = None,
 ) -> Tap:
     """Return a callable that runs the network and yields the outputs of some of its layers.
 
@@ -152,6 +160,10 @@ def tap(
         (y, x, channel) comes out as (batch, channel, y, x) and one of (token, channel) as (batch, channel, token, 1),
         the shape that `Layer.stored` says. Without it outputs come as the network has them.
 
+    room : callable, optional
+        From a shape to the tensor, of float32 on the CPU, that an output is copied to; the default makes new ones of
+        the output's own kind.
+
     Raises
     ------
     NetworkError
@@ -165,7 +177,7 @@ def tap(
     >>> {name: tuple(output.shape) for name, output in outputs.items()}, last
     ({'relu2': (4, 20, 4, 4), 'conv1': (4, 10, 24, 24)}, None)
     """
-    return Tap(module, names, to_end=to_end, dims=dims)
+    return Tap(module, names, to_end=to_end, dims=dims, room=room)
 
 
 def _channels_first(output: Tensor, dims: tuple[str, ...] | None) -> Tensor:

@@ -76,8 +76,8 @@ def write_report(
         if count < 1:
             raise UsageError(f"a report with {name}={count} shows nothing", hint=f"{name}=1 or more")
     out = Path(out)
-    _check_replaceable(out)
-    with _swapped_in(out) as folder:
+    check_replaceable(out)
+    with swapped_in(out) as folder:
         found = contents.read(tree, job)
         rosters = neuron_pages.rosters(found) if index else {}
         paging = {name: neuron_pages.paging(roster, images) for name, roster in rosters.items()}
@@ -90,7 +90,7 @@ def write_report(
     return out / "index.html"
 
 
-def _check_replaceable(out: Path) -> None:
+def check_replaceable(out: Path) -> None:
     """Refuse to replace a folder that is not a report: its contents would be gone."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -103,7 +103,7 @@ def _check_replaceable(out: Path) -> None:
 
 
 @contextmanager
-def _swapped_in(out: Path) -> Iterator[Path]:
+def swapped_in(out: Path) -> Iterator[Path]:
     """Give a new folder beside `out` that takes its place at the end, or goes away on a failure."""
     token = uuid.uuid4().hex[:8]
     fresh, old = (out.with_name(f".{out.name}.{token}.{state}") for state in ("new", "old"))

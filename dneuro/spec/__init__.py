@@ -21,7 +21,8 @@ from dneuro.spec.images import (
 from dneuro.spec.job import JobSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
 from dneuro.spec.profile import PoolSpec, ProfileSpec
-from dneuro.spec.reading import parse_job, parse_profile, read_job, read_profile
+from dneuro.spec.reading import parse_job, parse_profile, parse_study, read_job, read_profile, read_study
+from dneuro.spec.series import SeriesSpec
 from dneuro.spec.steps import (
     STEPS,
     AnalysisStep,
@@ -72,6 +73,7 @@ __all__ = [
     "ReportStep",
     "RowsStep",
     "SelectivityStep",
+    "SeriesSpec",
     "SimilarityStep",
     "Step",
     "SvdStep",
@@ -80,6 +82,8 @@ __all__ = [
     "find_profile",
     "parse_job",
     "parse_profile",
+    "parse_study",
     "read_job",
     "read_profile",
+    "read_study",
 ]

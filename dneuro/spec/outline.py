@@ -49,8 +49,7 @@ class Outline:
 
     def free_keys(self, path: KeyPath, data: Any = None) -> bool:
         """Return whether a mapping at `path` may have any key, such as the name of a layer."""
-        return any(isinstance(node.get("additionalProperties"), dict) and not _named_keys(node)
-                   for node in self._at(path, data))  # fmt: skip
+        return any(isinstance(_other(node), dict) and not _named_keys(node) for node in self._at(path, data))
 
     def choices(self, path: KeyPath, data: Any = None) -> list[str]:
         """Return the values there are to choose from at `path`, as they are written in YAML."""
@@ -91,8 +90,13 @@ def _child(node: Schema, step: str | int) -> Schema | None:
         prefix = node.get("prefixItems", [])
         found = prefix[step] if step < len(prefix) else node.get("items")
     else:
-        found = node.get("properties", {}).get(step, node.get("additionalProperties"))
+        found = node.get("properties", {}).get(step, _other(node))
     return found if isinstance(found, dict) else None
+
+
+def _other(node: Schema) -> Any:
+    """Return what a key may hold that has no name in the schema."""
+    return node.get("additionalProperties", next(iter(node.get("patternProperties", {}).values()), None))
 
 
 def _named_keys(node: Schema) -> list[str]:

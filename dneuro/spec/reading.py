@@ -17,9 +17,10 @@ from dneuro.spec.job import JobSpec
 from dneuro.spec.outline import outline
 from dneuro.spec.problems import KeyPath, Problem, ProblemsError, shown
 from dneuro.spec.profile import ProfileSpec
+from dneuro.spec.series import SeriesSpec
 
 S = TypeVar("S", bound=Spec)
-_WORDS: dict[type[Spec], str] = {JobSpec: "job", ProfileSpec: "profile"}
+_WORDS: dict[type[Spec], str] = {JobSpec: "job", SeriesSpec: "job", ProfileSpec: "profile"}
 
 
 def read_job(path: str | PathLike[str], overrides: Sequence[str] = ()) -> JobSpec:
@@ -38,6 +39,28 @@ def read_job(path: str | PathLike[str], overrides: Sequence[str] = ()) -> JobSpe
         With everything that is wrong: place, key path, value, limit or choices, and a way out.
     """
     return _parse(JobSpec, files.read_text(path, "job"), str(path), overrides)
+
+
+def read_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> JobSpec | SeriesSpec:
+    """Read and check a job file that may be about several networks or checkpoints; as `read_job`."""
+    return parse_study(files.read_text(path, "job"), str(path), overrides)
+
+
+def parse_study(text: str, name: str = "<job>", overrides: Sequence[str] = ()) -> JobSpec | SeriesSpec:
+    """Check the text of a job that may be about several networks or checkpoints; as `parse_job`."""
+    if _names_several(text):
+        return _parse(SeriesSpec, text, name, overrides)
+    return _parse(JobSpec, text, name, overrides)
+
+
+def _names_several(text: str) -> bool:
+    try:
+        data = document.read(text).data
+    except document.NotYamlError:  # said again, with its place
+        return False
+    network = data.get("network") if isinstance(data, dict) else None
+    several = isinstance(network, dict) and isinstance(network.get("weights"), list)
+    return several or (isinstance(data, dict) and "networks" in data)
 
 
 def read_profile(path: str | PathLike[str], overrides: Sequence[str] = ()) -> ProfileSpec:
@@ -168,5 +191,5 @@ def _require_mapping(model: type[Spec], source: _Source) -> None:
         raise SpecError(f"{where}: a {word} must be a mapping, `key: value`, not {shown(data)}",
                         f"a {word} has at least {needed}")  # fmt: skip
     for other, what in _WORDS.items():
-        if data.keys() & other.model_fields.keys() and not data.keys() & model.model_fields.keys():
+        if what != word and data.keys() & other.model_fields.keys() and not data.keys() & model.model_fields.keys():
             raise SpecError(f"{where}: this is a {what}, not a {word}", "dneuro run JOB --cluster PROFILE")

@@ -14,11 +14,24 @@ from typing import Any
 from dneuro.spec.job import JobSpec
 from dneuro.spec.outline import describe
 from dneuro.spec.profile import ProfileSpec
+from dneuro.spec.series import SeriesSpec
 
 
 def job_schema() -> dict[str, Any]:
     """Return the JSON schema (2020-12) of a job file."""
-    return _document("dneuro job", describe(JobSpec))
+    job, series = describe(JobSpec), describe(SeriesSpec)
+    networks = {name: series["properties"][name] for name in ("network", "networks")}
+    networks["network"] = {**job["properties"]["network"], "anyOf": [
+        {"$ref": "#/$defs/NetworkSpec"}, {"$ref": "#/$defs/CheckpointsSpec"},
+    ]}  # fmt: skip
+    networks["network"].pop("$ref", None)
+    together = {
+        "properties": {**job["properties"], **networks},
+        "required": [name for name in job["required"] if name != "network"],
+        "oneOf": [{"required": [name]} for name in networks],
+        "$defs": {**job["$defs"], **series["$defs"]},
+    }
+    return _document("dneuro job", {**job, **together})
 
 
 def profile_schema() -> dict[str, Any]:

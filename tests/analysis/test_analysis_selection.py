@@ -121,8 +121,12 @@ def test_select__reads_no_chunk_without_a_chosen_image(chunk: int, threads: Thre
     x = xr.DataArray(values, dims=("image", "channel"))
     total = x.sizes["image"]
     read.clear()
-    found = dn.moments(dn.select(x, images=[0, 1, chunk * 5 + 1, total - 1]), client=threads)
+    few = dn.select(x, images=[0, 1, chunk * 5 + 1, total - 1])
+    found = dn.moments(few, client=threads)
     assert read == {0, 5, IMAGES // chunk - 1}
+    plan, whole = (dn.plan("moments", some, client=threads) for some in (few, x))
+    assert plan.read_bytes == 3 * chunk * 3 * 4 < whole.read_bytes == x.nbytes
+    assert (plan.passes, plan.worker_bytes) == (whole.passes, whole.worker_bytes)
     assert found["count"].values.tolist() == [4, 4, 4]
     np.testing.assert_allclose(found["mean"].values, (0 + 0 + 5 + IMAGES // chunk - 1) / 4)
 

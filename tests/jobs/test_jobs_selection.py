@@ -53,6 +53,17 @@ def test_select__another_one_is_another_result(make_job: MakeJob, threads: Threa
     assert computed == [3, 3, 3, 0, 3]
 
 
+def test_select__is_counted_by_the_plan(make_job: MakeJob, threads: ThreadExecutor) -> None:
+    some, whole = (plan_job(asked(make_job, select), threads) for select in ({"sample": 2}, None))
+    (question, read), (_, whole_read) = some.steps[-1], whole.steps[-1]
+    assert question.layer == "relu1"
+    images = xr.DataArray(np.zeros((40, 1), "f4"), dims=("image", "channel"))
+    chunks = set(np.flatnonzero(dn.select(images, sample=2)["selected"]) // 16)
+    rows = sum((16, 16, 8)[chunk] for chunk in chunks)
+    one_pass = whole_read.read_bytes / whole_read.passes
+    assert read.read_bytes == round(read.passes * one_pass * rows / 40) < read.passes * one_pass
+
+
 @pytest.mark.parametrize(
     ("select", "settings", "message"),
     [

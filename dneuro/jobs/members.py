@@ -1,0 +1,190 @@
+"""A job over several networks or checkpoints: its members, planned together, run one after the other, compared."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dneuro import events
+from dneuro.engine.executors import Sizes, get_executor
+from dneuro.errors import DneuroError, PartialError
+from dneuro.images.sources import ImageSource
+from dneuro.jobs.calibration import Forecast, forecast
+from dneuro.jobs.driver import JobResult, run_job
+from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.pools import SizesOf
+from dneuro.jobs.reporting import report_folder
+from dneuro.spec.job import JobSpec
+from dneuro.spec.profile import ProfileSpec
+from dneuro.spec.series import SeriesSpec
+from dneuro.spec.steps import ReportStep
+from dneuro.store.creating import put
+from dneuro.store.files import Location, remove
+from dneuro.store.opening import open_store
+
+
+@dataclass(frozen=True)
+class MembersResult(Mapping[str, JobResult]):
+    """What came of a job over several networks or checkpoints: a mapping from member to its result.
+
+    Parameters
+    ----------
+    results : dict of JobResult
+        By member.
+    report : Path or RemotePath, or None
+        The page that links the members' reports and shows their numbers side by side.
+    seconds : float
+        Time it took.
+    """
+
+    results: dict[str, JobResult]
+    report: Location | None
+    seconds: float
+
+    def __getitem__(self, member: str) -> JobResult:
+        return self.results[member]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.results)
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    @property
+    def stores(self) -> dict[str, Location]:
+        """The store of each member."""
+        return {member: result.store for member, result in self.results.items()}
+
+
+@dataclass(frozen=True)
+class MembersPlan:
+    """The plans of all members of a job.
+
+    Parameters
+    ----------
+    series : SeriesSpec
+        The job.
+    members : dict of JobPlan
+        By member.
+    """
+
+    series: SeriesSpec
+    members: dict[str, JobPlan]
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes on disk, uncompressed, of all members together."""
+        return sum(plan.disk_bytes for plan in self.members.values())
+
+    @property
+    def worker_bytes(self) -> int:
+        """Peak memory of one worker process: members run one after the other."""
+        return max(plan.worker_bytes for plan in self.members.values())
+
+    def forecasts(self, profile: ProfileSpec, images: int) -> dict[str, Forecast]:
+        """Try each member on a few of the images; see `dneuro.jobs.calibration.forecast`."""
+        return {member: forecast(plan, profile, images) for member, plan in self.members.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as a plain dictionary."""
+        return {
+            "job": self.series.name,
+            "members": {member: plan.to_dict() for member, plan in self.members.items()},
+            "disk_bytes": self.disk_bytes,
+            "worker_bytes": self.worker_bytes,
+        }
+
+
+def plan_members(series: SeriesSpec, where: Sizes | SizesOf) -> MembersPlan:
+    """Check all members in full and return their plans; the images are listed once. Starts nothing, writes nothing.
+
+    Raises
+    ------
+    DneuroError
+        As `dneuro.jobs.planning.plan_job`; the message names the member.
+    """
+    plans: dict[str, JobPlan] = {}
+    source: ImageSource | None = None
+    for member, job in series.members.items():
+        with _naming(member):
+            plans[member] = plan_job(job, where, source)
+        source = plans[member].study.source
+    return MembersPlan(series, plans)
+
+
+def run_members(
+    job: SeriesSpec | MembersPlan, client: Any = None, *, run_one: Callable[[JobPlan, JobSpec], JobResult] | None = None
+) -> MembersResult:
+    """Run a job for each of its members; run it again to resume it.
+
+    All members are checked before the first one is started.
+
+    Parameters
+    ----------
+    job : SeriesSpec or MembersPlan
+        What to compute, or the plans of it.
+    client : distributed.Client, optional
+        Where; the default is the active dask client, else threads.
+    run_one : callable, optional
+        What runs a member, planned and as it was given, in place of `client`.
+
+    Raises
+    ------
+    DneuroError
+        Of the kind that says what went wrong, naming the member; what was done stays done.
+    PartialError
+        If some units failed again and again; the other members are done.
+    """
+    began = time.perf_counter()
+    plan = job if isinstance(job, MembersPlan) else plan_members(job, get_executor(client))
+    results: dict[str, JobResult] = {}
+    failed: list[PartialError] = []
+    for number, (member, one) in enumerate(plan.members.items(), 1):
+        events.emit("note", "", f"{member}, {number} of {len(plan.members)}")
+        try:
+            with _naming(member):
+                given = plan.series.members[member]
+                results[member] = run_one(one, given) if run_one else run_job(one, client)
+        except PartialError as error:
+            failed.append(error)
+    if failed:
+        raise failed[0]
+    index = _compare(plan.series, results) if any(isinstance(s, ReportStep) for s in plan.series.steps) else None
+    return MembersResult(results, index, time.perf_counter() - began)
+
+
+def _compare(series: SeriesSpec, results: Mapping[str, JobResult]) -> Location:
+    """Write the page over all members, beside their reports."""
+    from dneuro.report.series import write_series
+
+    place = report_folder(series.store)
+    trees, links = {}, {}
+    for member, result in results.items():
+        opened = open_store(result.store)
+        opened.tree.attrs["dneuro"] = {**opened.attrs, "store": str(result.store)}
+        trees[member] = opened.tree
+        if result.report is not None:
+            links[member] = f"../{report_folder(result.store).name}/index.html"
+    if isinstance(place, Path):
+        return write_series(series.name, trees, links, place)
+    with tempfile.TemporaryDirectory(prefix="dneuro-") as folder:
+        made = Path(folder) / "report"
+        write_series(series.name, trees, links, made)
+        remove(place)
+        put(made, place, last="index.html")
+    return place / "index.html"
+
+
+@contextmanager
+def _naming(member: str) -> Iterator[None]:
+    """Have an error name the member."""
+    try:
+        yield
+    except DneuroError as error:
+        error.message = f"{member}: {error.message}"
+        raise
