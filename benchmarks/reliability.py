@@ -74,7 +74,7 @@ PROMISES = (
     ),
     Promise(
         "a worker that stands still (SIGSTOP)",
-        "given up after dask's `worker-ttl` (5 minutes; 5 s here), its units done by others",
+        "given up after dask's `worker-ttl` (5 minutes; 15 s here), its units done by others",
         (f"{WORKERS}::test_worker__that_stands_still_is_given_up_and_its_units_move",),
     ),
     Promise(
