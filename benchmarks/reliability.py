@@ -105,7 +105,7 @@ PROMISES = (
         "no worker of a pool",
         "named within `start_timeout` + 10 s; in mid-run once none has come for 15 minutes",
         (
-            f"{WORKERS}::test_pool__that_gets_no_worker_is_named_in_time",
+            f"{WORKERS}::test_pool__whose_workers_cannot_start_is_named_in_time",
             "tests/engine/test_engine_pools.py::test_pool__without_workers_for_too_long_says_so",
         ),
     ),
