@@ -2,6 +2,7 @@
 # make test    install into .venv, pass the tests
 # make test-slurm   the tests that need a Slurm: one is started on this machine (deploy/slurm/README.md)
 # make lint    ruff and mypy
+# make faults  lose workers, drivers, disks in every way; writes docs/reliability.md; takes a quarter of an hour
 # make bench   speed and memory against what one would use instead
 # make schema  write the JSON schemas for editors again
 # make clean   remove what these made
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm lint bench schema clean
+.PHONY: demo test test-slurm lint faults bench schema clean
 
 demo: .venv/installed
 	$(BIN)/dneuro run jobs/demo.yaml
@@ -24,6 +25,9 @@ test-slurm: .venv/installed
 lint: .venv/installed
 	$(BIN)/ruff check dneuro tests benchmarks
 	$(BIN)/mypy
+
+faults: .venv/installed
+	$(BIN)/python -m benchmarks.reliability
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks

@@ -61,7 +61,8 @@ def show_plan(plan: JobPlan, sizes: Callable[[str], WorkerSizes]) -> None:
     for layer in extract.layers:
         kept = sum(array.nbytes for array in layer.arrays(extract.images, extract.unit))
         shape = _times(layer.shape)
-        table.add_row("", layer.name, "", "", format_bytes(kept), "", "", f"{shape}, keep {layer.keep}, {layer.dtype}")
+        what = f"{plan.study.layers[layer.name].kind}, {shape}, keep {layer.keep}, {layer.dtype}"
+        table.add_row("", layer.name, "", "", format_bytes(kept), "", "", what)
     for question, one in plan.steps:
         table.add_row(
             question.step.id, question.layer, str(one.passes), format_bytes(one.read_bytes),

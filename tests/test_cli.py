@@ -121,7 +121,7 @@ def test_plan__prints_what_a_job_will_cost(call: Call, write_job: WriteJob) -> N
     done = call("plan", job)
     assert done.code == 0, done.err
     assert done.err == ""
-    for words in ("small: 40 images, dneuro:convnet", "3 units", "10×12×12, keep full", "with extract", "tsqr"):
+    for words in ("small: 40 images, dneuro:convnet", "3 units", "ReLU, 10×12×12, keep full", "with extract", "tsqr"):
         assert words in done.out
     found = json.loads(call("plan", job, "--json").out)
     assert found["extract"]["units"] == 3

@@ -26,7 +26,7 @@ from dneuro.spec.profile import PoolSpec, ProfileSpec
 SHARE = 0.8
 """Share of the free memory that the workers get together, where the profile does not say."""
 
-LEAST = 1536 * MiB
+LEAST = 1664 * MiB
 """Memory below which another worker is not worth having, where the profile does not say how many."""
 
 

@@ -17,6 +17,7 @@ from dneuro.errors import NetworkError, NonFiniteError
 from dneuro.extract.reading import Pictures, read_ahead
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
+from dneuro.images.memory import LEAST, PictureMemory
 from dneuro.images.sources import ImageSource, open_source
 from dneuro.store.files import local_copy
 from dneuro.store.rounding import LARGEST, to_bfloat16
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _lock = threading.RLock()
 _networks: dict[tuple[Any, ...], Network] = {}
 _sources: dict[tuple[Any, ...], ImageSource] = {}
+_memories: dict[tuple[Any, ...], PictureMemory] = {}
 
 
 @dataclass
@@ -105,6 +107,16 @@ def source_of(work: ExtractWork) -> ImageSource:
         return _sources[key]
 
 
+def memory_of(work: ExtractWork) -> PictureMemory:
+    """Return the memory for pictures that are being read, which all units of a process share."""
+    key = (work.fingerprints[IMAGES], work.attempt.number, work.picture_bytes)
+    with _lock:
+        if key not in _memories:
+            _memories.clear()
+            _memories[key] = PictureMemory(work.picture_bytes, besides=work.plan.worker_bytes - LEAST)
+        return _memories[key]
+
+
 def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> Generator[Batch, None, None]:
     """Yield the images from `start` to `stop` batch by batch, through the network.
 
@@ -125,7 +137,7 @@ def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> 
         if layers or work.predictions:
             runner = stack.enter_context(Runner(network_of(work), layers, to_end=work.predictions))
         room = _room if runner is None else runner.pixels
-        read = stack.enter_context(contextlib.closing(read_ahead(work, source, start, stop, room)))
+        read = stack.enter_context(contextlib.closing(read_ahead(work, source, memory_of(work), start, stop, room)))
         started: deque[tuple[Pictures, Running | None]] = deque()
         for pictures in read:
             started.append((pictures, _start(runner, pictures)))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dneuro.errors import MemoryLimitError
+from dneuro.images.memory import LEAST, MARGIN
 from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.steps import DEFAULT_CODEC, Codec
@@ -65,6 +66,10 @@ class ExtractPlan:
     def worker_bytes(self) -> int:
         """Peak memory of one worker process."""
         return self.bare_bytes + self.feeding_bytes
+
+    def picture_bytes(self, limit: int) -> int:
+        """Return what a worker process of `limit` bytes has for pictures that are being read: all that is left."""
+        return LEAST + max(0, int(MARGIN * limit) - self.worker_bytes)
 
     @property
     def units(self) -> int:
@@ -140,6 +145,7 @@ def plan_extraction(
     predictions: bool,
     labels: bool,
     thumbnails: bool,
+    source_bytes: int = 0,
     slots_per_process: int = 1,
 ) -> ExtractPlan:
     """Return the plan of an extraction; reads nothing.
@@ -166,6 +172,8 @@ def plan_extraction(
         Images per unit.
     predictions, labels, thumbnails : bool
         What is stored per image.
+    source_bytes : int
+        What a process keeps of the images in memory.
     slots_per_process : int
         Units that one process works on at a time.
     """
@@ -188,7 +196,7 @@ def plan_extraction(
         layers=layers,
         root=root,
         batch=batch,
-        bare_bytes=TORCH_BYTES + 2 * weight_bytes + slots_per_process * per_slot,
+        bare_bytes=TORCH_BYTES + LEAST + source_bytes + 2 * weight_bytes + slots_per_process * per_slot,
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
     )

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from dneuro.errors import ImageSourceError, UnreadableImageError
 from dneuro.extract.plan import AHEAD
 from dneuro.extract.work import ExtractWork
+from dneuro.images.memory import PictureMemory
 from dneuro.images.preprocess import view
 from dneuro.images.sources import ImageSource
 from dneuro.images.thumbnails import reduce_to
+from dneuro.spec.network import Preprocessing
 
 PIECE = 8
 """Images that one call of a reading thread decodes, at most: enough that handing it over costs nothing."""
@@ -53,7 +55,7 @@ class Pictures:
 
 
 def read_ahead(
-    work: ExtractWork, source: ImageSource, start: int, stop: int, room: Room
+    work: ExtractWork, source: ImageSource, memory: PictureMemory, start: int, stop: int, room: Room
 ) -> Generator[Pictures, None, None]:
     """Yield the images from `start` to `stop` batch by batch, in order, while the next `AHEAD` batches are read.
 
@@ -63,6 +65,8 @@ def read_ahead(
         The extraction: as many threads as a unit may use read.
     source : ImageSource
         Its images.
+    memory : PictureMemory
+        What the process has for those that are being read.
     start, stop : int
         Images.
     room : callable
@@ -81,7 +85,8 @@ def read_ahead(
     def begin(first: int) -> None:
         pictures = _empty(work, np.arange(first, min(first + work.plan.batch, stop)), room)
         edges = [*range(0, len(pictures.numbers), PIECE), len(pictures.numbers)]
-        waiting.append((pictures, [pool.submit(_read, work, source, pictures, a, b) for a, b in pairwise(edges)]))
+        pieces = [pool.submit(_read, work, source, memory, pictures, a, b) for a, b in pairwise(edges)]
+        waiting.append((pictures, pieces))
 
     firsts = iter(range(start, stop, work.plan.batch))
     try:
@@ -114,7 +119,44 @@ def _empty(work: ExtractWork, numbers: NDArray[np.int64], room: Room) -> Picture
     )
 
 
-def _read(work: ExtractWork, source: ImageSource, pictures: Pictures, start: int, stop: int) -> list[tuple[str, str]]:
+def seen(
+    source: ImageSource, number: int, memory: PictureMemory, preprocessing: Preprocessing
+) -> tuple[NDArray[np.uint8], int]:
+    """Return what the network sees of an image, and its checksum; the picture itself is let go of.
+
+    Parameters
+    ----------
+    source : ImageSource
+        The images.
+    number : int
+        Which.
+    memory : PictureMemory
+        What the process has for pictures that are being read.
+    preprocessing : Preprocessing
+        How a picture becomes an input.
+
+    Returns
+    -------
+    view : ndarray of uint8
+        (height, width, colours).
+    crc : int
+        CRC-32 of what is stored.
+
+    Raises
+    ------
+    UnreadableImageError
+        If the image cannot be read, or not in this memory.
+    OSError
+        If the storage fails.
+    """
+    with memory.share(preprocessing) as share:
+        picture, checksum = source.read(number, share)
+        return view(picture, preprocessing), checksum
+
+
+def _read(
+    work: ExtractWork, source: ImageSource, memory: PictureMemory, pictures: Pictures, start: int, stop: int
+) -> list[tuple[str, str]]:
     """Fill the rows from `start` to `stop`; return name and cause of each image that cannot be read."""
     reasons = []
     size = pictures.pixels.shape[1:3]
@@ -122,20 +164,19 @@ def _read(work: ExtractWork, source: ImageSource, pictures: Pictures, start: int
         number = int(pictures.numbers[row])
         name = str(source.manifest.names[number])
         try:
-            picture, checksum = source.read(number)
-            seen = view(picture, work.preprocessing)
+            pixels, checksum = seen(source, number, memory, work.preprocessing)
         except UnreadableImageError as error:
             reasons.append((name, error.message))
             continue
-        if seen.shape[:2] != size:
+        if pixels.shape[:2] != size:
             raise ImageSourceError(
-                f"{name} is {seen.shape[1]}×{seen.shape[0]} pixels, the first image is {size[1]}×{size[0]}: a network "
-                "takes one size",
+                f"{name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the first image is {size[1]}×{size[0]}: a "
+                "network takes one size",
                 hint="network: {preprocessing: {resize: 256, crop: 224, …}}",
             )
-        pictures.pixels[row] = seen
+        pictures.pixels[row] = pixels
         if pictures.small.ndim > 1:
-            pictures.small[row] = reduce_to(seen, pictures.small.shape[1:3])
+            pictures.small[row] = reduce_to(pixels, pictures.small.shape[1:3])
         pictures.checksums[row] = checksum
         pictures.readable[row] = True
     return reasons

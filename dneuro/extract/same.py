@@ -49,8 +49,9 @@ class SameImages:
         why = "has another content than"
         if before[first] != now[first]:
             why = "can be read, which it could not" if now[first] else "cannot be read any more, as it could"
+        told = dict(batch.pictures.reasons).get(str(self._names[batch.numbers[first]]))
         raise FingerprintError(
             f"image {batch.numbers[first]}, {self._names[batch.numbers[first]]}, {why} when {self._store} was made; "
-            "nothing is added to a store of other images",
+            "nothing is added to a store of other images" + (f" ({told})" if told else ""),
             hint="bring the images back as they were, or give the job another store:",
         )

@@ -66,6 +66,8 @@ class ExtractWork:
         The driver's.
     threads : int
         Threads that torch may use.
+    picture_bytes : int
+        What a process has for pictures that are being read.
     """
 
     store: Location
@@ -82,6 +84,7 @@ class ExtractWork:
     predictions: bool
     attempt: Attempt
     threads: int
+    picture_bytes: int
 
     def unit(self, part: str, number: int) -> Unit:
         """Return the unit with this number of a layer, or of `IMAGES`."""

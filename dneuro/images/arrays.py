@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dneuro.errors import ImageSourceError
 from dneuro.images.containers import Container, get_array, open_container
 from dneuro.images.labels import MAX_CLASSES
 from dneuro.images.manifest import Manifest, check_labels
+from dneuro.images.memory import NO_LIMIT, Share
 from dneuro.images.rows import read_row
 from dneuro.images.sampling import draw
 from dneuro.spec.images import ArrayImages
@@ -32,16 +34,17 @@ class ArraySource:
         array = get_array(container, spec.images, spec.root)
         _check_images(array, self._where)
         self._rows = _Rows(array)
+        self.held_bytes = self._rows.held_bytes
         self.manifest = self._list(spec, container) if manifest is None else manifest
         if len(self.manifest) and (last := int(self.manifest.indices.max())) >= len(self._rows):
             raise ImageSourceError(
                 f"{self._where} has {len(self._rows):,} images, but the manifest lists one with index {last:,}"
             )
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+    def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its row; see `ImageSource.read`."""
         row = int(self.manifest.indices[index])
-        return read_row(self._rows, row, self.manifest.identity[index], f"{self._where}, image {row}")
+        return read_row(self._rows, row, self.manifest.identity[index], share, f"{self._where}, image {row}")
 
     def _list(self, spec: ArrayImages, container: Container) -> Manifest:
         count = len(self._rows)
@@ -72,6 +75,9 @@ class _Rows:
     def __init__(self, array: Any) -> None:
         self._array = array
         self._step = int(array.chunks[0]) if hasattr(array, "chunks") else len(self)
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.held_bytes = min(self._step, len(self)) * math.prod(self.shape[1:])
+        self.reading_bytes = 2 * self.held_bytes if hasattr(array, "chunks") else 0  # another chunk, and packed
         self._last: tuple[int, NDArray[np.uint8]] = (-1, np.empty(0, np.uint8))
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from dneuro.errors import ImageSourceError
 from dneuro.images.batches import read_pickled
 from dneuro.images.local import is_folder
 from dneuro.images.manifest import Manifest
+from dneuro.images.memory import NO_LIMIT, Share
 from dneuro.images.rows import list_rows, read_row
 from dneuro.spec.images import Cifar10Images
 
@@ -40,12 +41,13 @@ class Cifar10Source:
     def __init__(self, spec: Cifar10Images, manifest: Manifest | None = None) -> None:
         self._where = f"{spec.root}: {spec.split}"
         self._pictures, labels = _open(Path(spec.root), spec.split)
+        self.held_bytes = self._pictures.nbytes
         self.manifest = list_rows(spec, self._pictures, labels, CLASSES) if manifest is None else manifest
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+    def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its pixels, row by row with colours last; see `ImageSource.read`."""
         row = int(self.manifest.indices[index])
-        return read_row(self._pictures, row, self.manifest.identity[index], f"{self._where} image {row}")
+        return read_row(self._pictures, row, self.manifest.identity[index], share, f"{self._where} image {row}")
 
 
 def _open(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

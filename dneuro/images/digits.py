@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dneuro.images.manifest import Manifest
+from dneuro.images.memory import NO_LIMIT, Share
 from dneuro.images.sampling import draw
 from dneuro.spec.images import DigitsImages
 
@@ -21,11 +22,14 @@ SIDE = 28
 class DigitsSource:
     """1,797 digits of 8 × 8 pixels with 17 grey levels, as 28 × 28 pixels with 256 (bilinear)."""
 
+    held_bytes = 0
+
     def __init__(self, spec: DigitsImages, manifest: Manifest | None = None) -> None:
         self.manifest = _list(spec) if manifest is None else manifest
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+    def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture (28, 28) and CRC-32 of its 64 grey levels; see `ImageSource.read`."""
+        share.row(SIDE, SIDE, 0, "digits")
         levels = _levels()[0][self.manifest.indices[index]]
         brightness = np.rint(levels * (255 / 16)).astype(np.uint8)
         scaled = Image.fromarray(brightness).resize((SIDE, SIDE), Image.Resampling.BILINEAR)

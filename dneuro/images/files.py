@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from dneuro.images.imagenet import imagenet_classes
 from dneuro.images.labels import Labels, own_classes
 from dneuro.images.local import LocalFolder, is_folder
 from dneuro.images.manifest import Manifest
+from dneuro.images.memory import NO_LIMIT, CrowdedError, Share
 from dneuro.images.remote import RemoteFolder
 from dneuro.images.sampling import draw
 from dneuro.images.storage import EXTENSIONS, Entry, Storage, is_url
@@ -28,24 +30,37 @@ MAX_FILE_BYTES = 512 * 1024**2
 class FileSource:
     """Image files of one root, as a manifest lists them."""
 
+    held_bytes = 0
+
     def __init__(self, root: str, manifest: Manifest) -> None:
         self.manifest = manifest
         self._storage = _reopen(root, manifest)
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+    def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its file; see `ImageSource.read`."""
         offset = int(self.manifest.offsets[index]) if len(self.manifest.offsets) else -1
-        entry = Entry(self.manifest.names[index], int(self.manifest.identity[index]), offset)
+        path = self.manifest.paths[index] if len(self.manifest.paths) else ""
+        entry = Entry(self.manifest.names[index], int(self.manifest.identity[index]), offset, path)
         where = self._storage.where(entry.name)
         if entry.size > MAX_FILE_BYTES:
             raise UnreadableImageError(f"{where}: {entry.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
+        share.file(entry.size, where)
+        try:
+            return self._read(entry, where, share)
+        except CrowdedError:
+            pass  # and let go of the file's content, which the error still holds here
+        share.wait()
+        return self._read(entry, where, share)
+
+    def _read(self, entry: Entry, where: str, share: Share) -> tuple[NDArray[np.uint8], int]:
         data = self._storage.read(entry)
         if len(data) != entry.size:
             now = "more" if len(data) > entry.size else f"{len(data):,}"
             raise UnreadableImageError(
                 f"{where}: changed since it was listed: it had {entry.size:,} bytes, now {now}"
             )
-        return decode(data, where), zlib.crc32(data)
+        picture = decode(data, where, partial(share.picture, where=where))
+        return picture, zlib.crc32(data)
 
 
 def list_files(spec: FilesImages) -> Manifest:
@@ -108,6 +123,7 @@ def list_as(spec: FilesImages | FolderImages | ImagenetValImages, entries: list[
         source=spec.model_dump(mode="json"),
         wnids=labels.wnids,
         offsets=np.array([entry.offset for entry in chosen] if in_place else [], np.int64),
+        paths=np.array([entry.path for entry in chosen] if any(entry.path for entry in chosen) else [], object),
     )
 
 

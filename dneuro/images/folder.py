@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from dneuro.images.imagenet import imagenet_classes
 from dneuro.images.labels import Labels
 from dneuro.images.local import entries_of, is_folder, size_of, status_of
 from dneuro.images.manifest import Manifest
-from dneuro.images.storage import EXTENSIONS, Entry, is_image, is_url, some
+from dneuro.images.storage import EXTENSIONS, Entry, is_image, is_url, listed, readable, some
 from dneuro.spec.images import FolderImages
 
 
@@ -51,9 +50,9 @@ def list_folder(spec: FolderImages) -> Manifest:
 
 def _in_folder(root: Path) -> list[Entry]:
     """Return the files of every class folder; never none of one."""
-    return [
-        Entry(f"{folder.name}/{name}", size) for folder in _class_folders(root) for name, size in _image_files(folder)
-    ]
+    return listed(
+        (f"{folder.name}/{name}", size, -1) for folder in _class_folders(root) for name, size in _image_files(folder)
+    )
 
 
 def _in_archive(root: str) -> list[Entry]:
@@ -79,10 +78,12 @@ def _in_archive(root: str) -> list[Entry]:
 def _class_folders(root: Path) -> list[Path]:
     folders, loose = [], []
     for entry in entries_of(root):
-        if stat.S_ISDIR(status_of(entry).st_mode):
+        if not is_image(entry.name):
+            status_of(entry)  # it may lead to a class, without which the others have other numbers
+        if _is_folder(entry):
             folders.append(Path(entry.path))
         elif is_image(entry.name):
-            loose.append(entry.name)
+            loose.append(readable(entry.name))
     if loose:
         here, suffix = shlex.quote(str(root)), Path(loose[0]).suffix
         raise ImageSourceError(
@@ -100,19 +101,23 @@ def _class_folders(root: Path) -> list[Path]:
 def _image_files(folder: Path) -> list[tuple[str, int]]:
     """Return name and size in bytes of each image file in a class folder; never none."""
     entries = entries_of(folder)
-    files = [
-        (entry.name, size_of(entry))
-        for entry in entries
-        if is_image(entry.name) and not stat.S_ISDIR(status_of(entry).st_mode)
-    ]
+    files = [(entry.name, size_of(entry)) for entry in entries if is_image(entry.name) and not _is_folder(entry)]
     if not files:
         raise _no_images(folder, entries)
     return files
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry leads to a folder; a link in a circle leads to none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _no_images(folder: Path, entries: list[os.DirEntry[str]]) -> ImageSourceError:
-    names = [entry.name for entry in entries]
-    if names and all(stat.S_ISDIR(status_of(entry).st_mode) for entry in entries):
+    names = [readable(entry.name) for entry in entries]
+    if names and all(_is_folder(entry) for entry in entries):
         return ImageSourceError(
             f"class folder {folder} holds only folders ({some(names)}); a class folder holds image files",
             hint=f"if these are the classes, set root: {folder}",

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import stat
 from pathlib import Path
 
+from dneuro import events
 from dneuro.errors import ImageSourceError, UnreadableImageError
 from dneuro.images.paths import missing
-from dneuro.images.storage import Entry, check_utf8, is_image
+from dneuro.images.storage import Entry, is_image, listed, readable
+
+_OF_THE_FILE = {
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG,
+    errno.ENXIO, errno.ENODEV, errno.EINVAL, errno.EOPNOTSUPP,
+}  # fmt: skip
+"""Errors on opening that say something about one file; any other is of the storage, and may pass."""
 
 
 class LocalFolder:
     """A folder and the folders below it; see `Storage`.
 
-    Links are followed, but for those that lead back to a folder above them.
+    Links are followed, but for those that lead back to a folder above them; one that leads nowhere and has no image's
+    name is left out with a note.
 
     Cost of listing: one ``os.scandir`` per folder and one ``stat`` per image; no file is opened.
     """
@@ -25,7 +34,7 @@ class LocalFolder:
 
     def images(self) -> list[Entry]:
         """Return every image file; see `Storage.images`."""
-        found: list[Entry] = []
+        found: list[tuple[str, int, int]] = []
         pending: list[tuple[Path, str, frozenset[tuple[int, int]]]] = [(self._root, "", frozenset())]
         while pending:
             folder, prefix, above = pending.pop()
@@ -36,27 +45,37 @@ class LocalFolder:
             for entry in entries_of(folder):
                 if entry.is_file(follow_symlinks=False) and not is_image(entry.name):
                     continue
-                mode = status_of(entry).st_mode
-                if stat.S_ISDIR(mode):
+                try:
+                    is_folder = stat.S_ISDIR(entry.stat().st_mode)
+                except OSError as error:
+                    if not is_image(entry.name):
+                        events.emit("note", "", f"{readable(entry.path)} is left out: {error.strerror}")
+                        continue
+                    is_folder = False
+                if is_folder:
                     pending.append((Path(entry.path), f"{prefix}{entry.name}/", inside))
                 elif is_image(entry.name):
-                    found.append(Entry(prefix + entry.name, size_of(entry)))
-        return sorted(found, key=lambda entry: entry.parts)
+                    found.append((prefix + entry.name, size_of(entry), -1))
+        return listed(found)
 
     def read(self, entry: Entry) -> bytes:
         """Return the content of a file; see `Storage.read`."""
-        path = self._root / entry.name
+        path = self._root / (entry.path or entry.name)
         try:
-            with path.open("rb") as file:
-                return file.read(entry.size + 1)  # one more, to notice a file that has grown
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            if not self._root.is_dir():
-                raise  # nothing is mounted here: that says nothing about the image
-            raise UnreadableImageError(f"{path}: {error.strerror}") from error
+            # Without waiting: nobody may ever write into a pipe.
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in _OF_THE_FILE or not self._root.is_dir():
+                raise  # of the storage, or nothing is mounted here: that says nothing about the image
+            raise UnreadableImageError(f"{self.where(entry.name)}: {error.strerror}") from error
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise UnreadableImageError(f"{self.where(entry.name)}: is neither a file nor a folder")
+            return file.read(entry.size + 1)  # one more, to notice a file that has grown
 
     def where(self, name: str) -> str:
         """Return the path of a file."""
-        return str(self._root / name)
+        return readable(str(self._root / name))
 
 
 def is_folder(path: Path) -> bool:
@@ -79,18 +98,16 @@ def entries_of(folder: Path) -> list[os.DirEntry[str]]:
     Raises
     ------
     ImageSourceError
-        If it may not be read, or holds a name that is not UTF-8.
+        If it may not be read.
     """
     try:
         with os.scandir(folder) as found:
-            entries = sorted((e for e in found if not e.name.startswith(".")), key=lambda e: e.name)
+            return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
     except PermissionError as error:
         raise ImageSourceError(
-            f"folder {folder} may not be read: {error.strerror}", hint=f"chmod u+rx {shlex.quote(str(folder))}"
+            f"folder {readable(str(folder))} may not be read: {error.strerror}",
+            hint=f"chmod u+rx {shlex.quote(readable(str(folder)))}",
         ) from error
-    for entry in entries:
-        check_utf8(entry.name, str(folder), f"convmv -r -f latin1 -t utf8 --notest {shlex.quote(str(folder))}")
-    return entries
 
 
 def status_of(entry: os.DirEntry[str]) -> os.stat_result:
@@ -106,19 +123,14 @@ def status_of(entry: os.DirEntry[str]) -> os.stat_result:
     except OSError as error:
         what = "a link that leads nowhere" if entry.is_symlink() else "not accessible"
         raise ImageSourceError(
-            f"{entry.path} is {what}: {error.strerror}", hint="remove it, or mend what it points to"
+            f"{readable(entry.path)} is {what}: {error.strerror}", hint="remove it, or mend what it points to"
         ) from error
 
 
 def size_of(entry: os.DirEntry[str]) -> int:
-    """Return the size of an image file in bytes.
-
-    Raises
-    ------
-    ImageSourceError
-        If it is a pipe, a socket or a device: reading it could wait for ever.
-    """
-    status = status_of(entry)
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageSourceError(f"{entry.path} is neither a file nor a folder", hint="remove it")
-    return status.st_size
+    """Return the size of an image file in bytes; 0 of what is no file, or cannot be looked at: reading it says why."""
+    try:
+        status = entry.stat()
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0

@@ -45,6 +45,8 @@ class Manifest:
         WordNet ids of the classes, as long as `class_names`; empty where they have none.
     offsets : array of int, kept as int64
         Where each image begins in an archive that is read in place, in bytes; empty where there is none.
+    paths : sequence of str, kept as an array of objects
+        How the storage names each image, where some of these names are not UTF-8; empty otherwise.
 
     Raises
     ------
@@ -60,6 +62,7 @@ class Manifest:
     source: dict[str, Any]
     wnids: tuple[str, ...] = ()
     offsets: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    paths: NDArray[np.object_] = field(default_factory=lambda: np.empty(0, object))
 
     def __post_init__(self) -> None:
         values = {
@@ -70,6 +73,7 @@ class Manifest:
             "indices": np.array(self.indices, np.int64),
             "wnids": tuple(self.wnids),
             "offsets": np.array(self.offsets, np.int64),
+            "paths": _strings(self.paths),
         }
         for name, value in values.items():
             if isinstance(value, np.ndarray):
@@ -78,7 +82,8 @@ class Manifest:
         self._check()
 
     def _check(self) -> None:
-        for name in ("labels", "identity", "indices", *(("offsets",) if self.offsets.size else ())):
+        may_be_empty = [name for name in ("offsets", "paths") if getattr(self, name).size]
+        for name in ("labels", "identity", "indices", *may_be_empty):
             if getattr(self, name).shape != self.names.shape:
                 raise ImageSourceError(
                     f"a manifest with {len(self)} names has {name} of shape {getattr(self, name).shape}"
@@ -123,6 +128,7 @@ class Manifest:
             "class_names": self.class_names,
             "source": self.source,
             "wnids": self.wnids,
+            **({"paths": self.paths.tolist()} if self.paths.size else {}),
         }
         content = io.BytesIO()
         np.savez_compressed(

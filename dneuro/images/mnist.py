@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dneuro.errors import ImageSourceError
 from dneuro.images.local import is_folder
 from dneuro.images.manifest import Manifest
+from dneuro.images.memory import NO_LIMIT, Share
 from dneuro.images.rows import list_rows, read_row
 from dneuro.spec.images import MnistImages
 
@@ -32,12 +33,13 @@ class MnistSource:
         self._where = f"{spec.root}: {spec.split}"
         self._pictures, labels = _read(spec)
         digits = tuple("0123456789")
+        self.held_bytes = self._pictures.nbytes
         self.manifest = list_rows(spec, self._pictures, labels, digits) if manifest is None else manifest
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+    def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its pixels; see `ImageSource.read`."""
         row = int(self.manifest.indices[index])
-        return read_row(self._pictures, row, self.manifest.identity[index], f"{self._where} image {row}")
+        return read_row(self._pictures, row, self.manifest.identity[index], share, f"{self._where} image {row}")
 
 
 def _read(spec: MnistImages) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

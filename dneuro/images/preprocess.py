@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dneuro.errors import ArrayError, UnreadableImageError
-from dneuro.images.decode import MAX_PIXELS
+from dneuro.images.decode import MAX_PIXELS, STRIP, pixels_of
 from dneuro.spec.network import Preprocessing
 
 _INTERPOLATION = {
@@ -47,17 +47,28 @@ def view(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
             f"a picture is uint8 of shape (height, width) or (height, width, 3), "
             f"not {picture.dtype} of shape {picture.shape}"
         )
-    image = Image.fromarray(picture)
     mode = "RGB" if preprocessing.color == "rgb" else "L"
-    if image.mode != mode:
-        image = image.convert(mode)
+    pixels = picture if picture.ndim == (3 if mode == "RGB" else 2) else pixels_of(Image.fromarray(picture), mode)
     if preprocessing.resize is not None:
-        image = _resize(image, preprocessing.resize, preprocessing.interpolation)
-    pixels = np.array(image).reshape(image.height, image.width, preprocessing.channels)
+        pixels = pixels_of(_resize(Image.fromarray(pixels), preprocessing.resize, preprocessing.interpolation), mode)
+    pixels = pixels.reshape(*pixels.shape[:2], preprocessing.channels)
     if preprocessing.crop is not None:
         height, width = _pair(preprocessing.crop)
         pixels = _crop(_crop(pixels, 0, height), 1, width)
-    return np.ascontiguousarray(pixels)
+    pixels = np.ascontiguousarray(pixels)
+    return pixels.copy() if np.may_share_memory(pixels, picture) else pixels  # of a large one, a part holds all
+
+
+def view_bytes(width: int, height: int, preprocessing: Preprocessing) -> int:
+    """Return the peak memory of `view`, in bytes, with the picture of so many pixels that it is given."""
+    # The picture, and Pillow's copy of it with four bytes per pixel; a grey one, and what becomes of it.
+    given = 8 * width * height + 12 * min(width * height, STRIP)
+    if preprocessing.resize is None:
+        return given
+    wide, high = _resized(width, height, preprocessing.resize)
+    if wide * high > MAX_PIXELS:
+        return given  # refused by then
+    return given + 4 * wide * height + 7 * wide * high  # Pillow resizes rows first, then columns
 
 
 def to_input(view: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.float32]:
@@ -82,13 +93,17 @@ def to_input(view: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[n
     return scaled
 
 
+def _resized(width: int, height: int, size: int | tuple[int, int]) -> tuple[int, int]:
+    """Return the width and height that a picture gets."""
+    if not isinstance(size, int):
+        return size[1], size[0]
+    short, long = sorted((width, height))
+    new_long = int(size * long / short)
+    return (size, new_long) if width <= height else (new_long, size)
+
+
 def _resize(image: Image.Image, size: int | tuple[int, int], interpolation: str) -> Image.Image:
-    if isinstance(size, int):
-        short, long = sorted(image.size)
-        new_long = int(size * long / short)
-        width, height = (size, new_long) if image.width <= image.height else (new_long, size)
-    else:
-        height, width = size
+    width, height = _resized(image.width, image.height, size)
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(
             f"the picture of {image.width} × {image.height} pixels would become one of {width} × {height} = "

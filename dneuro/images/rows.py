@@ -10,29 +10,33 @@ from numpy.typing import NDArray
 
 from dneuro.errors import UnreadableImageError
 from dneuro.images.manifest import Manifest
+from dneuro.images.memory import Share
 from dneuro.images.sampling import draw
 from dneuro.spec.images import Cifar10Images, MnistImages
 
 
-def read_row(rows: Any, row: int, identity: str, where: str) -> tuple[NDArray[np.uint8], int]:
+def read_row(rows: Any, row: int, identity: str, share: Share, where: str) -> tuple[NDArray[np.uint8], int]:
     """Return the picture in a row and its CRC-32.
 
     Parameters
     ----------
     rows : array-like
-        Gives the picture of a row.
+        Gives the picture of a row; `shape` is (n, height, width, …), and `reading_bytes`, if there, what one takes.
     row : int
         Which.
     identity : str
         The CRC-32 that the manifest lists.
+    share : Share
+        Of the memory for pictures.
     where : str
         Names the picture in messages.
 
     Raises
     ------
     UnreadableImageError
-        If it cannot be read, or changed since it was listed.
+        If it cannot be read, changed since it was listed, or is too large for the share.
     """
+    share.row(rows.shape[2], rows.shape[1], getattr(rows, "reading_bytes", 0), where)
     try:
         picture = np.array(rows[row], order="C")  # the caller's own
     except Exception as error:  # codecs raise nearly everything on damaged chunks

@@ -15,6 +15,7 @@ from dneuro.images.files import FileSource, list_files
 from dneuro.images.folder import list_folder
 from dneuro.images.imagenet_val import list_imagenet_val
 from dneuro.images.manifest import Manifest
+from dneuro.images.memory import NO_LIMIT, Share
 from dneuro.images.mnist import MnistSource
 from dneuro.spec.images import (
     ArrayImages,
@@ -29,19 +30,29 @@ from dneuro.spec.images import (
 
 
 class ImageSource(Protocol):
-    """Images that can be listed and read one by one. May be read by several threads at once."""
+    """Images that can be listed and read one by one. May be read by several threads at once.
+
+    Parameters
+    ----------
+    held_bytes : int
+        What a process keeps of them in memory for as long as it reads them.
+    """
+
+    held_bytes: int
 
     @property
     def manifest(self) -> Manifest:
         """Which images, in which order."""
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+    def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return one picture, and what tells its stored content from any other.
 
         Parameters
         ----------
         index : int
             Position in the manifest.
+        share : Share, optional
+            Of the memory that the process has for pictures; none sets no limit.
 
         Returns
         -------
@@ -53,7 +64,8 @@ class ImageSource(Protocol):
         Raises
         ------
         UnreadableImageError
-            If this image is missing, damaged or not what the manifest lists. Names it and the cause.
+            If this image is missing, damaged, not what the manifest lists, or larger than the share can be. Names
+            it and the cause.
         OSError
             If the storage fails (I/O error, too many open files): that says nothing about the image,
             and another try may succeed.

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
-
-from dneuro.errors import ImageSourceError
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """What makes a file an image file, in upper or lower case."""
@@ -22,11 +21,14 @@ class Entry(NamedTuple):
         In bytes.
     offset : int
         Where the file begins in an archive that is read in place, in bytes; -1 where it is a file of its own.
+    path : str
+        How the storage names the file, where that is not UTF-8; empty otherwise.
     """
 
     name: str
     size: int
     offset: int = -1
+    path: str = ""
 
     @property
     def parts(self) -> list[str]:
@@ -39,6 +41,9 @@ class Storage(Protocol):
 
     def images(self) -> list[Entry]:
         """Return every image file at the root and below, sorted by `Entry.parts`; hidden ones are left out.
+
+        What has an image's name and cannot be read as a file (a link that leads nowhere, a pipe) is listed with a size
+        of 0; `read` says why.
 
         Raises
         ------
@@ -76,19 +81,26 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def check_utf8(name: str, place: str, hint: str) -> None:
-    """Refuse a name that is not UTF-8: a store could not hold it.
+def listed(found: Iterable[tuple[str, int, int]]) -> list[Entry]:
+    r"""Return sorted entries of files as their storage names them: path below the root, size and offset.
 
-    Raises
-    ------
-    ImageSourceError
-        With its bytes.
+    A name that is not UTF-8 gets a readable one, in which bytes that are none are escaped: ``caf\xe9.png``.
     """
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raw = name.encode("utf-8", "surrogateescape")
-        raise ImageSourceError(f"the name {raw!r} in {place} is not valid UTF-8", hint=hint) from error
+    files = list(found)
+    taken = {path for path, _, _ in files}
+    entries = []
+    for path, size, offset in files:
+        name = readable(path)
+        while name != path and name in taken:  # by a file that is called so in truth
+            name += "'"
+        taken.add(name)
+        entries.append(Entry(name, size, offset, "" if name == path else path))
+    return sorted(entries, key=lambda entry: entry.parts)
+
+
+def readable(text: str) -> str:
+    """Return a path in which bytes that are not UTF-8 are escaped; any other one as it is."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def some(names: list[str], limit: int = 3) -> str:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dneuro import events
 from dneuro.errors import ImageSourceError
 from dneuro.images.paths import content_of
 from dneuro.images.storage import some
@@ -84,7 +85,8 @@ def read_table(path: str, names: Sequence[str], root: str, content: bytes | None
 
     A first line that names the columns may be left out where there are two: filename and class. A file is named
     by its path below the root, or by its file name, with or without extension, where that is unique. A line
-    without a class says that it is not known.
+    without a class says that it is not known. Lines of files that are not there are left out with a note, if every
+    image has a line: the images may be a part of those that the table is of.
 
     Parameters
     ----------
@@ -100,7 +102,7 @@ def read_table(path: str, names: Sequence[str], root: str, content: bytes | None
     Raises
     ------
     ImageSourceError
-        With the line, if a file is unknown or given twice, a line has too few columns; or if an image is missing.
+        With the line, if a file is given twice or a line has too few columns; or if an image has no line.
     """
     lines = list(_lines(path, content_of(path) if content is None else content))
     if not lines:
@@ -227,14 +229,17 @@ def _finder(names: Sequence[str]) -> Callable[[str, str], int | None]:
 def _check_whole(
     path: str, names: Sequence[str], root: str, rows: dict[int, Row], unknown: list[tuple[int, str]]
 ) -> None:
-    if unknown:
+    absent = [name for image, name in enumerate(names) if image not in rows]
+    if unknown and not absent:
+        missing = f"{len(unknown):,} of the {len(unknown) + len(rows):,} files that it names"
+        events.emit("note", "", f"{path}: {missing} are not in {root}: {some([file for _, file in unknown])}")
+    elif unknown:
         line, file = unknown[0]
         others = f", nor are {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
         raise ImageSourceError(
             f"{path}:{line}: {file!r} is not among the {len(names):,} images of {root}{others}",
             hint=f"files are named by their path below the root, such as {names[0]}",
         )
-    absent = [name for image, name in enumerate(names) if image not in rows]
     if absent:
         raise ImageSourceError(
             f"{path} has no line for {len(absent):,} of the {len(names):,} images of {root}: {some(absent)}",

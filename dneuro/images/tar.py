@@ -13,7 +13,7 @@ from typing import Any
 
 from dneuro.errors import ImageSourceError, UnreadableImageError
 from dneuro.images.paths import missing
-from dneuro.images.storage import Entry, check_utf8, is_hidden, is_image
+from dneuro.images.storage import Entry, is_hidden, is_image, listed, readable
 
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {
@@ -47,24 +47,29 @@ class TarArchive:
 
     def images(self) -> list[Entry]:
         """Return every image file with its offset; see `Storage.images`."""
-        found: dict[str, Entry] = {}
+        found: dict[str, tuple[str, int, int]] = {}
         for member in self._members():
             name = _plain(member.name)
             if member.isdir() or is_hidden(name) or not is_image(name):
                 continue
-            self._check(member)
-            found[name] = Entry(name, member.size, member.offset_data)
-        return sorted(found.values(), key=lambda entry: entry.parts)
+            size = member.size if member.isreg() and not member.issparse() else 0
+            found[name] = (name, size, member.offset_data)
+        return listed(found.values())
 
     def read(self, entry: Entry) -> bytes:
         """Return the content of a file; see `Storage.read`."""
         start = entry.offset - _BLOCK
         data = _read_at(self._descriptor(), start, _BLOCK + entry.size)
         try:
-            size = _header(data[:_BLOCK]).size
+            header = _header(data[:_BLOCK])
         except tarfile.HeaderError:
-            size = -1
-        if size != entry.size:
+            header = None
+        what = "" if header is None else _no_file(header, entry.size)
+        if what:
+            raise UnreadableImageError(
+                f"{self.where(entry.name)}: is {what}, which cannot be read in place; {self._unpack}"
+            )
+        if header is None or header.size != entry.size:
             raise UnreadableImageError(
                 f"{self.where(entry.name)}: the tar changed since it was listed: no file of {entry.size:,} bytes "
                 f"begins at byte {entry.offset:,}"
@@ -120,21 +125,6 @@ class TarArchive:
         if block.strip(b"\0"):
             raise ImageSourceError(f"{self._path} is damaged: no header at byte {end:,}", hint=_AGAIN)
 
-    def _check(self, member: tarfile.TarInfo) -> None:
-        check_utf8(member.name, str(self._path), self._unpack)
-        if member.issparse():
-            what = "stored with holes (sparse)"
-        elif member.islnk() or member.issym():
-            what = f"a link to {member.linkname}"
-        elif not member.isreg():
-            what = "neither a file nor a folder"
-        else:
-            return
-        raise ImageSourceError(
-            f"{self._path}: {member.name} is {what}, which cannot be read in place",
-            hint=self._unpack,
-        )
-
 
 _AGAIN = "copy or fetch it again, and compare its size"
 
@@ -171,6 +161,15 @@ def check_tar(path: Path) -> None:
 
 def _header(block: bytes) -> tarfile.TarInfo:
     return tarfile.TarInfo.frombuf(block, encoding="utf-8", errors="surrogateescape")
+
+
+def _no_file(header: tarfile.TarInfo, listed: int) -> str:
+    """Return what a member is that cannot be read as it lies there; nothing of a file."""
+    if header.islnk() or header.issym():
+        return f"a link to {readable(header.linkname)}"
+    if header.issparse() or (header.isreg() and listed == 0 < header.size):
+        return "stored with holes (sparse)"
+    return "" if header.isreg() else "neither a file nor a folder"
 
 
 def _plain(name: str) -> str:

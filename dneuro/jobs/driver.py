@@ -25,7 +25,7 @@ from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import ReportStep
 from dneuro.store.files import Location, disk_error, write_atomically
 from dneuro.store.opening import open_store
-from dneuro.store.units import units_folder
+from dneuro.store.units import Unit, units_folder
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ def run_job(job: JobSpec | JobPlan, client: Any = None, *, threads: int = 1, ret
         raise of_disk from error
 
 
-def _run(
-    plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began: float, retry: bool
-) -> JobResult:
+def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began: float, retry: bool) -> JobResult:
     study = plan.study
     extracting = study.job.extract.pool_name
     questions = [question for question, _ in plan.steps]
@@ -106,7 +104,7 @@ def _run(
         study = train(study, executors(study.job.train.pool_name))
         study, questions = settle(study, executors, store=check_store(study))
     open_or_create(study)
-    work = _work(study, lease, threads)
+    work = _work(study, lease, threads, executors(extracting).memory)
     outcome = extract(work, executors(extracting), retry=retry)
     computed = kept = 0
     written: Location | None = None
@@ -136,7 +134,7 @@ def _run(
     return JobResult(study.store, outcome, computed, kept, written, time.perf_counter() - began)
 
 
-def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
+def _work(study: Study, lease: Lease, threads: int, memory: int) -> ExtractWork:
     manifest = units_folder(study.store) / "manifest.npz"
     write_atomically(manifest, lambda file: file.write(study.source.manifest.to_bytes()))
     return ExtractWork(
@@ -154,4 +152,19 @@ def _work(study: Study, lease: Lease, threads: int) -> ExtractWork:
         predictions=study.predictions,
         attempt=lease.attempt,
         threads=threads,
+        picture_bytes=_picture_bytes(study, memory),
     )
+
+
+def _picture_bytes(study: Study, memory: int) -> int:
+    """Return what a worker of `memory` bytes has for pictures; never more than when the store was made.
+
+    A picture is too large for all units and layers of a store, or for none.
+    """
+    unit = Unit(units_folder(study.store) / "extract", "pictures")
+    now = study.plan.picture_bytes(memory)
+    before = unit.read()
+    if before is None:
+        unit.publish({"picture_bytes": now})
+        return now
+    return min(now, int(before["picture_bytes"]))

@@ -132,7 +132,7 @@ def _provenance(study: Study) -> dict[str, Any]:
         "network": job.network.name,
         "weights": job.network.weights if job.train is None else "trained by the job",
         "device": job.network.device,
-        "memory_format": job.network.memory_format,
+        "memory_format": study.memory_format,
         "precision": job.network.precision,
         "notes": study.notes,
         "weights_sha256": study.weights_sha256,

@@ -61,6 +61,8 @@ class Study:
         Reductions that the extraction feeds on the way, by layer; see `dneuro.jobs.along`.
     required : dict
         Those of them that no later pass over the store can make up for.
+    memory_format : str
+        How the network's convolutions hold their numbers, once ``auto`` is settled.
     """
 
     job: JobSpec
@@ -77,6 +79,7 @@ class Study:
     notes: list[str]
     feeds: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
     required: dict[str, tuple[Feed, ...]] = field(default_factory=dict)
+    memory_format: str = "contiguous"
 
     @property
     def store(self) -> Location:
@@ -174,6 +177,7 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         predictions=predictions,
         labels=comparable,
         thumbnails=step.thumbnails,
+        source_bytes=source.held_bytes,
         slots_per_process=executor.slots_per_process,
     )
     notes = [] if job.train is not None else list(network.notes)
@@ -196,6 +200,7 @@ def study(job: JobSpec, executor: Sizes) -> Study:
         predictions=predictions,
         plan=plan,
         notes=notes,
+        memory_format=network.memory_format,
     )
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from dneuro import events
 from dneuro.engine.executors import Executor
 from dneuro.errors import ImageSourceError, UnreadableImageError
-from dneuro.images.preprocess import to_input, view
+from dneuro.extract.reading import seen
+from dneuro.images.memory import PictureMemory
+from dneuro.images.preprocess import to_input
 from dneuro.images.sources import open_source
 from dneuro.jobs.study import Study
 from dneuro.spec.job import JobSpec
@@ -49,7 +51,8 @@ def train(study: Study, executor: Executor) -> Study:
         events.emit("started", "train", total=step.epochs, what="epochs")
         log = unit.folder / f"{unit.name}.epochs"
         log.unlink(missing_ok=True)
-        future = executor.submit(_train, study.job, study.preprocessing, weights, log)
+        memory = study.plan.picture_bytes(executor.memory)
+        future = executor.submit(_train, study.job, study.preprocessing, memory, weights, log)
         shown = 0
         while True:
             over = future.done()
@@ -80,7 +83,7 @@ def _lines(log: Location) -> list[str]:
 
 
 def _train(
-    job: JobSpec, preprocessing: Preprocessing, weights: Location, log: Location
+    job: JobSpec, preprocessing: Preprocessing, picture_bytes: int, weights: Location, log: Location
 ) -> tuple[str, list[tuple[float, float]]]:
     """Read all images, train, write the weights; return their fingerprint and the history."""
     from dneuro.nets.train import train as run
@@ -88,13 +91,13 @@ def _train(
 
     step = job.train
     assert step is not None
-    source = open_source(job.images)
+    source, memory = open_source(job.images), PictureMemory(picture_bytes)
     images, labels = [], []
     for number in range(len(source.manifest)):
         if source.manifest.labels[number] < 0:
             continue
         try:
-            images.append(to_input(view(source.read(number)[0], preprocessing), preprocessing))
+            images.append(to_input(seen(source, number, memory, preprocessing)[0], preprocessing))
         except UnreadableImageError:
             continue  # extraction masks it and lists it
         labels.append(source.manifest.labels[number])

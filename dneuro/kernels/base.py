@@ -117,6 +117,20 @@ def state_to_numpy(state: State) -> dict[str, NDArray[Any]]:
     return {name: to_numpy(array) for name, array in state.items()}
 
 
+def join_rows(a: State, b: State) -> State:
+    """Return the rows of both states, one row per image in each of their arrays."""
+    if not a or not b:
+        return a or b
+    xp = array_api_compat.array_namespace(a["image"], b["image"])
+    return {name: xp.concat([a[name], b[name]]) for name in a}
+
+
+def rows_by_image(state: State) -> dict[str, NDArray[Any]]:
+    """Return the rows of a state in ascending order of ``image``."""
+    order = np.argsort(to_numpy(state["image"]))
+    return {name: to_numpy(array)[order] for name, array in state.items()}
+
+
 def flat(block: Array) -> Array:
     """Return `block` as images × features."""
     xp = array_api_compat.array_namespace(block)

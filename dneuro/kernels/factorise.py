@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, join_rows, row_slices, rows_by_image, to_numpy
 from dneuro.kernels.standardise import Standardise
 
 
@@ -30,9 +30,7 @@ class Energy:
     @property
     def key(self) -> str:
         """Name of its states; empty where Z follows from an earlier pass."""
-        if self.standardise.mode not in (None, "image"):
-            return ""
-        return f"energy-{self.standardise.mode or 'none'}"
+        return self.standardise.key_of("energy")
 
     def start(self) -> State:  # noqa: D102
         return {}
@@ -102,16 +100,11 @@ class Scores:
         return self.merge(state, {"image": images, "score": xp.concat(rows)})
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
-        if not a or not b:
-            return a or b
-        xp = array_api_compat.array_namespace(a["score"], b["score"])
-        return {name: xp.concat([a[name], b[name]]) for name in a}
+        return join_rows(a, b)
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return image (images,) in ascending order and score (images, components)."""
-        images = to_numpy(state["image"])
-        order = np.argsort(images)
-        return {"image": images[order], "score": to_numpy(state["score"])[order]}
+        return rows_by_image(state)
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         width = self.vectors.shape[1]

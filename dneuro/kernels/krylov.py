@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, rows_by_image, spans, to_numpy
 from dneuro.kernels.standardise import Standardise
 
 SINGLE_ITEMS = 2 * SLICE_ITEMS
@@ -92,14 +92,8 @@ class Step:
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return total (), product (features, columns), image (images,), ascending, and score (images, columns)."""
-        images = to_numpy(state["image"])
-        order = np.argsort(images)
-        return {
-            "total": to_numpy(state["total"]),
-            "product": to_numpy(state["product"]).T,
-            "image": images[order],
-            "score": to_numpy(state["score"])[order],
-        }
+        rows = rows_by_image({name: state[name] for name in self.by_image})
+        return {"total": to_numpy(state["total"]), "product": to_numpy(state["product"]).T, **rows}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         columns, size = self.vectors.shape[1], 4 if self.single else 8

@@ -10,22 +10,8 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, join_rows, row_slices, rows_by_image
 from dneuro.kernels.standardise import Standardise
-
-
-def _joined(a: State, b: State) -> State:
-    """Return the rows of both states."""
-    if not a or not b:
-        return a or b
-    xp = array_api_compat.array_namespace(a["image"], b["image"])
-    return {name: xp.concat([a[name], b[name]]) for name in a}
-
-
-def _in_order(state: State) -> dict[str, NDArray[Any]]:
-    """Return the rows of a state by image."""
-    order = np.argsort(to_numpy(state["image"]))
-    return {name: to_numpy(array)[order] for name, array in state.items()}
 
 
 @dataclass(frozen=True)
@@ -55,14 +41,14 @@ class Gather:
         if not len(rows):
             return state
         z = self.standardise.apply(xp.take(table, xp.asarray(rows, device=where), axis=0))
-        return _joined(state, {"image": xp.asarray(origin["image"][rows], device=where), "z": z})
+        return join_rows(state, {"image": xp.asarray(origin["image"][rows], device=where), "z": z})
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
-        return _joined(a, b)
+        return join_rows(a, b)
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return image (chosen,) in ascending order and z (chosen, features)."""
-        return _in_order(state)
+        return rows_by_image(state)
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         # Any block may hold all that were chosen; each is taken, standardised in float64, and joined to the state.
@@ -103,14 +89,14 @@ class Nearest:
             nearest.append(first)
             squared.append(xp.sum(z * z, axis=1))
         images = xp.asarray(origin["image"], device=where)
-        return _joined(state, {"image": images, "nearest": xp.concat(nearest), "squared": xp.concat(squared)})
+        return join_rows(state, {"image": images, "nearest": xp.concat(nearest), "squared": xp.concat(squared)})
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
-        return _joined(a, b)
+        return join_rows(a, b)
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return image (images,) in ascending order, nearest (images,) of int64, squared (images,)."""
-        return _in_order(state)
+        return rows_by_image(state)
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         count = len(self.centres)

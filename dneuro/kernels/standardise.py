@@ -38,6 +38,10 @@ class Standardise:
     mean: NDArray[np.float64] | None = None
     std: NDArray[np.float64] | None = None
 
+    def key_of(self, what: str) -> str:
+        """Return the name of states of Z that can be fed on the way; empty where Z follows from an earlier pass."""
+        return f"{what}-{self.mode or 'none'}" if self.mode in (None, "image") else ""
+
     def apply(self, rows: Array, *, single: bool = False) -> Array:
         """Return Z (rows, features) of a slice (rows, features), in float64, or with `single` in float32.
 

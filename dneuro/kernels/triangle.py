@@ -35,9 +35,7 @@ class Triangle:
     @property
     def key(self) -> str:
         """Name of its states; empty where Z follows from an earlier pass."""
-        if self.standardise.mode not in (None, "image"):
-            return ""
-        return f"triangle-{self.standardise.mode or 'none'}"
+        return self.standardise.key_of("triangle")
 
     def start(self) -> State:  # noqa: D102
         return {}

@@ -90,14 +90,18 @@ class Trace:
         Modules that use parts without calling them (attention) need all of their parts.
         """
         last = max(self.order[name] for name in wanted)
+        return lambda key: self._first_use(key) <= last
 
-        def needed(key: str) -> bool:
-            owner = key.rpartition(".")[0]
-            while owner not in self.entered:
-                owner = owner.rpartition(".")[0]
-            return self.entered[owner] <= last
+    def users(self, keys: Iterable[str], wanted: Iterable[str]) -> list[str]:
+        """Return which of the layers `wanted` need one of the keys."""
+        first = min(self._first_use(key) for key in keys)
+        return [name for name in wanted if self.order[name] >= first]
 
-        return needed
+    def _first_use(self, key: str) -> int:
+        owner = key.rpartition(".")[0]
+        while owner not in self.entered:
+            owner = owner.rpartition(".")[0]
+        return self.entered[owner]
 
 
 def layers(spec: NetworkSpec, input_shape: tuple[int, int, int] | None = None) -> dict[str, Layer]:

@@ -15,7 +15,11 @@ _SHOWN = 3  # keys listed in a message
 
 
 def fit(
-    module: nn.Module, state: Mapping[str, Tensor], source: str, needed: Callable[[str], bool] | None = None
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    source: str,
+    needed: Callable[[str], bool] | None = None,
+    users: Callable[[list[str]], tuple[list[str], list[str]]] | None = None,
 ) -> tuple[State, list[str]]:
     """Return the complete state of a network, made from what a file holds.
 
@@ -29,6 +33,8 @@ def fit(
         Where they are from and what for, for messages.
     needed : callable, optional
         Tells of a key whether the network needs it; the default needs all.
+    users : callable, optional
+        Tells which layers that were asked for need one of some keys, and which do not; for messages.
 
     Returns
     -------
@@ -46,7 +52,8 @@ def fit(
     given = _rename(state, own)
     missing = [key for key in own if key not in given and not key.endswith(".num_batches_tracked")]
     skipped = [key for key in missing if needed is not None and not needed(key)]
-    _check(own, given, [key for key in missing if key not in skipped], source)
+    lacking = [key for key in missing if key not in skipped]
+    _check(own, given, lacking, source, users(lacking) if users is not None and lacking else ([], []))
     for key, value in given.items():  # in place: the state dict carries versions that some modules ask for
         own[key] = value.to(own[key].dtype)
     return own, skipped
@@ -74,12 +81,14 @@ def _rename(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
     return renamed
 
 
-def _check(own: State, given: State, missing: list[str], source: str) -> None:
+def _check(
+    own: State, given: State, missing: list[str], source: str, layers: tuple[list[str], list[str]]
+) -> None:
     unknown = [key for key in given if key not in own]
     shapes = [key for key in given if key in own and given[key].shape != own[key].shape]
     kinds = [key for key in given if key in own and _kind(given[key]) != _kind(own[key])]
     problems = [
-        *([f"misses {_list(missing)}"] if missing else []),
+        *([f"misses {_list(missing)}{_needed_by(layers[0])}"] if missing else []),
         *([f"has {_list(unknown)}, which the network does not have"] if unknown else []),
         *(
             f"has {key} of shape {tuple(given[key].shape)} where {tuple(own[key].shape)} is needed"
@@ -89,7 +98,8 @@ def _check(own: State, given: State, missing: list[str], source: str) -> None:
         *(f"has {key} as {given[key].dtype} where {own[key].dtype} is needed" for key in kinds[:_SHOWN]),
     ]
     if problems:
-        hint = _hint(own, given, missing, shapes)
+        others = unknown or shapes or kinds
+        hint = _without(*layers) if all(layers) and not others else _hint(own, given, missing, shapes)
         raise NetworkError(f"{source}: the file {'; '.join(problems)}", hint=hint)
 
 
@@ -100,6 +110,20 @@ def _kind(tensor: Tensor) -> tuple[bool, bool]:
 def _list(keys: Sequence[str]) -> str:
     more = f", … ({len(keys)} in all)" if len(keys) > _SHOWN else ""
     return ", ".join(keys[:_SHOWN]) + more
+
+
+def _needed_by(layers: list[str]) -> str:
+    if not layers:
+        return ""
+    return f", needed by {'layer' if len(layers) == 1 else 'layers'} {_list(layers)}"
+
+
+def _without(in_need: list[str], others: list[str]) -> str:
+    """Return what to do where weights are enough for some of the layers that were asked for."""
+    return (
+        f"leave {_list(in_need)} out of `layers:` ({_list(others)} can be had with this file), or give the weights of "
+        "the whole network, such as weights: DEFAULT"
+    )
 
 
 def _hint(own: State, given: State, missing: list[str], shapes: list[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -169,11 +170,19 @@ def _with_weights(
     path = weights if kind == "file" else _fetch_default(spec, architecture)
     given = read_state(path)
     _state(spec, module)
-    needed = steps.needs(partial_for) if partial_for else None
-    state, skipped = fit(module, given, f"{path} does not fit {spec.name}", needed)
+    needed = users = None
+    if partial_for:
+        needed, users = steps.needs(partial_for), partial(_split, steps, partial_for)
+    state, skipped = fit(module, given, f"{path} does not fit {spec.name}", needed, users)
     for key in skipped:  # what a factory put there is not what the file is about
         state[key] = state[key].to("meta")
     return module, state, skipped, _notes(given, state, skipped)
+
+
+def _split(steps: Trace, wanted: Sequence[str], keys: list[str]) -> tuple[list[str], list[str]]:
+    """Return which of the layers need one of the keys, and which do not."""
+    users = steps.users(keys, wanted)
+    return users, [name for name in wanted if name not in users]
 
 
 def _state(spec: NetworkSpec, module: nn.Module) -> State:

@@ -28,7 +28,7 @@ def begin(threads: ThreadExecutor) -> Iterator[Callable[..., ExtractWork]]:
         plan = plan_job(job, sizes)
         leases.append(Lease.acquire(units_folder(job.store) / "attempts"))
         open_or_create(plan.study)
-        return _work(plan.study, leases[0], 1)
+        return _work(plan.study, leases[0], 1, sizes.memory)
 
     yield start
     while leases:

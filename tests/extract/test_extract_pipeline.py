@@ -23,6 +23,7 @@ from dneuro.extract.plan import AHEAD
 from dneuro.extract.reading import read_ahead
 from dneuro.extract.task import extract_unit
 from dneuro.extract.work import ExtractWork
+from dneuro.images.memory import NO_LIMIT, PictureMemory, Share
 from dneuro.images.preprocess import to_input, view
 from dneuro.jobs.driver import run_job
 from dneuro.spec import JobSpec
@@ -49,15 +50,16 @@ class Source:
 
     def __init__(self, honest: Any, fail: dict[int, Exception] | None = None, slow: tuple[int, ...] = ()) -> None:
         self.manifest, self._honest, self._fail, self._slow = honest.manifest, honest, fail or {}, slow
+        self.held_bytes = 0
         self.read_so_far: list[int] = []
 
-    def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+    def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         if index in self._slow:
             time.sleep(0.05)
         self.read_so_far.append(index)
         if index in self._fail:
             raise self._fail[index]
-        picture: tuple[NDArray[np.uint8], int] = self._honest.read(index)
+        picture: tuple[NDArray[np.uint8], int] = self._honest.read(index, share)
         return picture
 
 
@@ -67,7 +69,7 @@ def room(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def test_reading__keeps_the_order_whoever_is_first(work: ExtractWork) -> None:
     source = Source(source_of(work), slow=(0, 5, 21))
-    found = list(read_ahead(work, source, 3, 30, room))
+    found = list(read_ahead(work, source, PictureMemory(), 3, 30, room))
     numbers = [pictures.numbers.tolist() for pictures in found]
     assert numbers == [list(range(i, min(i + 4, 30))) for i in range(3, 30, 4)]
     for pictures in found:
@@ -79,7 +81,7 @@ def test_reading__keeps_the_order_whoever_is_first(work: ExtractWork) -> None:
 
 def test_reading__goes_no_further_ahead_than_planned(work: ExtractWork) -> None:
     source = Source(source_of(work))
-    with contextlib.closing(read_ahead(work, source, 0, 40, room)) as pictures:
+    with contextlib.closing(read_ahead(work, source, PictureMemory(), 0, 40, room)) as pictures:
         for turn in range(1, 6):
             next(pictures)
             time.sleep(0.05)
@@ -90,7 +92,7 @@ def test_reading__goes_no_further_ahead_than_planned(work: ExtractWork) -> None:
 
 def test_reading__masks_what_cannot_be_read_in_order(work: ExtractWork) -> None:
     torn = {9: UnreadableImageError("torn"), 11: UnreadableImageError("worn")}
-    (pictures,) = read_ahead(work, Source(source_of(work), torn, slow=(9,)), 8, 12, room)
+    (pictures,) = read_ahead(work, Source(source_of(work), torn, slow=(9,)), PictureMemory(), 8, 12, room)
     assert pictures.readable.tolist() == [True, False, True, False]
     assert [why for _, why in pictures.reasons] == ["torn", "worn"]
     assert pictures.checksums[[1, 3]].tolist() == [0, 0]
@@ -102,7 +104,7 @@ def test_reading__an_error_ends_it_where_it_belongs(work: ExtractWork, error: Ex
     source = Source(source_of(work), {22: error})
     seen = []
     with pytest.raises(type(error)):
-        for pictures in read_ahead(work, source, 0, 40, room):
+        for pictures in read_ahead(work, source, PictureMemory(), 0, 40, room):
             seen += pictures.numbers.tolist()
     assert seen == list(range(20)), "all batches before it, and none after it"
 
@@ -152,12 +154,12 @@ def test_pieces__split_a_batch_over_the_threads(work: ExtractWork, monkeypatch: 
     honest = source_of(work)
 
     class Meeting(Source):
-        def read(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
             if index in (0, reading.PIECE):
                 meeting.wait()
-            return super().read(index)
+            return super().read(index, share)
 
-    assert len(list(read_ahead(work, Meeting(honest), 0, 2 * reading.PIECE, room))) == 1
+    assert len(list(read_ahead(work, Meeting(honest), PictureMemory(), 0, 2 * reading.PIECE, room))) == 1
 
 
 class Slow:

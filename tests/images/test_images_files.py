@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dneuro.errors import ImageSourceError
+from dneuro import events
+from dneuro.errors import ImageSourceError, UnreadableImageError
 from dneuro.images.imagenet import imagenet_classes
 from dneuro.images.labels import own_classes
 from dneuro.images.manifest import Manifest
@@ -69,19 +71,59 @@ def test_files__links_are_followed_but_not_in_circles(make_folder: Maker):
     assert open_files(root).manifest.names.tolist() == ["a/1.png", "a/3.png", "other/b/2.png"]
 
 
-def test_files__links_that_lead_nowhere_and_pipes_are_named(make_folder: Maker):
+def test_files__that_are_none_are_listed_and_say_why_when_they_are_read(make_folder: Maker):
+    root = make_folder("a.png", "z.png")
+    (root / "gone.png").symlink_to(root / "nothing")
+    (root / "loop.png").symlink_to(root / "loop.png")
+    os.mkfifo(root / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(root / "s.png"))
+    source = open_files(root)
+    assert source.manifest.names.tolist() == ["a.png", "gone.png", "loop.png", "pipe.png", "s.png", "z.png"]
+    assert source.manifest.identity.tolist()[1:5] == ["0"] * 4
+    said = ["", "No such file", "Too many levels", "is neither a file nor a folder", "No such device", ""]
+    for index, why in enumerate(said):
+        if not why:
+            assert source.read(index)[0].shape == (4, 5)
+            continue
+        with pytest.raises(UnreadableImageError, match=why) as error:
+            source.read(index)
+        assert str(root / source.manifest.names[index]) in error.value.message
+
+
+def test_files__links_without_an_images_name_that_lead_nowhere_are_noted(make_folder: Maker):
     root = make_folder("a.png")
     (root / "gone").symlink_to(root / "nothing")
-    with pytest.raises(ImageSourceError, match="gone is a link that leads nowhere"):
-        open_files(root)
-    (root / "gone").unlink()
-    (root / "loop.png").symlink_to(root / "loop.png")
-    with pytest.raises(ImageSourceError, match=r"loop\.png is a link that leads nowhere"):
-        open_files(root)
-    (root / "loop.png").unlink()
-    os.mkfifo(root / "pipe.png")
-    with pytest.raises(ImageSourceError, match="neither a file nor a folder"):
-        open_files(root)
+    (root / "loop").symlink_to(root / "loop")
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        assert open_files(root).manifest.names.tolist() == ["a.png"]
+    assert sorted(event.message for event in seen) == [
+        f"{root / 'gone'} is left out: No such file or directory",
+        f"{root / 'loop'} is left out: Too many levels of symbolic links",
+    ]
+
+
+def test_files__names_that_are_not_utf8_are_escaped_and_read(make_folder: Maker):
+    root = make_folder("a.png", "caf\\xe9.png", "z.png")
+    try:
+        (root / os.fsdecode(b"caf\xe9.png")).write_bytes((root / "a.png").read_bytes())
+        (root / os.fsdecode(b"d\xff")).mkdir()
+        (root / os.fsdecode(b"d\xff/\xc3\xa9\xfe.png")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    names = ["a.png", r"caf\xe9.png", r"caf\xe9.png'", r"d\xff/é\xfe.png", "z.png"]
+    listed = open_files(root).manifest
+    assert listed.names.tolist() == names
+    again = Manifest.from_bytes(listed.to_bytes(), "x")
+    assert again.paths.tolist() == listed.paths.tolist()
+    source = open_source(FilesImages(source="files", root=str(root)), again)
+    assert source.read(2)[1] == source.read(0)[1] != source.read(1)[1]
+    with pytest.raises(UnreadableImageError, match="not a picture in a format known here") as error:
+        source.read(3)
+    assert error.value.message.encode()
+    (root / "labels.csv").write_text("".join(f"{name},{number}\n" for number, name in enumerate(names)))
+    assert open_files(root, labels=str(root / "labels.csv")).manifest.labels.tolist() == [0, 1, 2, 3, 4]
 
 
 def test_files__none(tmp_path: Path):
@@ -122,6 +164,17 @@ def test_labels__by_wnid(make_folder: Maker):
     manifest = labelled(make_folder, text)
     assert manifest.class_names == ("tench", "parachute")
     assert manifest.wnids == ("n01440764", "n03888257")
+
+
+def test_labels__of_files_that_are_not_there_are_noted(make_folder: Maker):
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        manifest = labelled(make_folder, "a.png,2\nd.png,1\nb.png,0\nc.png,2\ne.png,7\n")
+    assert manifest.names.tolist() == ["a.png", "b.png", "c.png"]
+    assert manifest.labels.tolist() == [2, 0, 2]
+    (note,) = [event.message for event in seen if event.kind == "note"]
+    assert "labels.csv: 2 of the 5 files that it names are not in " in note
+    assert note.endswith(": d.png, e.png")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +221,7 @@ def test_labels__imagenets_classes_without_a_table(make_folder: Maker):
     [
         ("", "labels.csv is empty"),
         ("\n \n", "labels.csv is empty"),
-        ("a.png,0\nd.png,1\nb.png,0\nc.png,0\n", "labels.csv:2: 'd.png' is not among the 3 images of "),
+        ("a.png,0\nd.png,1\nb.png,0\n", "labels.csv:2: 'd.png' is not among the 3 images of "),
         ("a.png,0\nd.png,1\nb.png,0\ne.png,1\nf.png,1\n", "'d.png' is not among the 3 images"),
         ("a.png,0\n\nb.png,0\na.png,1\nc.png,0", "labels.csv:4: a.png is given twice, first in line 1"),
         ("a.png,0\nc.png,0\n", "labels.csv has no line for 1 of the 3 images of "),

@@ -209,30 +209,38 @@ def test_folder__class_folder_with_other_files_only(make_folder: Maker):
     assert "holds no image files: none of a.txt, b.npy, c, … has one of the extensions .bmp .gif" in message
 
 
-def test_folder__broken_link_is_named(make_folder: Maker):
+def test_folder__links_and_pipes_with_an_images_name_are_listed(make_folder: Maker):
     root = make_folder("cat/a.png")
     (root / "cat/b.png").symlink_to(root / "gone.png")
-    assert f"{root / 'cat/b.png'} is a link that leads nowhere" in refusal(root).message
-    (root / "cat/b.png").unlink()
+    (root / "cat/c.png").symlink_to(root / "cat/c.png")
+    os.mkfifo(root / "cat/d.png")
+    (root / "cat/e").symlink_to(root / "cat/e")
+    source = open_folder(root)
+    assert source.manifest.names.tolist() == ["cat/a.png", "cat/b.png", "cat/c.png", "cat/d.png"]
+    assert unreadable(source, 1) == f"{root / 'cat/b.png'}: No such file or directory"
+    assert unreadable(source, 2) == f"{root / 'cat/c.png'}: Too many levels of symbolic links"
+    assert unreadable(source, 3) == f"{root / 'cat/d.png'}: is neither a file nor a folder"
+
+
+def test_folder__a_broken_link_to_a_class_is_named(make_folder: Maker):
+    root = make_folder("cat/a.png")
     (root / "dog").symlink_to(root / "dog")
     assert f"{root / 'dog'} is a link that leads nowhere" in refusal(root).message
 
 
-def test_folder__a_pipe_is_refused_and_never_waited_for(make_folder: Maker):
-    root = make_folder("cat/a.png")
-    os.mkfifo(root / "cat/b.png")
-    assert "b.png is neither a file nor a folder" in refusal(root).message
-
-
-def test_folder__a_name_that_is_not_utf8(make_folder: Maker):
+def test_folder__names_that_are_not_utf8(make_folder: Maker):
     root = make_folder("cat/a.png")
     try:
         (root / "cat" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+        (root / os.fsdecode(b"\xff")).mkdir()
+        shutil.copy(root / "cat/a.png", root / os.fsdecode(b"\xff/b.png"))
     except OSError:
         pytest.skip("this file system takes no such names")
-    error = refusal(root)
-    assert r"b'caf\xe9.png'" in error.message
-    assert "convmv" in str(error.hint)
+    source = open_folder(root)
+    assert source.manifest.names.tolist() == [r"\xff/b.png", "cat/a.png", r"cat/caf\xe9.png"]
+    assert source.manifest.class_names == (r"\xff", "cat")
+    assert source.read(0)[1] == source.read(1)[1]
+    assert unreadable(source, 2).startswith(rf"{root}/cat/caf\xe9.png: not a picture")
 
 
 @pytest.mark.parametrize("part", ["", "cat"])
@@ -292,7 +300,7 @@ def test_read__file_that_may_not_be_read(make_folder: Maker, monkeypatch: pytest
     def refuse(*_: object, **__: object) -> None:  # root may read all, so permissions alone would not show it
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     assert unreadable(source) == f"{root / 'cat/a.png'}: Permission denied"
 
 
@@ -308,6 +316,6 @@ def test_read__failing_storage_is_not_the_images_fault(make_folder: Maker, monke
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(Path, "open", fail)
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(OSError, match="Input/output error"):
         source.read(0)

@@ -20,7 +20,7 @@ from dneuro.images.decode import decode
 from dneuro.images.sources import open_source
 from dneuro.spec.images import FolderImages
 
-GOOD, COPIES = 1000, 50
+GOOD, COPIES = 1000, 40
 
 
 def encode(image: Image.Image | np.ndarray, kind: str, **options: object) -> bytes:
@@ -72,6 +72,21 @@ ODD: dict[str, bytes] = {
 """Names are odd, or contents do not go with them; all can be read."""
 
 
+def _forbid(path: Path) -> None:
+    path.write_bytes(JPEG)
+    path.chmod(0)
+
+
+NO_FILES: dict[str, Callable[[Path], None]] = {
+    "loop.jpg": lambda path: path.symlink_to(path),
+    "dangling.png": lambda path: path.symlink_to(path.with_name("nowhere.png")),
+    "through a file.png": lambda path: path.symlink_to(path.parent.parent / "good/0.JPEG/x.png"),
+    "pipe.jpg": os.mkfifo,
+    "forbidden.JPEG": _forbid,
+}
+"""What has an image's name and is no file, or may not be read."""
+
+
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,000 good files and 1,000 others, in odd folders."""
@@ -80,11 +95,20 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
     for number in range(GOOD):
         (root / "good" / f"{number}.JPEG").write_bytes(JPEG)
-    kinds = list((UNREADABLE | ODD).items())
+    kinds: list[tuple[str, bytes | Callable[[Path], None]]] = [*(UNREADABLE | ODD | NO_FILES).items()]
     for number in range(len(kinds) * COPIES):
         name, content = kinds[number % len(kinds)]
-        folder = "'; rm -rf $HOME #" if number % 2 else "日本 \n%s"
-        (root / folder / f"{number:04d} {name}").write_bytes(content)
+        path = root / ("'; rm -rf $HOME #" if number % 2 else "日本 \n%s") / f"{number:04d} {name}"
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            content(path)
+    try:
+        (root / os.fsdecode(b"caf\xe9")).mkdir()
+        (root / os.fsdecode(b"caf\xe9/\xff png.JPEG")).write_bytes(PNG)
+    except OSError:  # a file system that takes no such names
+        (root / r"caf\xe9").mkdir()
+        (root / r"caf\xe9/\xff png.JPEG").write_bytes(PNG)
     return root
 
 
@@ -120,9 +144,10 @@ def test_hostile__a_thousand_among_a_thousand_good_ones(photographs: Path):
     )
     count, grown, *readable = map(int, done.stdout.split())
     manifest = open_source(FolderImages(source="folder", root=str(photographs))).manifest
-    assert count == len(manifest) == GOOD + len(UNREADABLE | ODD) * COPIES == 2000
+    assert count == len(manifest) == GOOD + len(UNREADABLE | ODD | NO_FILES) * COPIES + 1 == 2001
+    can_be_read = {"", *ODD, *(["forbidden.JPEG"] if os.geteuid() == 0 else [])}  # root may read every file
     of_file = [name.rpartition("/")[2].partition(" ")[2] for name in manifest.names]  # "" of the good ones
-    assert readable == [index for index, name in enumerate(of_file) if name == "" or name in ODD]
+    assert readable == [index for index, name in enumerate(of_file) if name in can_be_read]
     assert grown < 64, f"{grown} MiB for pictures of 6 KB: a vast one was decoded, or something is kept"
 
 

@@ -116,3 +116,12 @@ def test_job__refuses_a_layer_whose_axes_are_not_known(make_job: MakeJob, thread
         "self.norm = ", "self.fold = nn.Flatten(2, 3); self.norm = "))  # fmt: skip
     with pytest.raises(NetworkError, match=r"layer fold .Flatten. gives .*which of these are channels"):
         run_job(make_job(**settings(file, "fold")), threads)
+
+
+@pytest.mark.parametrize(("asked", "used"), [("auto", "channels_last"), ("contiguous", "contiguous")])
+def test_store__names_the_memory_format_that_was_used(
+    make_job: MakeJob, threads: ThreadExecutor, asked: str, used: str
+) -> None:
+    network = {"name": "dneuro:convnet", "weights": "none", "memory_format": asked}
+    store = open_store(run_job(make_job(layers=["fc"], network=network), threads).store)
+    assert store.tree.attrs["dneuro"]["memory_format"] == used

@@ -279,8 +279,17 @@ def test_load__partial_weights_serve_the_layers_before_the_gap(headless_file: Pa
     spec = spec_of("alexnet", weights=str(headless_file))
     with pytest.raises(NetworkError, match=r"misses classifier\.1\.weight"):
         load(spec)
-    with pytest.raises(NetworkError, match=r"misses classifier\.1\.weight, classifier\.1\.bias\n"):
+    with pytest.raises(NetworkError) as caught:
         load(spec, partial_for=["features.12", "classifier.2"])
+    missing = "misses classifier.1.weight, classifier.1.bias, needed by layer classifier.2"
+    assert caught.value.message.endswith(missing)
+    assert caught.value.hint == (
+        "leave classifier.2 out of `layers:` (features.12 can be had with this file), or give the weights of the whole "
+        "network, such as weights: DEFAULT"
+    )
+    with pytest.raises(NetworkError, match=r"needed by layers classifier\.2, classifier\.5") as caught:
+        load(spec, partial_for=["classifier.2", "classifier.5"])
+    assert "weights of this one" in str(caught.value.hint)
     network = load(spec, partial_for=[FEATURES, "avgpool", "features.0"])
     assert network.classes is None
     assert network.class_names is None

@@ -177,9 +177,15 @@ def test_neuron__shows_what_the_winning_position_saw(written, parts):
 def test_neuron__says_which_classes_its_top_images_show(written, parts):
     labels = parts["/"]["label"].values
     names = ["zero", "one", "two", "three"]
+    layer = parts["/layers/fc"]
+    assert (layer["top_value"].values[1] == 0).all(), "one that never fires"
     for n in range(6):
         html = portrait(written["neurons/fc/0.html"], n)
-        counts = Counter(names[labels[image]] for image in parts["/layers/fc"]["top_image"].values[n])
+        assert ("The highest all tie at 0" in html) == (n == 1)
+        if n == 1:
+            assert "among its top" not in html
+            continue
+        counts = Counter(names[labels[image]] for image in layer["top_image"].values[n])
         found = re.findall(r'class="name">(\w+)<.*?width:([\d.]+)%.*?class="digits">(\d+)<', html)
         assert {name: int(count) for name, _, count in found} == counts
         assert all(float(percent) == 100 * int(count) / 8 for _, percent, count in found)
@@ -215,9 +221,23 @@ def test_index__has_every_neuron_with_its_numbers(written_in, parts):
         np.testing.assert_allclose(found["columns"][key], layer[name].values, rtol=1e-5)
     labels = parts["/"]["label"].values[layer["top_image"].values]
     counts = np.stack([np.bincount(row, minlength=4) for row in labels])
-    np.testing.assert_allclose(found["columns"]["purity"], counts.max(axis=1) / 8)
-    assert found["classes"] == [["zero", "one", "two", "three"][row.argmax()] for row in counts]
+    fires = [0, 2, 3, 4, 5]
+    np.testing.assert_allclose([found["columns"]["purity"][n] for n in fires], counts.max(axis=1)[fires] / 8)
+    names = [["zero", "one", "two", "three"][row.argmax()] for row in counts]
+    assert found["classes"] == [name if n in fires else "" for n, name in enumerate(names)]
+    assert found["columns"]["purity"][1] is found["columns"]["entropy"][1] is None, "not the purest: it never fires"
     assert found["images"] == layer["top_image"].values[:, :4].tolist()
+
+
+def test_composition__counts_no_image_that_stands_there_by_its_order_alone(small, tmp_path):
+    layer = small["/layers/fc"]
+    layer["top_value"].values[0] = [3, 2, 2, 1, 1, 0, 0, 0]  # many more may have 0
+    layer["top_value"].values[2] = [5, 5, 5, 5, 5, 5, 5, 4]
+    index = write_report(xr.DataTree.from_dict(small), tmp_path / "out", pictures=None)
+    found = calls(index.parent / "data" / "fc-0.js")["columns"]["purity"]
+    labels = small["/"]["label"].values[layer["top_image"].values]
+    assert found[0] == pytest.approx(np.bincount(labels[0, :5]).max() / 5)
+    assert found[2] == pytest.approx(np.bincount(labels[2]).max() / 8)
 
 
 def test_index__says_where_pages_and_pictures_are(written_in):

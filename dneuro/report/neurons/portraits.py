@@ -43,8 +43,9 @@ class Portrait:
     facts: list[Fact]
     top: list[Tile]
     bottom: list[Tile]
-    tied: str | None
-    """The value at which all of the lowest tie."""
+    top_tied: str | None
+    bottom_tied: str | None
+    """The value at which all of one end tie."""
     classes: list[Share]
     classes_note: str
     near: list[Link]
@@ -72,13 +73,10 @@ class Portraitist:
     def portrait(self, block: Block, row: int) -> Portrait:
         """Return the portrait of row `row` of a block."""
         n = block.first + row
-        tied = None
-        lowest = block.lists.get("bottom_value")
-        if lowest is not None and lowest.shape[1] > 1 and (lowest[row] == lowest[row, 0]).all():
-            tied = number(float(lowest[row, 0]))
         classes, note = self._classes(block, row)
         return Portrait(
-            n, self._facts(n), self._tiles("top", TILE, block, row), self._tiles("bottom", SMALL, block, row), tied,
+            n, self._facts(n), self._tiles("top", TILE, block, row), self._tiles("bottom", SMALL, block, row),
+            _tied(block, "top", row), _tied(block, "bottom", row),
             classes, note, self._near(block, row), self._beside(n - 1), self._beside(n + 1),
         )  # fmt: skip
 
@@ -133,6 +131,14 @@ class Portraitist:
 
     def _beside(self, n: int) -> Link | None:
         return Link(str(n), self._paging.link(n)) if 0 <= n < self._roster.count else None
+
+
+def _tied(block: Block, end: str, row: int) -> str | None:
+    """Return the value that all images shown at one end have; None where they differ."""
+    values = block.lists.get(f"{end}_value")
+    if values is None or values.shape[1] < 2 or not (values[row] == values[row, 0]).all():
+        return None
+    return number(float(values[row, 0]))
 
 
 def _places(variance: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -91,6 +91,10 @@ class Roster:
                 array = self.tops.data[name].transpose("channel", "rank").isel(channel=here)
                 if name == "top_image" and self.images.labels is not None:
                     everyone = np.asarray(array.values, dtype=np.int64)
+                    values = self.tops.data.get("top_value")
+                    if values is not None:
+                        chosen = values.transpose("channel", "rank").isel(channel=here).values
+                        everyone = np.where(_tied_at_the_end(chosen), -1, everyone)
                     composition = compose(everyone, self.images.labels)
                 found[name] = np.asarray(array.isel(rank=slice(shown)).values, dtype=np.float64)
         return found, composition
@@ -117,6 +121,17 @@ class Roster:
                     images = np.asarray(array.isel(channel=slice(first, first + BLOCK)).values, dtype=np.int64)
                     wanted[images[(images >= 0) & (images < wanted.size)]] = True
         return wanted
+
+
+def _tied_at_the_end(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return where the top values (neurons, ranks) equal the last one, if more than one does.
+
+    Which images stand there is a matter of their order alone: many more may have the same value, as all have 0 of a
+    channel that never fires.
+    """
+    same: NDArray[np.bool_] = np.equal(values, values[:, -1:])
+    several: NDArray[np.bool_] = same.sum(axis=1, keepdims=True) > 1
+    return np.logical_and(same, several)
 
 
 def roster(layer: Layer, images: Images) -> Roster | None:

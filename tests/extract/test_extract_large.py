@@ -1,0 +1,182 @@
+"""Pictures that are large for a worker: read one after another, or masked and listed; the worker lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dneuro as dn
+from dneuro import events
+from dneuro.engine.executors import ThreadExecutor
+from dneuro.extract.work import ExtractWork
+from dneuro.images.memory import LEAST, MARGIN
+from dneuro.jobs.driver import run_job
+from dneuro.jobs.planning import plan_job
+from dneuro.quantities import GiB, MiB
+from dneuro.spec import JobSpec
+from dneuro.store.units import Unit, units_folder
+
+MakeJob = Callable[..., JobSpec]
+
+NETWORK = {
+    "name": "dneuro:convnet", "weights": "none",
+    "preprocessing": {"resize": 28, "crop": 28, "color": "grey"},
+}  # fmt: skip
+
+
+@cache
+def png(side: int) -> bytes:
+    """Return a valid PNG of side × side blue pixels: three bytes each, and little on the disk."""
+    row = b"\0" + b"\x10\x20\xf0" * side
+    packer = zlib.compressobj(1)
+    body = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+
+
+def photos(root: Path, *sides: int) -> dict[str, object]:
+    root.mkdir()
+    for number, side in enumerate(sides):
+        (root / f"{number}.png").write_bytes(png(side))
+    return {"images": {"source": "files", "root": str(root)}, "network": NETWORK}
+
+
+RUN = """
+import json, sys
+import dneuro
+from distributed import Client, LocalCluster
+from dneuro import events
+from dneuro.jobs.driver import run_job
+from dneuro.spec import parse_job
+
+def peak():
+    return int(open("/proc/self/status").read().partition("VmHWM:")[2].split()[0]) * 1024
+
+if __name__ == "__main__":
+    job, limit = parse_job(sys.argv[1]), int(sys.argv[2])
+    seen = []
+    # as dask has it, but that nothing waits while it is seen: ends a worker at 95 % of its memory
+    with LocalCluster(n_workers=1, threads_per_worker=1, memory_limit=limit, dashboard_address=None) as cluster:
+        with Client(cluster) as client, events.only(seen.append):
+            first = list(client.run(peak))
+            result = run_job(job, client, threads=4)
+            peaks = client.run(peak)
+            same = list(peaks) == first
+    print(json.dumps({
+        "same": same, "peak": max(peaks.values()), "masked": result.outcome.masked,
+        "warnings": [e.message for e in seen if e.kind == "warning"],
+    }))
+"""
+
+
+def run_on_a_worker(job: JobSpec, limit: int, tmp_path: Path) -> dict[str, object]:
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    text = json.dumps(job.model_dump(mode="json"))
+    done = subprocess.run(
+        [sys.executable, script, text, str(limit)], capture_output=True, text=True, check=False,
+        env=os.environ | {"DASK_TEMPORARY_DIRECTORY": str(tmp_path)}, timeout=400,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found: dict[str, object] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the peak memory, on Linux only")
+def test_large__pictures_among_small_ones_leave_the_worker_alive(tmp_path: Path, make_job: MakeJob) -> None:
+    sides = [9400] * 3 + [64] * 4 + [9400] * 3
+    job = make_job(images_per_unit=4, batch=4, **photos(tmp_path / "photos", *sides))
+    for limit, read in ((2 * GiB, True), (1344 * MiB, False)):
+        store = Path(job.store).with_suffix(f".{limit}.zarr")
+        found = run_on_a_worker(job.model_copy(update={"store": str(store)}), limit, tmp_path)
+        assert found["same"], "the worker is another one: the first was killed"
+        plan = plan_job(job, ThreadExecutor(1, memory=limit)).extract
+        assert plan.worker_bytes < limit
+        assert found["peak"] <= plan.worker_bytes - LEAST + plan.picture_bytes(limit) <= max(
+            MARGIN * limit, plan.worker_bytes
+        )
+        masked = dict(found["masked"])  # type: ignore[call-overload]
+        assert sorted(masked) == ([] if read else [f"{n}.png" for n in (0, 1, 2, 7, 8, 9)])
+        for why in masked.values():
+            assert "a picture of 9400 × 9400 = 88,360,000 pixels takes" in why
+            assert "a worker has" in why
+            assert "workers with" in why
+        status = dn.open(store).images["status"].values
+        np.testing.assert_array_equal(status == 0, np.array([read or side == 64 for side in sides]))
+
+
+def test_large__is_the_same_picture_whoever_resumes(tmp_path: Path, make_job: MakeJob) -> None:
+    """A store that was begun with less memory goes on with as much, and takes layers of the same images."""
+    given = photos(tmp_path / "photos", 28, 7000, 28)
+    job = make_job(layers=["fc"], **given)
+    need = plan_job(job, ThreadExecutor(1)).extract.worker_bytes
+    small, large = ThreadExecutor(1, memory=need), ThreadExecutor(1, memory=2 * need)
+    first = run_job(job, small)
+    assert [name for name, _ in first.outcome.masked] == ["1.png"]
+    assert Unit(units_folder(job.store) / "extract", "pictures").read() == {"picture_bytes": LEAST}
+    more = run_job(make_job(layers=["fc", "relu1"], **given), large)
+    assert [name for name, _ in more.outcome.masked] == ["1.png", "1.png"][: len(more.outcome.masked)]
+    assert np.isnan(dn.open(more.store)["relu1"].values[1]).all()
+    other = run_job(make_job(layers=["fc"], store="other.zarr", **given), large)
+    assert other.outcome.masked == []
+
+
+def test_large__plan_counts_what_pictures_take(
+    tmp_path: Path, make_job: MakeJob, begin: Callable[..., ExtractWork]
+) -> None:
+    job = make_job(**photos(tmp_path / "photos", 28))
+    plan = plan_job(job, ThreadExecutor(1)).extract
+    limit = 3 * plan.worker_bytes
+    assert plan.picture_bytes(plan.worker_bytes) == LEAST
+    assert plan.picture_bytes(limit) == LEAST + int(MARGIN * limit) - plan.worker_bytes
+    assert begin(job, ThreadExecutor(1, memory=limit)).picture_bytes == plan.picture_bytes(limit)
+    held = np.zeros((50, 300, 300, 3), np.uint8)
+    np.savez(tmp_path / "held.npz", images=held)
+    array = make_job(images={"source": "array", "root": str(tmp_path / "held.npz")}, network=NETWORK, store="b.zarr")
+    assert plan_job(array, ThreadExecutor(1)).extract.bare_bytes >= plan.bare_bytes + held.nbytes
+
+
+def test_large__masked_pictures_are_warned_of(tmp_path: Path, make_job: MakeJob) -> None:
+    job = make_job(layers=["fc"], **photos(tmp_path / "photos", 28, 7000))
+    need = plan_job(job, ThreadExecutor(1)).extract.worker_bytes
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        run_job(job, ThreadExecutor(1, memory=need))
+    (told,) = [event.message for event in seen if event.kind == "warning"]
+    assert told.startswith("masked 1.png: ")
+    assert "7000 × 7000 = 49,000,000 pixels" in told
+
+
+def test_large__training_leaves_out_what_extraction_masks(tmp_path: Path, make_job: MakeJob) -> None:
+    for name, sides in (("cat", (28, 7000, 28)), ("dog", (28, 28, 28))):
+        photos(tmp_path / name, *sides)
+    (tmp_path / "all").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / name).rename(tmp_path / "all" / name)
+    images = {"source": "folder", "root": str(tmp_path / "all")}
+    network = {**NETWORK, "classes": 2}
+    job = make_job({"train": {"epochs": 1, "batch": 2}}, layers=["fc"], images=images, network=network)
+    need = plan_job(job, ThreadExecutor(1)).extract.worker_bytes
+    largest = []
+
+    def decoding(shape: tuple[int, ...]) -> np.ndarray:
+        largest.append(np.prod(shape))
+        return np.empty(shape, np.uint8)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dneuro.images.decode._room", decoding)
+        result = run_job(job, ThreadExecutor(1, memory=need))
+    assert [name for name, _ in result.outcome.masked] == ["cat/1.png"]
+    assert not largest, "pictures of 28 pixels need no strips, and the large one was decoded"
