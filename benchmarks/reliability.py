@@ -169,7 +169,17 @@ def main() -> None:
 def _try(promise: Promise, times: str) -> Found:
     with tempfile.TemporaryDirectory(prefix="dneuro-faults-") as folder:
         report = Path(folder) / "found.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "--timeout=900", f"--junitxml={report}", *promise.tests]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--timeout=900",
+            "-o",
+            "junit_family=xunit1",
+            f"--junitxml={report}",
+            *promise.tests,
+        ]
         environment = {**os.environ, "DNEURO_FAULTS": times}
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if not report.is_file():

@@ -15,15 +15,22 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 _KEPT = 1 << 30
 
 
-def keep_memory() -> bool:
-    """Have the process keep freed memory, up to 1 GiB, until `release_memory`; return whether its allocator can.
+def keep_memory(blocks: int = _KEPT, kept: int = _KEPT) -> bool:
+    """Have the process keep freed memory until `release_memory`; return whether its allocator can.
 
-    The peak stays what it is: what was freed is used again. Threads that start later share one pool of memory.
+    The peak stays about what it is: what was freed is used again. Threads that start later share one pool of memory.
+
+    Parameters
+    ----------
+    blocks : int
+        Bytes of the largest blocks that are kept.
+    kept : int
+        Free bytes at the end of the pool that are kept.
     """
     allocator = _glibc()
     if allocator is None:
         return False
-    for parameter, value in ((_MMAP_THRESHOLD, _KEPT), (_TRIM_THRESHOLD, _KEPT), (_ARENA_MAX, 1)):
+    for parameter, value in ((_MMAP_THRESHOLD, blocks), (_TRIM_THRESHOLD, kept), (_ARENA_MAX, 1)):
         allocator.mallopt(parameter, value)
     return True
 

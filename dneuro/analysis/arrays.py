@@ -112,7 +112,8 @@ class View:
     taken: Taken | None = None
 
     @cached_property
-    def _sources(self) -> list[Source]:
+    def sources(self) -> list[Source]:
+        """What tasks are given of the arrays, found out once for all passes."""
         return [Source(x) for x in self.xs]
 
     @property
@@ -157,7 +158,7 @@ class View:
             return found
         return found | reduce(
             self.xs, rest, executor, prepare=self.prepare, pooled=self.pooled, rows=self.rows, step=step,
-            every=every, sources=self._sources,
+            every=every, sources=self.sources,
         )  # fmt: skip
 
     def plan(

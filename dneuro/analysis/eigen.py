@@ -73,11 +73,11 @@ def widened(vectors: Matrix, columns: int, seed: int) -> Matrix:
 
 
 def columns_of(rank: int, images: int, neurons: int) -> int:
-    """Return the columns of a Krylov block: half as many again as the rank, at least 10 and at most 24 more.
+    """Return the columns of a Krylov block: three and a half times the rank, at least 10 and at most 40 more.
 
     A step costs its reading; wider blocks need fewer.
     """
-    return min(rank + min(max(10, 3 * rank // 2), 24), images, neurons)
+    return min(rank + min(max(10, 5 * rank // 2), 40), images, neurons)
 
 
 def gram(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:

@@ -23,13 +23,14 @@ from dneuro.analysis.standardisation import standardisation
 from dneuro.analysis.turned import has_panels, standardisation_turned, turned
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
+from dneuro.engine.residence import Persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.kernels import Energy, Kernel, Moments, Scores, Standardise, Step, Triangle
 from dneuro.kernels.standardise import Mode
 
 Method = Literal["auto", "tsqr", "gram", "krylov"]
-TOLERANCE = 2e-3
-"""Certificates that are good enough, as a share of their singular value: it is then right to some 1e-6."""
+TOLERANCE = 4e-3
+"""Certificates that are good enough, as a share of their singular value: it is then right to some 1e-5."""
 TSQR_NEURONS, SPECTRUM_NEURONS = 256, 2048
 """``method="auto"`` takes the triangle up to the first size, and up to the second where the rank is not known."""
 GRAM_NEURONS = 1024
@@ -47,6 +48,7 @@ def svd(
     method: Method = "auto",
     tolerance: float = TOLERANCE,
     seed: int = 0,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> xr.Dataset:
     """Truncated singular value decomposition Z ≈ U S Vᵀ of images × neurons.
@@ -77,6 +79,9 @@ def svd(
         value goes with the square of that.
     seed : int
         Seed of the start block of ``"krylov"``.
+    persist : {"auto", True, False}
+        Whether the array is kept in the workers' memory for all passes: with ``"auto"`` if it takes with the passes no
+        more than 60 % of it.
     client : distributed.Client, optional
         Where to compute; the default is the active dask client, else threads.
 
@@ -102,7 +107,7 @@ def svd(
     Notes
     -----
     **Cost**: ``"tsqr"`` and ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` as a rule 4 passes, at most 13, state
-    8·P·l bytes per task, l = K + 10 … K + 24, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
+    8·P·l bytes per task, l = K + 10 … K + 40, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
     for the moments under ``"neuron"`` and ``"center"``. On the side of the images N and P change places. Where
     the rank is not known ``"krylov"`` looks for 16, 64 and at most 256 components, each time from what it has.
 
@@ -121,15 +126,15 @@ def svd(
     asked = {"rank": rank, "threshold": threshold, "explained_variance": explained_variance}
     options = {"standardize": standardize, "method": method, "tolerance": tolerance, "seed": seed}
     plan, way = _choose(seen, wanted, standardize, method, executor)
-    plan.check(executor.memory, hint="method='krylov', a lower rank, or workers with more memory")
+    kept = _kept(seen, plan, executor, persist)
+    kept.check(executor.memory, hint="method='krylov', a lower rank, or workers with more memory")
     events.emit("note", "svd", f"{seen.layer or 'array'}: {plan.method}, {plan.passes} passes at most")
-    side, before = _side(seen, way, standardize, executor)
-    found = _decompose(side, way.method, wanted, seed, tolerance, executor)
-    total, scores, images = found.total, found.scores, found.images
-    passes = before + found.passes
-    if scores is None or images is None:
-        made = side.view.reduce({"scores": Scores(side.standardise, found.vectors)}, executor, "svd")["scores"]
-        scores, images, passes = made["score"], made["image"], passes + 1
+    with residents(
+        seen.xs, executor, passes=plan.passes, worker_bytes=plan.worker_bytes, persist=persist, step="svd"
+    ) as xs:
+        found = _triplets(replace(seen, xs=tuple(xs)), way, wanted, standardize, seed, tolerance, executor)
+    total, scores, images, passes = found.total, found.scores, found.images, found.passes
+    assert scores is not None and images is not None
     left, values, turn = np.linalg.svd(scores, full_matrices=False)
     rounding = max(np.finfo(float).eps * max(len(left), len(found.vectors)) * values[0], found.rounding)
     values[values <= rounding] = 0.0
@@ -178,11 +183,13 @@ def plan_svd(
     method: Method = "auto",
     tolerance: float = TOLERANCE,
     seed: int = 0,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `svd`; reads no data."""
-    wanted = Wanted(rank, threshold, explained_variance)
-    return _choose(_setup(x, wanted, standardize, method), wanted, standardize, method, get_executor(client))[0]
+    wanted, executor = Wanted(rank, threshold, explained_variance), get_executor(client)
+    seen = _setup(x, wanted, standardize, method)
+    return _kept(seen, _choose(seen, wanted, standardize, method, executor)[0], executor, persist)
 
 
 @dataclass(frozen=True)
@@ -208,6 +215,24 @@ def _side(seen: View, way: _Way, standardize: Mode, executor: Executor) -> tuple
         return _Side(turned(seen), standardise), passes
     standardise, passes = standardisation(seen, standardize, executor, "svd")
     return _Side(seen, standardise), passes
+
+
+def _kept(seen: View, plan: Plan, executor: Executor, persist: Persist) -> Plan:
+    """Return the plan with the memory of the array, if it is to be kept."""
+    kept = kept_bytes(seen.xs, executor, passes=plan.passes, worker_bytes=plan.worker_bytes, persist=persist)
+    return replace(plan, worker_bytes=plan.worker_bytes + kept)
+
+
+def _triplets(
+    seen: View, way: _Way, wanted: Wanted, standardize: Mode, seed: int, tolerance: float, executor: Executor
+) -> Eigenvectors:
+    """Return as many singular vectors as are wanted, the scores of the images on them, and all passes counted."""
+    side, before = _side(seen, way, standardize, executor)
+    found = _decompose(side, way.method, wanted, seed, tolerance, executor)
+    if found.scores is not None and found.images is not None:
+        return replace(found, passes=before + found.passes)
+    made = side.view.reduce({"scores": Scores(side.standardise, found.vectors)}, executor, "svd")["scores"]
+    return replace(found, scores=made["score"], images=made["image"], passes=before + found.passes + 1)
 
 
 def _decompose(

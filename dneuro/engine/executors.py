@@ -6,21 +6,27 @@ import concurrent.futures
 import contextlib
 import threading
 import time
+import uuid
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import dask
 import psutil
+from dask.utils import funcname
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from dneuro.allocation import keep_memory, release_memory
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import MiB, format_duration
 
 Future = Any
 
-PROCESS_BYTES = 260 * MiB
-"""Memory of a worker process before it does anything (interpreter, numpy, dask, zarr, xarray: 219 MiB
-measured, and the allocator's slack)."""
+PROCESS_BYTES = 280 * MiB
+"""Memory of a worker process before it does anything (interpreter, numpy, dask, zarr, xarray: 219 MiB measured, and
+what the allocator keeps from task to task)."""
+
+KEPT_SHARE = 0.68
+"""A worker of dask that takes up more of its memory than this gives back what it keeps for its next task."""
 
 LOOK = 1.0
 """Seconds for which what was seen of the workers is good enough."""
@@ -165,7 +171,8 @@ class DaskExecutor:
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
-            future = self.client.submit(function, *args, pure=False, **self._asks)
+            key = f"{funcname(function)}-{uuid.uuid4()}"
+            future = self.client.submit(_task, function, *args, pure=False, key=key, **self._asks)
         future.add_done_callback(self._note_change)
         return future
 
@@ -260,6 +267,28 @@ class _PoolClient:
 
 def _same(thing: Any) -> Any:
     return thing
+
+
+def _task(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a task on a worker that keeps the memory of one block for the next, as long as it has enough.
+
+    The kept memory counts for dask, which pauses a worker that seems to be full.
+    """
+    keep_memory(blocks=16 * MiB, kept=64 * MiB)
+    try:
+        return function(*args)
+    finally:
+        limit = _limit()
+        if limit and psutil.Process().memory_info().rss > KEPT_SHARE * limit:
+            release_memory()
+
+
+def _limit() -> int | None:
+    """Return the bytes that this worker may use; None if it may use all there is."""
+    from distributed import get_worker
+
+    limit: int | None = get_worker().memory_manager.memory_limit
+    return limit
 
 
 def one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[Any]:

@@ -10,7 +10,7 @@ An operation that reads an array more than once asks for it like this::
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import dask
@@ -82,6 +82,38 @@ def decide(x: xr.DataArray, executor: Sizes, *, passes: float, worker_bytes: int
             hint="persist='auto', which streams what does not fit, or more workers",
         )
     return True
+
+
+def kept_bytes(
+    xs: Sequence[xr.DataArray], executor: Sizes, *, passes: float, worker_bytes: int, persist: Persist = "auto"
+) -> int:
+    """Return the bytes of each process that arrays will take which are read together, 0 if they will be streamed.
+
+    All of them are persisted or none is; see `decide`.
+    """
+    shares = [0 if is_resident(x) else share_of(x, executor) for x in xs]
+    wanted = [
+        decide(x, executor, passes=passes, worker_bytes=worker_bytes + sum(shares) - share, persist=persist)
+        for x, share in zip(xs, shares, strict=True)
+    ]
+    return sum(shares) if any(wanted) else 0
+
+
+@contextlib.contextmanager
+def residents(
+    xs: Sequence[xr.DataArray], executor: Executor, *, passes: float, worker_bytes: int, persist: Persist = "auto",
+    step: str = "",
+) -> Iterator[list[xr.DataArray]]:  # fmt: skip
+    """Yield arrays that are read together, all of them in memory or none; see `resident`."""
+    shares = [0 if is_resident(x) else share_of(x, executor) for x in xs]
+    with contextlib.ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                resident(x, executor, passes=passes, worker_bytes=worker_bytes + sum(shares) - share,
+                         persist=persist, step=step)
+            )
+            for x, share in zip(xs, shares, strict=True)
+        ]  # fmt: skip
 
 
 @contextlib.contextmanager

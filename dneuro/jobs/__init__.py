@@ -3,7 +3,7 @@
 What a job computes: `study` finds out what it means, `planning` what it will cost, `driver` runs it, `growth` makes and
 grows the store, `analyses` runs its steps, `pools` says on which workers.
 
-What becomes of it: `folder` is its folder, `submitting` starts a driver, `drive` is that driver, `attempt` keeps its log
-and its state, made by `progress`, `lease` keeps two of them apart, `watching` says what is true, `ending` ends it, and
-`handle` is all that for Python.
+What becomes of it: `folder` is its folder, `submitting` starts a driver, `drive` is that driver, `attempt` keeps its
+log and its state, made by `progress`, `lease` keeps two of them apart, `watching` says what is true, `ending` ends it,
+and `handle` is all that for Python.
 """

@@ -120,7 +120,7 @@ def test_nmf__reads_panels_where_chunks_hold_all_images_once_per_iteration_and_o
     values = parts()
     for chunks, extra, how in (((5, 24), 0, "blocks of images"), ((40, 3), 1, "panels of neurons")):
         x, reads = counted(values, chunks)
-        found = dn.nmf(x, rank=2, init="random", max_iter=4, tol=0, client=EXECUTOR)
+        found = dn.nmf(x, rank=2, init="random", max_iter=4, tol=0, persist=False, client=EXECUTOR)
         assert set(reads.values()) == {4 + extra}
         assert found.attrs["passes"] == 4 + extra == dn.plan("nmf", x, rank=2, init="random", max_iter=4).passes
         assert found.attrs["method"] == f"hals, {how}"
@@ -417,9 +417,26 @@ def test_coupled__equal_weights_make_every_array_count_alike() -> None:
 def test_coupled__reads_each_array_once_per_iteration(counted: Any) -> None:
     pixels, layer = coupled()
     (a, first), (b, second) = counted(pixels, (8, 2, 3, 4)), counted(layer, (16, 10))
-    dn.coupled_nmf({"a": a, "b": b}, rank=2, init="random", max_iter=3, tol=0, client=EXECUTOR)
+    dn.coupled_nmf({"a": a, "b": b}, rank=2, init="random", max_iter=3, tol=0, persist=False, client=EXECUTOR)
     assert set(first.values()) == {3}
     assert set(second.values()) == {3}
+
+
+@pytest.mark.parametrize("chunks", [(8, 10), (40, 4)])
+def test_coupled__keeps_in_memory_what_fits_and_finds_the_same(counted: Any, chunks: Any) -> None:
+    pixels, layer = coupled()
+    (a, first), (b, second) = counted(pixels, (8, 2, 3, 4)), counted(layer, chunks)
+    asked: dict[str, Any] = {"rank": 2, "init": "random", "max_iter": 3, "tol": 0}
+    notes: list[events.Event] = []
+    with events.listening(notes.append):
+        kept = dn.coupled_nmf({"a": a, "b": b}, **asked, client=EXECUTOR)
+    assert set(first.values()) == set(second.values()) == {1}
+    assert sum(event.data == {"persisted": True} for event in notes) == 2
+    with events.listening(notes.append):
+        streamed = dn.coupled_nmf({"a": a, "b": b}, **asked, persist=False, client=EXECUTOR)
+    np.testing.assert_array_equal(kept["image_weight"], streamed["image_weight"])
+    plans = [dn.plan("coupled_nmf", {"a": a, "b": b}, **asked, persist=keep, client=EXECUTOR) for keep in (True, False)]
+    assert plans[0].worker_bytes - plans[1].worker_bytes == a.nbytes + b.nbytes
 
 
 def test_coupled__goes_on_from_a_checkpoint_and_from_a_result(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from sklearn.decomposition import PCA
 
 import dneuro as dn
 from dneuro import events
+from dneuro.engine import ThreadExecutor
+from dneuro.errors import MemoryLimitError
 
 METHODS = pytest.mark.parametrize("method", ["tsqr", "gram", "krylov"])
 MODES = pytest.mark.parametrize("standardize", ["image", "neuron", "center", None])
@@ -37,7 +39,7 @@ def test_svd__falling_spectrum_in_float32(method: Any) -> None:
     """Power iteration that is not orthonormalised is wrong by 80 % here, subspace iteration with 5 reads by 0.5 %."""
     values, true = falling(1500, 400)
     found = dn.svd(labelled(values), rank=20, standardize=None, method=method)
-    accuracy = 1e-6 if method == "krylov" else 1e-10  # which multiplies float32 in float32
+    accuracy = 1e-5 if method == "krylov" else 1e-10  # which multiplies float32 in float32
     np.testing.assert_allclose(found["singular_value"], true[:20], rtol=accuracy)
     assert found.attrs["passes"] <= 8
     z = values.astype("f8")
@@ -197,3 +199,21 @@ def test_svd__reconstruction_error_is_that_of_the_reconstruction() -> None:
     assert found.attrs["reconstruction_error"] == pytest.approx(np.linalg.norm(values - rebuilt), rel=1e-9)
     left = 1 - (found.attrs["reconstruction_error"] ** 2) / found.attrs["total_variance"]
     assert found["explained_variance_ratio"].sum().item() == pytest.approx(left, rel=1e-12)
+
+
+@pytest.mark.parametrize("chunks", [(50, 30), (200, 10)])
+@pytest.mark.parametrize("method", ["gram", "krylov"])
+def test_svd__keeps_in_memory_what_fits_and_finds_the_same(counted: Any, method: Any, chunks: Any) -> None:
+    values = np.random.default_rng(5).standard_normal((200, 30)).astype("f4")
+    x, reads = counted(values, chunks)
+    asked: dict[str, Any] = {"rank": 3, "method": method, "standardize": "neuron"}
+    roomy = ThreadExecutor(1)
+    kept = dn.svd(x, **asked, client=roomy)
+    assert set(reads.values()) == {1}
+    np.testing.assert_array_equal(kept["score"], dn.svd(x, **asked, persist=False, client=roomy)["score"])
+    plans = [dn.plan("svd", x, **asked, persist=keep, client=roomy) for keep in ("auto", False)]
+    assert plans[0].worker_bytes - plans[1].worker_bytes == values.nbytes
+    tight = ThreadExecutor(1, memory=plans[1].worker_bytes + values.nbytes // 2)
+    assert dn.plan("svd", x, **asked, client=tight) == dn.plan("svd", x, **asked, persist=False, client=tight)
+    with pytest.raises(MemoryLimitError, match=r"persist=True needs"):
+        dn.svd(x, **asked, persist=True, client=tight)

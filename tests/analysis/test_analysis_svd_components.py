@@ -153,11 +153,11 @@ def test_svd__a_sample_makes_the_start() -> None:
     many, few = labelled(values.astype("f4"), (50, -1)), labelled(values.astype("f4"), (400, -1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 16)
-        sampled, plain = (dn.svd(x, rank=8, method="krylov") for x in (many, few))
-    true = np.linalg.svd((values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True), compute_uv=False)[:8]
+        sampled, plain = (dn.svd(x, rank=3, method="krylov") for x in (many, few))
+    true = np.linalg.svd((values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True), compute_uv=False)[:3]
     for found in (sampled, plain):
         np.testing.assert_allclose(found["singular_value"], true, rtol=1e-5)
-    assert sampled.attrs["passes"] <= plain.attrs["passes"]
+    assert sampled.attrs["passes"] < plain.attrs["passes"]
 
 
 @pytest.mark.parametrize("method", ["auto", "tsqr"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import xarray as xr
 
 from dneuro import events
 from dneuro.analysis.arrays import View, choose, is_count
@@ -20,6 +21,7 @@ from dneuro.analysis.nonnegative.reads import choose as choose_reads
 from dneuro.analysis.nonnegative.solve import Solution, solve
 from dneuro.engine.executors import Executor
 from dneuro.engine.plan import Plan
+from dneuro.engine.residence import Persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.store.files import locate
 
@@ -39,7 +41,7 @@ class Asked:
         ``"nmf"`` or ``"coupled_nmf"``.
     arrays : Arrays
         What is factorised; weights still to be found are NaN.
-    rank, update, sweeps, init, max_iter, tol, seed, checkpoint
+    rank, update, sweeps, init, max_iter, tol, seed, checkpoint, persist
         As `nmf` takes them.
     """
 
@@ -53,6 +55,7 @@ class Asked:
     tol: float
     seed: int
     checkpoint: str | Path | None
+    persist: Persist
 
     def __post_init__(self) -> None:
         images, neurons = self.arrays.images, sum(self.arrays.neurons)
@@ -85,8 +88,20 @@ class Asked:
     def _reads(self, executor: Executor) -> tuple[Reads, Plan]:
         return choose_reads(self.arrays, executor, self.operation, self._columns)
 
+    @property
+    def _xs(self) -> list[xr.DataArray]:
+        return [seen.xs[0] for seen in self.arrays.views]
+
     def plan(self, executor: Executor) -> Plan:
         """Return passes, bytes and memory."""
+        plan = self._streamed(executor)
+        kept = kept_bytes(
+            self._xs, executor, passes=plan.passes, worker_bytes=plan.worker_bytes, persist=self.persist
+        )
+        return replace(plan, worker_bytes=plan.worker_bytes + kept)
+
+    def _streamed(self, executor: Executor) -> Plan:
+        """Return the plan where every read goes to the disk."""
         reads, one = self._reads(executor)
         passes = self.max_iter + reads.extra + start.READS * (self.init == "nndsvda")
         passes += any(map(math.isnan, self.arrays.weights))
@@ -114,8 +129,17 @@ class Asked:
         """
         plan = self.plan(executor)
         plan.check(executor.memory, hint="a lower rank, smaller chunks, or workers with more memory")
-        reads, _ = self._reads(executor)
         events.emit("note", self.operation, f"{plan.method}, {plan.passes} passes at most")
+        streamed = self._streamed(executor)
+        with residents(
+            self._xs, executor, passes=plan.passes, worker_bytes=streamed.worker_bytes, persist=self.persist,
+            step=self.operation,
+        ) as xs:  # fmt: skip
+            views = tuple(replace(seen, xs=(x,)) for seen, x in zip(self.arrays.views, xs, strict=True))
+            return replace(self, arrays=replace(self.arrays, views=views))._run(executor, plan)
+
+    def _run(self, executor: Executor, plan: Plan) -> tuple[Solution, Arrays, dict[str, Any]]:
+        reads, _ = self._reads(executor)
         events.emit("started", self.operation, total=self.max_iter, what="iterations")
         if any(map(math.isnan, self.arrays.weights)):
             reads.measure()

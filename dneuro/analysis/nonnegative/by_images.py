@@ -22,6 +22,7 @@ from dneuro.analysis.nonnegative.arrays import (
     with_totals,
 )
 from dneuro.engine.executors import Executor, Sizes
+from dneuro.engine.parts import Source
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan
 from dneuro.kernels.base import Array, Kernel, Origin, check_finite
@@ -60,6 +61,7 @@ class ByImages:
     def _read(self, images: Matrix | None, kernels: dict[str, Kernel]) -> dict[str, dict[str, Matrix]]:
         """Run one read; the first looks at every number and takes the totals."""
         xs = [seen.xs[0] for seen in self.arrays.views]
+        sources = [seen.sources[0] for seen in self.arrays.views]
         kernels, first = with_totals(kernels, self.totals, len(xs))
         if images is not None:
             whole = images
@@ -67,9 +69,13 @@ class ByImages:
                 whole = np.zeros((len(self.arrays.rows), images.shape[1]), dtype=images.dtype)
                 whole[self.arrays.rows] = images
             xs.append(xr.DataArray(whole, dims=("image", "component")))
+            sources.append(Source(xs[-1]))
         check = _Check(tuple(seen.layer for seen in self.arrays.views), self.arrays.views[0].images)
         prepare = check if first else None
-        found = reduce(xs, kernels, self.executor, prepare=prepare, rows=self.arrays.rows, step=f"{self.step} pass")
+        found = reduce(
+            xs, kernels, self.executor, prepare=prepare, rows=self.arrays.rows, step=f"{self.step} pass",
+            sources=sources,
+        )  # fmt: skip
         self.passes += 1
         if first:
             self.totals = np.stack([found["totals"][f"total-{j}"] for j in range(len(self.arrays.views))])

@@ -17,6 +17,7 @@ from dneuro.analysis.nonnegative.labels import errors, label
 from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
+from dneuro.engine.residence import Persist
 from dneuro.errors import ArrayError
 
 Xs = Sequence[xr.DataArray] | Mapping[str, xr.DataArray]
@@ -35,6 +36,7 @@ def nmf(
     tol: float = 1e-5,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> xr.Dataset:
     """Non-negative matrix factorisation X ≈ F Oᵀ of images × neurons.
@@ -62,6 +64,9 @@ def nmf(
         Of the start.
     checkpoint : str or Path, optional
         File that keeps the state (``.npz``), written every few seconds; if it is there, the run goes on from it.
+    persist : {"auto", True, False}
+        Whether the array is kept in the workers' memory for all passes: with ``"auto"`` if it takes with the passes no
+        more than 60 % of it.
     client : distributed.Client, optional
         Where to compute; the default is the active dask client, else threads.
 
@@ -98,7 +103,7 @@ def nmf(
     Saini & Papalexakis, "A Peek Into the Hidden Layers of a Convolutional Neural Network Through a Factorization
     Lens"; Cichocki & Phan, "Fast local algorithms for large scale nonnegative matrix and tensor factorizations" (2009).
     """
-    asked = _of_one(x, rank, update, init, sweeps, max_iter, tol, seed, checkpoint)
+    asked = _of_one(x, rank, update, init, sweeps, max_iter, tol, seed, checkpoint, persist)
     found, arrays, said = asked.run(get_executor(client))
     name = arrays.views[0].layer
     shared, parts = label(found, arrays, [name])
@@ -120,6 +125,7 @@ def coupled_nmf(
     tol: float = 1e-5,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> xr.DataTree:
     """Factorise several arrays over the same images together: Xⱼ ≈ F Oⱼᵀ with one F, minimising Σ wⱼ ‖Xⱼ − F Oⱼᵀ‖².
@@ -132,7 +138,7 @@ def coupled_nmf(
     weights : sequence of float, "equal" or None
         wⱼ; None takes 1 for each, as the paper does; ``"equal"`` takes 1 / ‖Xⱼ‖², so that a small layer counts as
         much as a large one.
-    rank, update, init, sweeps, max_iter, tol, seed, checkpoint, client
+    rank, update, init, sweeps, max_iter, tol, seed, checkpoint, persist, client
         As in `nmf`; `rank` is at most min(N, Σ Pⱼ).
 
     Returns
@@ -159,7 +165,7 @@ def coupled_nmf(
     Saini & Papalexakis, "A Peek Into the Hidden Layers of a Convolutional Neural Network Through a Factorization
     Lens", coupled non-negative matrix factorisation.
     """
-    asked, names = _of_several(xs, rank, weights, update, init, sweeps, max_iter, tol, seed, checkpoint)
+    asked, names = _of_several(xs, rank, weights, update, init, sweeps, max_iter, tol, seed, checkpoint, persist)
     found, arrays, said = asked.run(get_executor(client))
     shared, parts = label(found, arrays, names)
     entries = arrays.images * sum(arrays.neurons)
@@ -180,10 +186,11 @@ def plan_nmf(
     tol: float = 1e-5,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `nmf`; reads no data."""
-    return _of_one(x, rank, update, init, sweeps, max_iter, tol, seed, checkpoint).plan(get_executor(client))
+    return _of_one(x, rank, update, init, sweeps, max_iter, tol, seed, checkpoint, persist).plan(get_executor(client))
 
 
 def plan_coupled_nmf(
@@ -198,10 +205,11 @@ def plan_coupled_nmf(
     tol: float = 1e-5,
     seed: int = 0,
     checkpoint: str | Path | None = None,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `coupled_nmf`; reads no data."""
-    asked, _ = _of_several(xs, rank, weights, update, init, sweeps, max_iter, tol, seed, checkpoint)
+    asked, _ = _of_several(xs, rank, weights, update, init, sweeps, max_iter, tol, seed, checkpoint, persist)
     return asked.plan(get_executor(client))
 
 
