@@ -1,6 +1,7 @@
 """Machines: from a profile to a dask client. Knows no analysis.
 
-``local`` starts worker processes on this machine, reachable over loopback only.
+One file or package per backend (`local`, `slurm`, `kubernetes`, `address`), all of them behind `backends.Backend`;
+`standing` is a cluster that outlives the process that starts it.
 """
 
 from dneuro.cluster.backends import Backend, DriverRef, DriverState, Machines, backend_of

@@ -77,7 +77,7 @@ class LocalBackend:
         sizes = self._all_sizes()
         timeout = max(self.profile.timeout(group) for group in sizes)
         settings = {
-            **scheduler_settings(),
+            **scheduler_settings(timeout),
             **worker_settings(),
             "distributed.comm.timeouts.connect": f"{timeout}s",
         }

@@ -41,8 +41,10 @@ def start(backend: str, job_folder: Folder, command: Sequence[str]) -> DriverRef
 
 
 def this_process(backend: str) -> DriverRef:
-    """Return the reference to this process, as a driver that somebody sits at."""
-    return _ref(backend, os.getpid())
+    """Return the reference to this process, as a driver that somebody sits at: it may be a notebook."""
+    ref = _ref(backend, os.getpid())
+    ref.details["attended"] = True
+    return ref
 
 
 def _ref(backend: str, pid: int) -> DriverRef:

@@ -12,9 +12,23 @@ ALLOWED_FAILURES = 20
 worker long before, so that the count is of machines that were lost under it."""
 
 
-def scheduler_settings() -> dict[str, Any]:
-    """Return the settings of a scheduler."""
-    return {"distributed.scheduler.allowed-failures": ALLOWED_FAILURES}
+SLACK = 60.0
+"""Seconds between the moment when somebody should have noticed that workers are missing, and dask's own giving up."""
+
+
+def scheduler_settings(patience: float) -> dict[str, Any]:
+    """Return the settings of a scheduler.
+
+    Parameters
+    ----------
+    patience : float
+        Seconds that workers may take to come. A task that no worker can take fails `SLACK` after that; by itself
+        dask waits for ever.
+    """
+    return {
+        "distributed.scheduler.allowed-failures": ALLOWED_FAILURES,
+        "distributed.scheduler.no-workers-timeout": f"{patience + SLACK:g}s",
+    }
 
 
 def worker_settings() -> dict[str, Any]:

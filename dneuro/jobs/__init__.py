@@ -1,5 +1,10 @@
-"""The life of a job: checked and planned in full, run, resumed, reported.
+"""The life of a job: checked and planned in full, submitted, run, resumed, reported.
 
-`study` finds out what a job means, `planning` what it will cost, `driver` runs it, `lease` keeps two runs apart,
-`growth` makes and grows the store, `analyses` runs its steps, `members` does all that for several networks.
+What a job computes: `study` finds out what it means, `planning` what it will cost, `driver` runs it, `growth` makes and
+grows the store, `analyses` runs its steps, `pools` says on which workers,
+`members` does all that for several networks.
+
+What becomes of it: `folder` is its folder, `submitting` starts a driver, `drive` is that driver, `attempt` keeps its
+log and its state, made by `progress`, `lease` keeps two of them apart, `watching` says what is true, `ending` ends it,
+and `handle` is all that for Python.
 """

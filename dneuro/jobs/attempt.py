@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import json
 import os
@@ -145,14 +146,21 @@ class Attempt:
             beats += 1
             if beats % 2 == 0:
                 self._look()
-            if beats % 5 == 0 and self.folder.read("cancel"):
-                os.kill(os.getpid(), signal.SIGTERM)  # whoever cancels may not be able to reach this process
+            if beats % 2 == 0 and self.folder.read("cancel"):
+                self._interrupt()
                 return
             if self._changed:
                 self._changed = False
                 with contextlib.suppress(OSError):  # the next one may do better
                     self._write()
                     self._log.flush()
+
+    def _interrupt(self) -> None:
+        """End the attempt: whoever cancels may be on another machine, or must not end all of this process."""
+        if self.detached:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            _thread.interrupt_main()
 
     def _look(self) -> None:
         client = self._client

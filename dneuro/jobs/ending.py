@@ -79,8 +79,9 @@ def _stop(folder: JobFolder, grace: float) -> None:
         return
     ref = DriverRef.from_dict(kept)
     backend = backend_of(folder.read_profile())
-    if driver_state(folder, backend) == "unknown":
-        _wait_for_notice(folder, grace)
+    state = driver_state(folder, backend)
+    if state == "unknown" or (state == "running" and ref.details.get("attended")):
+        _wait_for_notice(folder, grace)  # a process that somebody sits at is interrupted, not ended
     elif ref.backend == "local":
         processes.stop(ref, grace)
     else:

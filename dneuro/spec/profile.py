@@ -138,6 +138,8 @@ class ProfileSpec(Spec):
             if section != self.backend and getattr(self, section) is not None:
                 yield Problem(f"is for `backend: {section}`, this is `backend: {self.backend}`",
                               f"take it away, or write `backend: {section}`", (section,))  # fmt: skip
+        if self.backend == "local" and self.security.bind is not None:
+            yield Problem("workers of this machine listen on loopback only", "take it away", ("security", "bind"))
         blank = PoolSpec()
         for name, pool in self.pools.items():
             for backend, keys in _KEYS_OF.items():

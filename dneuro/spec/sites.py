@@ -38,7 +38,7 @@ class SecuritySpec(Spec):
     dashboard: bool | None = None
     """Serve dask's dashboard, on loopback only; by default on this machine yes, elsewhere no."""
     folder: PathText | None = None
-    """Folder for keys in place of the run's own, if `state` is in an object store; all machines must see it."""
+    """Folder for keys in place of the run's own, such as one on a file system that is only yours; all nodes see it."""
 
 
 class DriverSpec(Spec):

@@ -52,8 +52,14 @@ def test_cluster__has_the_workers_of_the_profile(client: Any) -> None:
 
 def test_cluster__gives_torch_and_blas_their_share_of_the_cores(client: Any) -> None:
     share = worker_sizes(profile(workers=2)).cpus
+
+    def get(name: str) -> str | None:  # os.environ.get would take this process's environment along
+        import os
+
+        return os.environ.get(name)
+
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        assert set(client.run(os.environ.get, name).values()) == {str(share)}
+        assert set(client.run(get, name).values()) == {str(share)}
 
 
 def test_cluster__listens_on_loopback_only(client: Any) -> None:
@@ -176,8 +182,8 @@ def test_sizes__fill_in_what_the_profile_does_not_say(monkeypatch: pytest.Monkey
     monkeypatch.setattr(psutil, "virtual_memory", Machine)
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(8)))
     plain = worker_sizes(ProfileSpec(backend="local"))
-    # 8 GiB for the workers: five with 1.6 GiB each, not eight with 1 GiB.
-    assert (plain.workers, plain.threads, plain.cpus, plain.memory) == (5, 1, 1, 8 * GiB // 5)
+    # 8 GiB for the workers: four with 2 GiB each, not eight with 1 GiB, of which each needs 1.6.
+    assert (plain.workers, plain.threads, plain.cpus, plain.memory) == (4, 1, 2, 2 * GiB)
     few = worker_sizes(profile(workers=2))
     assert (few.workers, few.cpus, few.memory) == (2, 4, 4 * GiB)
     wide = worker_sizes(profile(cpus=4, threads=2, memory="1GiB"))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from dneuro.cluster import Machines, backend_of, local
+from dneuro.cluster import Machines, backend_of, local, settings
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB
 from dneuro.spec import ProfileSpec
@@ -73,6 +73,7 @@ def test_pools__have_the_workers_that_the_profile_says(machines: Machines) -> No
 def test_pools__have_an_environment_of_their_own(machines: Machines) -> None:
     assert everywhere(machines, "OMP_NUM_THREADS") == {"extract": {"1"}, "memory": {"3"}}
     assert everywhere(machines, "WHERE") == {"extract": {None}, "memory": {"here"}}
+    assert "WHERE" not in os.environ, "this process keeps its own"
 
 
 def test_gpus__are_one_for_each_worker(machines: Machines) -> None:
@@ -126,3 +127,15 @@ def test_pools__that_are_left_empty_share_the_workers_of_the_other() -> None:
     assert profile(big={"workers": 1}).group("memory") == "big"
     two = profile(extract={"workers": 1, "memory": "1GiB"}, memory={"cpus": 1})
     assert (two.group("extract"), two.group("memory")) == ("extract", "memory")
+
+
+def test_task__that_no_worker_can_take_fails_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resource that nobody offers: dask's own wait for it has no end."""
+    from distributed.scheduler import NoValidWorkerError
+
+    asked = profile(extract={"workers": 1, "memory": "1GiB", "start_timeout": "20s"})
+    monkeypatch.setattr(settings, "SLACK", -19.0)
+    with backend_of(asked).open() as short:
+        lost = short.client.submit(sum, [1, 2], resources={"nothing": 1})
+        with pytest.raises(NoValidWorkerError):
+            lost.result(timeout=60)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,17 @@ def test_connect__finds_the_credentials_of_an_address(
     monkeypatch.setenv("DNEURO_PROFILE_DIR", str(profile.parent))
     with dn.connect(cluster.address) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 2
+
+
+def test_command_line__says_the_same(cluster: StandingCluster, profile: Path) -> None:
+    def call(*arguments: str) -> str:
+        command = [sys.executable, "-m", "dneuro", "cluster", *arguments, str(profile)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert json.loads(call("status", "--json")) == cluster.to_dict()
+    lines = call("status").splitlines()
+    assert lines == ["state  running", f"address  {cluster.address}", f"credentials  {cluster.credentials}",
+                     "pool extract  1 workers", "pool memory  1 workers"]  # fmt: skip
 
 
 def test_up__twice_is_refused(cluster: StandingCluster, profile: Path) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-ALL = os.environ.get("DNEURO_FAULTS") == "all"
+ASKED = os.environ.get("DNEURO_FAULTS", "few")
+"""``few``, ``all``, or a number: no fault more often than that."""
 
 
 @pytest.fixture
 def times() -> Callable[[int, int], int]:
     """Return ``times(few, all)``: how often a fault is injected, in every run of the tests or by `make faults`."""
-    return lambda few, every: every if ALL else few
+    return lambda few, every: few if ASKED == "few" else every if ASKED == "all" else min(every, int(ASKED))
 
 
 @pytest.fixture

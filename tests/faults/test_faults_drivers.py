@@ -81,8 +81,6 @@ def test_driver__killed_at_random_and_resumed_redoes_next_to_nothing(
     job.resume()
     until(lambda: markers(spec).keys() - before.keys() or job.status().is_over)
     first.append(time.monotonic() - began)
-    if kills > 1:  # a promise of time is kept or broken where nothing else runs
-        assert max(first) <= 30
     end = job.wait(400)
     assert end.state == "done", end.found.get("error")
     assert len(redone) == kills, "killed before the job was done"

@@ -53,6 +53,7 @@ def errors(tmp_path: Path, text: str) -> str:
         ("backend: local\nslurm: {account: a}\n", "2:1: slurm: is for `backend: slurm`, this is `backend: local`"),
         ("backend: local\npools:\n  memory:\n    partition: x\n",
          "4:5: pools.memory.partition: is for `backend: slurm`, this is `backend: local`"),
+        ("backend: local\nsecurity: {bind: eth0}\n", "2:12: security.bind: workers of this machine listen on loopback"),
         ("backend: address\n", "1:1: address: missing: the scheduler to use"),
         ("backend: address\naddress: {scheduler: host}\n", "'host' is no address of a dask scheduler"),
         ("backend: kubernetes\npools: {extract: {memory: 1GiB}}\n", "kubernetes: missing: the image"),

@@ -80,7 +80,7 @@ class SlurmBackend:
             "dashboard": bool(self.profile.security.dashboard), "dashboard_address": "127.0.0.1:0",
         }  # fmt: skip
         with contextlib.ExitStack() as stack:
-            stack.enter_context(dask.config.set(scheduler_settings()))
+            stack.enter_context(dask.config.set(scheduler_settings(max(map(self.profile.timeout, groups)))))
             try:
                 cluster = stack.enter_context(
                     SpecCluster({}, {"cls": Scheduler, "options": options}, security=security, name=name,
