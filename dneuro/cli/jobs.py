@@ -20,7 +20,6 @@ from dneuro.cli.arguments import (
     state_of,
 )
 
-
 TAKEN_AWAY = 143
 """Exit code of a driver that its machine told to end, not the user: whoever started it may start it again."""
 
