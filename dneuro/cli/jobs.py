@@ -20,6 +20,9 @@ from dneuro.cli.arguments import (
     state_of,
 )
 
+TAKEN_AWAY = 143
+"""Exit code of a driver that its machine told to end, not the user: whoever started it may start it again."""
+
 
 def submit(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson = False) -> None:
     """Check a job and start it on a driver of its own; prints its id and what to do next."""
@@ -192,19 +195,17 @@ def drive(folder: Annotated[str, typer.Argument(help="Folder of a job.")]) -> No
     """Run the job of a folder: what a driver does."""
     from dneuro.cli.running import ended_by_signals
     from dneuro.errors import CancelledError
-    from dneuro.jobs.attempt import INTERRUPTED
     from dneuro.jobs.drive import drive as run
-    from dneuro.jobs.folder import JobFolder
+    from dneuro.jobs.drive import was_cancelled
     from dneuro.progress import showing
-    from dneuro.store.files import locate
 
     with showing(), ended_by_signals():
         try:
             run(folder)
         except (KeyboardInterrupt, CancelledError):
-            if JobFolder(locate(folder)).read("cancel"):
+            if was_cancelled(folder):
                 raise
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(TAKEN_AWAY) from None
 
 
 def _print_tail(place: object, count: int = 30) -> None:

@@ -44,6 +44,11 @@ def drive(place: str) -> JobResult:
     return attend(folder, folder.read_job(), backend)
 
 
+def was_cancelled(place: str) -> bool:
+    """Return whether somebody asked for the end of the job of a folder; else a driver's machine is taken away."""
+    return bool(JobFolder(locate(place).absolute()).read("cancel"))
+
+
 def run_here(folder: JobFolder, plan: JobPlan, backend: Backend) -> JobResult:
     """Run a job as a process that somebody sits at; others may follow and cancel it by its folder."""
     return attend(folder, plan.study.job, backend, plan)
