@@ -128,12 +128,14 @@ def connect_to(address: AddressSpec, *, timeout: float) -> Any:
     DneuroError
         If nobody answers, or the certificates do not fit.
     """
+    import dask
     from distributed import Client
 
-    security = _security(address)
+    security, before = _security(address), dask.config.get("scheduler", None)
     try:
         return Client(address.scheduler, security=security, timeout=timeout)
     except (OSError, ValueError) as error:
+        dask.config.set(scheduler=before)  # it has said already that everything is computed there
         raise DneuroError(
             f"no connection to the scheduler at {address.scheduler} within {format_duration(timeout)}: {error}",
             hint="is it running, does a firewall lie between, and are ca, cert and key of the same run?",

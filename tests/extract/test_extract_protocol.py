@@ -19,6 +19,7 @@ from dneuro.extract import pipeline, task
 from dneuro.extract.run import extract
 from dneuro.extract.task import QuarantinedError, extract_unit
 from dneuro.extract.work import ExtractWork
+from dneuro.jobs import analyses, growth, recording
 from dneuro.jobs.driver import run_job
 from dneuro.spec import JobSpec
 from dneuro.store.units import Unit, units_folder
@@ -350,8 +351,10 @@ def test_disk__that_is_full_for_the_driver_says_the_same(
         def full(*_: Any, **__: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        target = {"create": "growth.create", "record": "recording.add_variables", "answer": "analyses.results.write"}
-        patched.setattr(f"dneuro.jobs.{target[where]}", full)
+        target: dict[str, tuple[Any, str]] = {
+            "create": (growth, "create"), "record": (recording, "add_variables"), "answer": (analyses.results, "write"),
+        }  # fmt: skip
+        patched.setattr(*target[where], full)
         with pytest.raises(StoreError, match=r"the disk under .*acts.zarr is full") as caught:
             run_job(job, threads)
     assert "run the same command again" in str(caught.value.hint)

@@ -79,5 +79,5 @@ def test_submit__runs_a_job_and_opens_its_store(tmp_path: Path) -> None:
         [sys.executable, JOBS / "submit.py", JOBS / "demo.yaml", *small],
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "<dneuro store d.zarr: 40 images>" in done.stdout
+    assert f"<dneuro store {tmp_path / 'd.zarr'}: 40 images>" in done.stdout
     assert (tmp_path / "d.zarr.report" / "index.html").is_file()
