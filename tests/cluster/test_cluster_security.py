@@ -49,7 +49,7 @@ def test_credentials__of_another_run_do_not_open_a_scheduler(tmp_path: Path) -> 
         with Client(cluster.scheduler_address, security=mine, timeout=10) as client:
             assert client.scheduler_info(n_workers=-1)["workers"] == {}
         with pytest.raises(OSError, match="TLS certificate does not match"):
-            Client(cluster.scheduler_address, security=other, timeout=2)
+            Client(cluster.scheduler_address, security=other, timeout=2, set_as_default=False)
 
 
 def test_keys__that_others_may_read_are_refused(tmp_path: Path) -> None:
