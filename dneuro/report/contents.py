@@ -143,6 +143,12 @@ class Images:
         return np.asarray(self.data["prediction"].values, dtype=np.int64) if "prediction" in self.data else None
 
     @cached_property
+    def _predicted_names(self) -> list[str]:
+        """What the network's outputs stand for; of an older store that is known where the images have the same."""
+        said = self.data["prediction"].attrs.get("class_names") if "prediction" in self.data else None
+        return [str(name) for name in said] if said else self.classes if "correct" in self.data else []
+
+    @cached_property
     def usable(self) -> NDArray[np.bool_]:
         """Which images were readable (image,)."""
         if "status" not in self.data:
@@ -170,6 +176,11 @@ class Images:
     def class_name(self, label: int) -> str:
         """Return the name of a class, or its number."""
         return self.classes[label] if 0 <= label < len(self.classes) else str(label)
+
+    def predicted_name(self, predicted: int) -> str:
+        """Return the name of one of the network's classes, which need not be the images', or its number."""
+        names = self._predicted_names
+        return names[predicted] if 0 <= predicted < len(names) else f"class {predicted}"
 
     def label(self, image: int) -> int:
         """Return the class of an image, −1 where it is not known."""

@@ -145,10 +145,10 @@ def examples(studio: Studio) -> list[Tile]:
         tile = studio.tile(image, None)
         if images.predictions is not None:
             predicted, known = int(images.predictions[image]), images.label(image)
-            words = images.class_name(predicted)
+            words = images.predicted_name(predicted)
             tile = Tile(
                 f"{tile.alt}, predicted {words}", tile.label, f"→ {words}", tile.picture,
-                wrong=known >= 0 and predicted != known,
+                wrong=images.correct is not None and known >= 0 and predicted != known,
             )  # fmt: skip
         tiles.append(tile)
     return tiles

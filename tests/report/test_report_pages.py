@@ -467,3 +467,14 @@ def test_report__never_replaces_a_folder_that_is_no_report(small, tmp_path):
 def test_report__refuses_to_show_nothing(small, tmp_path, wrong):
     with pytest.raises(UsageError, match="shows nothing"):
         write_report(xr.DataTree.from_dict(small), tmp_path / "out", pictures=None, **wrong)
+
+
+def test_report__calls_no_prediction_wrong_where_the_network_has_other_classes(
+    root, pictures, read_pages, tmp_path
+):
+    other = root.drop_vars("correct")
+    other["prediction"].attrs["class_names"] = ["tench", "goldfish", "shark", "hen"]
+    source = read_pages(write_report(xr.DataTree(other), tmp_path / "out", pictures=pictures))["index.html"].source
+    assert "predicted goldfish" in source
+    assert "predicted one" not in source
+    assert "tile wrong" not in source
