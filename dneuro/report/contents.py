@@ -116,6 +116,8 @@ class Images:
     """The images of the store, by number."""
 
     data: xr.Dataset
+    causes: Mapping[int, str] = field(default_factory=dict)
+    """Why images could not be read, of those of which that is known."""
 
     @property
     def count(self) -> int:
@@ -198,7 +200,9 @@ class Contents:
     """Results that name no layer."""
 
 
-def read(tree: xr.DataTree, job: Mapping[str, Any] | None = None) -> Contents:
+def read(
+    tree: xr.DataTree, job: Mapping[str, Any] | None = None, causes: Mapping[int, str] | None = None
+) -> Contents:
     """Sort a store for the pages; no large array is read.
 
     Layers and steps come in the order of the job; without one, by their attribute ``order``; the rest in the
@@ -214,7 +218,7 @@ def read(tree: xr.DataTree, job: Mapping[str, Any] | None = None) -> Contents:
         data = datasets.get(name, xr.Dataset())
         own = [*_recorded(name, data), *(result for result in results if result.layer == name)]
         layers.append(Layer(name, f"layer-{file}.html", data, tuple(own)))
-    return Contents(Images(tree.to_dataset()), layers, attrs, [r for r in results if not r.layer])
+    return Contents(Images(tree.to_dataset(), causes or {}), layers, attrs, [r for r in results if not r.layer])
 
 
 def file_names(names: Iterable[str]) -> list[str]:
