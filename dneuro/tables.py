@@ -71,6 +71,8 @@ def show_plan(plan: JobPlan, sizes: Callable[[str], WorkerSizes]) -> None:
             format_bytes(one.driver_bytes), one.method,
         )  # fmt: skip
     console.print(table)
+    for note in plan.study.notes:
+        console.print(f"note: {note}", markup=False)
     console.print(f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {', '.join(_peaks(plan))}")
 
 

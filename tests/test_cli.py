@@ -130,6 +130,15 @@ def test_plan__prints_what_a_job_will_cost(call: Call, write_job: WriteJob) -> N
     assert not (job.parent / "acts.zarr").exists()
 
 
+def test_plan__says_what_the_weights_lack(call: Call, write_job: WriteJob, tmp_path: Path) -> None:
+    state = {key: value for key, value in ConvNet().state_dict().items() if not key.startswith("fc")}
+    torch.save(state, tmp_path / "conv.pth")
+    job = write_job(network={"name": "dneuro:convnet", "weights": str(tmp_path / "conv.pth")}, layers=["relu1"])
+    said = "no weights for fc: not needed for these layers, but there are no predictions"
+    assert f"note: {said}" in " ".join(call("plan", job).out.split())
+    assert json.loads(call("plan", job, "--json").out)["notes"] == [said]
+
+
 def test_plan__shows_what_would_be_sent_to_a_cluster(call: Call, write_job: WriteJob, tmp_path: Path) -> None:
     profile = tmp_path / "site.yaml"
     profile.write_text("backend: slurm\nstate: state\npools: {extract: {workers: 3, memory: 4GiB, partition: long}}\n")

@@ -29,6 +29,8 @@ _COLOR = frozenset({"RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "P", "PA"})
 _GREY = frozenset({"1", "L", "LA", "La"})
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 """Bytes per pixel in Pillow's memory; all other modes take 4."""
+_SIGNED = 2
+"""Of TIFF's SampleFormat: whole numbers below zero, too."""
 _WARNINGS = threading.Lock()
 
 Reserve = Callable[[int, int, int], None]
@@ -66,7 +68,7 @@ def decode(data: bytes, name: str, reserve: Reserve = _no_limit) -> NDArray[np.u
     ------
     UnreadableImageError
         If the file is empty, truncated, damaged, of another format, of a kind without a known range
-        (32 bit, floating point), or larger than `MAX_PIXELS`.
+        (32 bit, floating point, with a sign), or larger than `MAX_PIXELS`.
     ImageSourceError
         If ``PIL.ImageFile.LOAD_TRUNCATED_IMAGES`` is on: half a picture would pass for a whole one.
 
@@ -164,15 +166,18 @@ def _to_array(image: Image.Image) -> NDArray[np.uint8]:
     if image.format == "TIFF":
         with _without_warnings():
             image.load()  # reads EXIF, too, and warns about it
+        if _SIGNED in _tag(image, 339):
+            raise ValueError("pixels with a sign have no known range; save the picture with 8 bits and none")
     if image.mode in _GREY:
         return pixels_of(image, "L")
     if image.mode in _COLOR:
         return pixels_of(image, "RGB")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         surplus = _surplus_bits(image)
+        inverted = 255 if _tag(image, 262) == (0,) else 0  # TIFF's min-is-white, which Pillow turns in 8 bits alone
         pixels = _room((image.height, image.width))
         for top, strip in _strips(image):
-            pixels[top : top + strip.height] = np.asarray(strip) >> surplus
+            pixels[top : top + strip.height] = (np.asarray(strip) >> surplus) ^ inverted
         return pixels
     raise ValueError(f"pixels of kind {image.mode!r} have no known range; save the picture with 8 bits")
 
@@ -200,5 +205,10 @@ def _as(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _surplus_bits(image: Image.Image) -> int:
-    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # TIFF's BitsPerSample
-    return int(bits) - 8
+    return int((_tag(image, 258) or (16,))[0]) - 8  # BitsPerSample
+
+
+def _tag(image: Image.Image, number: int) -> tuple[int, ...]:
+    """Return a tag of a TIFF; nothing of what has none, or is no TIFF."""
+    found = getattr(image, "tag_v2", {}).get(number, ())
+    return found if isinstance(found, tuple) else (found,)

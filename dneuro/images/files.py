@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,8 @@ from dneuro.spec.images import FilesImages, FolderImages, ImagenetValImages
 
 MAX_FILE_BYTES = 512 * 1024**2
 """A larger file is not read into memory; the largest picture allowed takes 256 MiB uncompressed."""
+
+_ARCHIVE = re.compile(r"\.(tar|tgz|tar\.\w+|zip)$", re.IGNORECASE)
 
 
 class FileSource:
@@ -93,10 +96,22 @@ def list_entries(root: str) -> list[Entry]:
     """
     entries = open_storage(root).images()
     if not entries:
-        raise ImageSourceError(
+        raise _no_images(root)
+    return entries
+
+
+def _no_images(root: str) -> ImageSourceError:
+    """Return the error that a place holds no images; an archive that is no local file may hold many."""
+    kind = _ARCHIVE.search(root.partition("?")[0]) if is_url(root) and "::" not in root else None
+    if kind is None:
+        return ImageSourceError(
             f"{root} holds no image files: nothing in it ends in {' '.join(EXTENSIONS)}", hint="correct root:"
         )
-    return entries
+    way = "zip" if kind[1] == "zip" else "tar"
+    return ImageSourceError(
+        f"{root} is one file, and no folder of image files; only a tar on a local disk is read in place",
+        hint=f"copy it here and set root: to its path, or read it where it lies, more slowly: root: {way}::{root}",
+    )
 
 
 def list_as(spec: FilesImages | FolderImages | ImagenetValImages, entries: list[Entry], labels: Labels) -> Manifest:

@@ -9,12 +9,15 @@ import zipfile
 import zlib
 from importlib import import_module
 from typing import Any
+from urllib.parse import unquote
 
 from dneuro.errors import ImageSourceError, UnreadableImageError
-from dneuro.images.storage import Entry, is_hidden, is_image
+from dneuro.images.storage import Entry, is_hidden, is_image, listed, plain
 
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 """What a zip file raises of one damaged file in it, or one that is packed in an unknown way."""
+
+_WEB = re.compile(r"((simple|file|block)cache::)?https?://", re.IGNORECASE)
 
 
 class RemoteFolder:
@@ -47,7 +50,7 @@ class RemoteFolder:
             sizes = {
                 path: info.get("size")
                 for path, info in found.items()
-                if info.get("type", "file") == "file" and _is_wanted(_below(root, path))
+                if info.get("type", "file") == "file" and self._is_wanted(_below(root, path))
             }
             unknown = [path for path, size in sizes.items() if size is None]
             sizes.update(zip(unknown, system.sizes(unknown), strict=True))
@@ -66,14 +69,16 @@ class RemoteFolder:
                     "could not be noticed",
                     hint="copy the images here, and set root: to their folder",
                 )
-        entries = [Entry(_below(root, path), int(size)) for path, size in sizes.items()]
-        return sorted(entries, key=lambda entry: entry.parts)
+        found = {_below(root, path): int(size) for path, size in sizes.items()}
+        names = {path: self._name(path) for path in found}
+        return listed(((path, size, -1) for path, size in found.items()), names)
 
     def read(self, entry: Entry) -> bytes:
         """Return the content of a file; see `Storage.read`."""
         system, root = self._open()
         try:
-            content: bytes = system.cat_file(f"{root}/{entry.name}" if root else entry.name)
+            path = entry.path or entry.name
+            content: bytes = system.cat_file(f"{root}/{path}" if root else path)
         except FileNotFoundError as error:
             if not system.exists(root):
                 raise  # the whole place is gone: that says nothing about the image
@@ -89,6 +94,17 @@ class RemoteFolder:
     def where(self, name: str) -> str:
         """Return the URL of a file."""
         return f"{self._url}: {name}" if "::" in self._url else f"{self._url.rstrip('/')}/{name}"
+
+    def _name(self, path: str) -> str:
+        """Return what a file is called that the URL's storage has at `path`: a web server's pages escape names."""
+        if _WEB.match(self._url):
+            parts = [(part, unquote(part, errors="surrogateescape")) for part in path.split("/")]
+            path = "/".join(said if "/" in said or "\0" in said else called for said, called in parts)
+        return plain(path)
+
+    def _is_wanted(self, path: str) -> bool:
+        name = self._name(path)
+        return is_image(name) and not is_hidden(name)
 
     def _forget(self) -> None:
         self._opened: tuple[int, Any, str] | None = None  # process, file system, path in it
@@ -126,10 +142,6 @@ def _below(root: str, path: str) -> str:
     if root and not path.startswith(f"{root}/"):
         return ""
     return path[len(root) :].lstrip("/")
-
-
-def _is_wanted(name: str) -> bool:
-    return is_image(name) and not is_hidden(name)
 
 
 def _said(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Protocol
 
 EXTENSIONS = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -81,16 +81,22 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def listed(found: Iterable[tuple[str, int, int]]) -> list[Entry]:
+def plain(path: str) -> str:
+    """Return a path without steps that lead nowhere: ``./a//b.png`` is ``a/b.png``."""
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def listed(found: Iterable[tuple[str, int, int]], names: Mapping[str, str] | None = None) -> list[Entry]:
     r"""Return sorted entries of files as their storage names them: path below the root, size and offset.
 
-    A name that is not UTF-8 gets a readable one, in which bytes that are none are escaped: ``caf\xe9.png``.
+    A name that is not UTF-8 gets a readable one, in which bytes that are none are escaped: ``caf\xe9.png``. `names`
+    says what files are called that have another path.
     """
-    files = list(found)
+    files = sorted(found)  # which of two gets the name does not depend on the order of listing
     taken = {path for path, _, _ in files}
     entries = []
     for path, size, offset in files:
-        name = readable(path)
+        name = readable(names[path] if names else path)
         while name != path and name in taken:  # by a file that is called so in truth
             name += "'"
         taken.add(name)

@@ -13,7 +13,7 @@ from typing import Any
 
 from dneuro.errors import ImageSourceError, UnreadableImageError
 from dneuro.images.paths import missing
-from dneuro.images.storage import Entry, is_hidden, is_image, listed, readable
+from dneuro.images.storage import Entry, is_hidden, is_image, listed, plain, readable
 
 _BLOCK = tarfile.BLOCKSIZE
 _COMPRESSED = {
@@ -49,7 +49,7 @@ class TarArchive:
         """Return every image file with its offset; see `Storage.images`."""
         found: dict[str, tuple[str, int, int]] = {}
         for member in self._members():
-            name = _plain(member.name)
+            name = plain(member.name)
             if member.isdir() or is_hidden(name) or not is_image(name):
                 continue
             size = member.size if member.isreg() and not member.issparse() else 0
@@ -170,10 +170,6 @@ def _no_file(header: tarfile.TarInfo, listed: int) -> str:
     if header.issparse() or (header.isreg() and listed == 0 < header.size):
         return "stored with holes (sparse)"
     return "" if header.isreg() else "neither a file nor a folder"
-
-
-def _plain(name: str) -> str:
-    return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
 def _read_at(descriptor: int, start: int, count: int) -> bytes:

@@ -90,11 +90,17 @@ def open_or_create(study: Study) -> None:
         for stale in ("extract", "results"):  # markers of a store that is no longer there
             remove(units_folder(path) / stale)
         coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
-        create(path, coords, study.plan.root, _provenance(study))
+        create(path, coords, study.plan.root, _provenance(study), _described(study))
     for plan in study.plan.layers:
         if not _layer_attrs(path, plan.name):
             arrays = plan.arrays(study.plan.images, study.plan.unit)
             add_group(path, plan.group, _layer_coords(study, plan), arrays)
+
+
+def _described(study: Study) -> dict[str, dict[str, Any]]:
+    """Return what an array says of itself besides its meaning: the network's classes need not be the images'."""
+    named = study.predictions and study.predicted_names is not None
+    return {"prediction": {"class_names": study.predicted_names}} if named else {}
 
 
 def _layer_attrs(path: Location, layer: str) -> dict[str, Any] | None:

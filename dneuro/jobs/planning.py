@@ -78,6 +78,7 @@ class JobPlan:
             "store": self.study.job.store,
             "extract": {**to_dict(self.extract), "units_done": self.done},
             "steps": [{"step": q.step.id, "layer": q.layer, **plan.to_dict()} for q, plan in self.steps],
+            "notes": self.study.notes,
             "disk_bytes": self.disk_bytes,
             "worker_bytes": self.worker_bytes,
             "worker_limit": self.memory,

@@ -63,7 +63,8 @@ def report(
     opened.tree.attrs["dneuro"] = {**opened.attrs, "store": str(store)}
     place = locate(out) if out is not None else report_folder(store)
     shown: dict[str, Any] = {
-        "pictures": _pictures(opened.path), "job": job, "neurons": neurons, "images": images, "index": index
+        "pictures": _pictures(opened.path), "job": job, "causes": opened.masked, "neurons": neurons, "images": images,
+        "index": index,
     }  # fmt: skip
     if isinstance(place, Path):
         return write_report(opened.tree, place, **shown)

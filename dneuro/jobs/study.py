@@ -51,6 +51,8 @@ class Study:
         Fingerprint of the weights; None until they are trained.
     class_names : list of str
         Names of the classes of the images.
+    predicted_names : list of str or None
+        What the network's outputs stand for, where that is known; not always the classes of the images.
     predictions : bool
         Whether the network names a class for each image.
     plan : ExtractPlan
@@ -74,6 +76,7 @@ class Study:
     weights: str | None
     weights_sha256: str | None
     class_names: list[str]
+    predicted_names: list[str] | None
     predictions: bool
     plan: ExtractPlan
     notes: list[str]
@@ -201,11 +204,22 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
         weights=None,
         weights_sha256=None if job.train is not None else network.weights_sha256,
         class_names=names,
+        predicted_names=_predicted_names(
+            network, names, same=job.train is not None or (comparable and not numbered), taken=comparable
+        ),
         predictions=predictions,
         plan=plan,
         notes=notes,
         memory_format=network.memory_format,
     )
+
+
+def _predicted_names(network: Network, names: list[str], *, same: bool, taken: bool) -> list[str] | None:
+    """Return what the network's outputs stand for: the images' classes where they are the same, else its own.
+
+    `taken` says that the images' class numbers stand in for names that the network does not have.
+    """
+    return names if same else network.class_names or (names if taken else None)
 
 
 def _why_not_comparable(network: Network, names: list[str]) -> str:

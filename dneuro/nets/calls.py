@@ -1,7 +1,8 @@
 """The calls of a forward pass: what they are named, and running a network without computing anything.
 
-A *layer* is one call of a module that does something of its own: a leaf, such as a convolution, or a block, such as
-SqueezeNet's Fire, whose output no single part of it yields. Its name is the module's, as ``named_modules`` gives it;
+A *layer* is one call of a module: a leaf, such as a convolution, a block, such as SqueezeNet's Fire, or a container,
+such as a ResNet's ``layer4``, which yields what the last of its parts does. Its name is the module's, as
+``named_modules`` gives it;
 the second and third call of the same module get ``_1`` and ``_2``, as in torchvision's feature extraction:
 ``layer1.0.relu`` and ``layer1.0.relu_1`` of a ResNet.
 """
@@ -23,9 +24,6 @@ from dneuro.errors import NetworkError, suggest
 BATCH = 5
 """Images in a dry run: few other dimensions have this size, so what lacks one row per image stands out."""
 
-_PASS_ON = (nn.Sequential.forward, nn.Module.forward)
-"""What containers have for a forward pass: the output of the last part is also theirs, or there is none."""
-
 
 class Place(nn.Module):
     """Stands where the original of an exported network had a module: holds its tensors, and passes on its outputs."""
@@ -46,10 +44,15 @@ def kind_of(module: nn.Module) -> str:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Tell whether calls of `module` are layers: it does not merely pass on what its last part yields."""
+    """Tell whether calls of `module` are layers: it can be called, which a mere list of modules cannot."""
     if isinstance(module, Place):
         return module._kind is not None
-    return type(module).forward not in _PASS_ON
+    return type(module).forward is not nn.Module.forward
+
+
+def passes_on(module: nn.Module) -> bool:
+    """Tell whether a module yields what the last of its parts does, and has nothing of its own."""
+    return type(module).forward is nn.Sequential.forward
 
 
 class LayerNames:

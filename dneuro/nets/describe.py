@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from dneuro.nets import catalogue
-from dneuro.nets.calls import BATCH, check_layers, dry_run, empty_images, kind_of, zero_images
+from dneuro.nets.calls import BATCH, check_layers, dry_run, empty_images, kind_of, passes_on, zero_images
 from dneuro.nets.follow import Follower
-from dneuro.nets.output import main_output
+from dneuro.nets.output import layer_output, main_output
 from dneuro.nets.receptive import ReceptiveField
 from dneuro.spec.network import NetworkSpec
 
@@ -202,9 +202,10 @@ def trace(
 
     def note(name: str, part: nn.Module, output: object) -> None:
         order[name] = len(order)
+        output = layer_output(output)
         if isinstance(output, Tensor) and follower.per_image(output):
             # torch's own modules may use parts that they do not call; those of a block are layers themselves.
-            inner = type(part).__module__.startswith("torch.nn")
+            inner = type(part).__module__.startswith("torch.nn") and not passes_on(part)
             own = tuple(f"{module_names[part]}.{key}" for key, _ in part.named_parameters(recurse=inner))
             shape, field, dims = tuple(output.shape[1:]), follower.field(output), follower.dims(output)
             found[name] = Layer(name, kind_of(part), shape, field, own, dims)

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from dneuro.nets.axes import Axes, dims, fits, grid, name_of
 from dneuro.nets.calls import dry_run, empty_images
 from dneuro.nets.operations import AXES, CONSTANT, WHOLE, Call, Rule, pointwise
+from dneuro.nets.output import layer_output
 from dneuro.nets.receptive import PIXEL, ReceptiveField, UnknownError, union
 from dneuro.nets.windows import FIELDS, local
 
@@ -162,6 +163,7 @@ def receptive_fields(
     fields: dict[str, ReceptiveField | None] = {}
 
     def note(name: str, _part: nn.Module, output: object) -> None:
+        output = layer_output(output)
         fields[name] = follower.field(output) if isinstance(output, Tensor) else None
 
     with Follower(images) as follower:

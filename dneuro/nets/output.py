@@ -1,4 +1,4 @@
-"""What a network yields in the end."""
+"""What a network yields in the end, and a layer of it."""
 
 from __future__ import annotations
 
@@ -15,3 +15,10 @@ def main_output(output: object) -> Tensor | None:
     if isinstance(output, Mapping):
         output = output.get("out")
     return output if isinstance(output, Tensor) else None
+
+
+def layer_output(output: object) -> object:
+    """Return what a module yields: of an attention's pair, whose weights nobody asked for, the tensor."""
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], Tensor) and output[1] is None:
+        return output[0]
+    return output

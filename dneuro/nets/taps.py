@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dneuro.errors import NetworkError
 from dneuro.nets.calls import LayerNames
-from dneuro.nets.output import main_output
+from dneuro.nets.output import layer_output, main_output
 
 Room = Callable[[torch.Size], Tensor]
 
@@ -125,7 +125,8 @@ class Tap:
             if name is None:
                 return
             # A copy: the next layer may work in place, as AlexNet's ReLU does on what features.0 yields.
-            kept = _channels_first(_check_output(f"layer {name!r}", output, seen.batch), self._dims.get(name))
+            yielded = _check_output(f"layer {name!r}", layer_output(output), seen.batch)
+            kept = _channels_first(yielded, self._dims.get(name))
             if self._room is None:
                 seen.outputs[name] = kept.clone(memory_format=torch.contiguous_format)
             else:

@@ -116,6 +116,8 @@ class Images:
     """The images of the store, by number."""
 
     data: xr.Dataset
+    causes: Mapping[int, str] = field(default_factory=dict)
+    """Why images could not be read, of those of which that is known."""
 
     @property
     def count(self) -> int:
@@ -141,6 +143,12 @@ class Images:
     def predictions(self) -> NDArray[np.int64] | None:
         """Predicted class of each image (image,)."""
         return np.asarray(self.data["prediction"].values, dtype=np.int64) if "prediction" in self.data else None
+
+    @cached_property
+    def _predicted_names(self) -> list[str]:
+        """What the network's outputs stand for; of an older store that is known where the images have the same."""
+        said = self.data["prediction"].attrs.get("class_names") if "prediction" in self.data else None
+        return [str(name) for name in said] if said else self.classes if "correct" in self.data else []
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
@@ -171,6 +179,11 @@ class Images:
         """Return the name of a class, or its number."""
         return self.classes[label] if 0 <= label < len(self.classes) else str(label)
 
+    def predicted_name(self, predicted: int) -> str:
+        """Return the name of one of the network's classes, which need not be the images', or its number."""
+        names = self._predicted_names
+        return names[predicted] if 0 <= predicted < len(names) else f"class {predicted}"
+
     def label(self, image: int) -> int:
         """Return the class of an image, −1 where it is not known."""
         return -1 if self.labels is None else int(self.labels[image])
@@ -187,7 +200,9 @@ class Contents:
     """Results that name no layer."""
 
 
-def read(tree: xr.DataTree, job: Mapping[str, Any] | None = None) -> Contents:
+def read(
+    tree: xr.DataTree, job: Mapping[str, Any] | None = None, causes: Mapping[int, str] | None = None
+) -> Contents:
     """Sort a store for the pages; no large array is read.
 
     Layers and steps come in the order of the job; without one, by their attribute ``order``; the rest in the
@@ -203,7 +218,7 @@ def read(tree: xr.DataTree, job: Mapping[str, Any] | None = None) -> Contents:
         data = datasets.get(name, xr.Dataset())
         own = [*_recorded(name, data), *(result for result in results if result.layer == name)]
         layers.append(Layer(name, f"layer-{file}.html", data, tuple(own)))
-    return Contents(Images(tree.to_dataset()), layers, attrs, [r for r in results if not r.layer])
+    return Contents(Images(tree.to_dataset(), causes or {}), layers, attrs, [r for r in results if not r.layer])
 
 
 def file_names(names: Iterable[str]) -> list[str]:

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from dneuro.report.blocks import Fact, Studio, Tile
-from dneuro.report.contents import Contents, Layer
-from dneuro.report.words import NOTHING, counted, listed, number, percent, setting, settings, short
+from dneuro.report.contents import Contents, Images, Layer
+from dneuro.report.words import NOTHING, counted, cut, listed, number, percent, setting, settings, short
 
 _MOST_EXAMPLES = 12
 _MOST_MASKED = 1000
+_MOST_LETTERS = 300
 
 _TERMS = {
     "job": "Job", "name": "Job", "network": "Network", "weights": "Weights", "weights_sha256": "Weights SHA-256",
@@ -40,6 +41,15 @@ class LayerLine:
     active: str
     dead: str
     results: str
+
+
+@dataclass(frozen=True)
+class MaskedLine:
+    """An image's line in the table of those that were left out."""
+
+    image: int
+    file: str
+    cause: str
 
 
 def provenance(contents: Contents, job: Mapping[str, Any] | None) -> list[Fact]:
@@ -145,19 +155,29 @@ def examples(studio: Studio) -> list[Tile]:
         tile = studio.tile(image, None)
         if images.predictions is not None:
             predicted, known = int(images.predictions[image]), images.label(image)
-            words = images.class_name(predicted)
+            words = images.predicted_name(predicted)
             tile = Tile(
                 f"{tile.alt}, predicted {words}", tile.label, f"→ {words}", tile.picture,
-                wrong=known >= 0 and predicted != known,
+                wrong=images.correct is not None and known >= 0 and predicted != known,
             )  # fmt: skip
         tiles.append(tile)
     return tiles
 
 
-def masked(contents: Contents) -> list[Fact]:
-    """Return number and name of the images that were left out, of very many the first."""
+def masked(contents: Contents) -> list[MaskedLine]:
+    """Return the images that were left out, of very many the first."""
     images = contents.images
-    return [Fact(str(image), images.filename(image) or "no name") for image in images.masked[:_MOST_MASKED]]
+    return [
+        MaskedLine(image, images.filename(image) or "no name", _cause(images, image))
+        for image in images.masked[:_MOST_MASKED]
+    ]
+
+
+def _cause(images: Images, image: int) -> str:
+    """Return why an image could not be read, without its name and path before it."""
+    said, name = images.causes.get(image, ""), images.filename(image)
+    cause = said.partition(f"{name}: ")[2] if name else ""
+    return cut(cause or said, _MOST_LETTERS) or NOTHING
 
 
 def job_text(job: Mapping[str, Any] | None) -> str | None:

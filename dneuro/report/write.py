@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def write_report(
     *,
     pictures: Callable[[int], NDArray[np.uint8]] | None,
     job: dict[str, Any] | None = None,
+    causes: Mapping[int, str] | None = None,
     neurons: int = 12,
     images: int = 9,
     index: bool = True,
@@ -48,6 +49,8 @@ def write_report(
         image for which it raises a DneuroError is shown by name only. None: a report without pictures.
     job : dict, optional
         The job as its file says it; shown on the first page, and its order is that of layers and steps.
+    causes : mapping of int to str, optional
+        Why images could not be read, by their numbers.
     neurons : int
         Channels (or neurons) per list of top images, those of largest variance, and components per SVD.
     images : int
@@ -78,7 +81,7 @@ def write_report(
     out = Path(out)
     check_replaceable(out)
     with swapped_in(out) as folder:
-        found = contents.read(tree, job)
+        found = contents.read(tree, job, causes)
         rosters = neuron_pages.rosters(found) if index else {}
         paging = {name: neuron_pages.paging(roster, images) for name, roster in rosters.items()}
         studio = Studio(folder, found, Gallery(folder, pictures), neurons, images, paging)

@@ -51,7 +51,13 @@ def exists(path: Location) -> bool:
     )
 
 
-def create(path: Location, coords: xr.Dataset, arrays: Iterable[ArrayPlan], attrs: Mapping[str, Any]) -> None:
+def create(
+    path: Location,
+    coords: xr.Dataset,
+    arrays: Iterable[ArrayPlan],
+    attrs: Mapping[str, Any],
+    described: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
     """Create a store with its coordinates and its arrays, all at once.
 
     Parameters
@@ -64,6 +70,8 @@ def create(path: Location, coords: xr.Dataset, arrays: Iterable[ArrayPlan], attr
         Arrays of the root and of its groups, created empty.
     attrs : mapping
         Provenance, JSON-able; becomes ``attrs["dneuro"]``.
+    described : mapping, optional
+        Of some arrays, by path, more attributes than unit and meaning.
     """
     with _in_the_making(path) as temporary:
         write_dataset(temporary, "", coords.assign_attrs(dneuro=dict(attrs)))
@@ -71,6 +79,8 @@ def create(path: Location, coords: xr.Dataset, arrays: Iterable[ArrayPlan], attr
         group.require_group("layers")
         group.require_group("results")
         create_arrays(group, arrays)
+        for name, said in (described or {}).items():
+            group[name].attrs.update(dict(said))
         if isinstance(path, RemotePath):
             _note(path).write_bytes(b"")
             put(temporary, path)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from dneuro.errors import StoreError, suggest
 from dneuro.store.files import Location, disk_error, locate, opened_by_zarr
 from dneuro.store.remote import RemotePath
+from dneuro.store.units import Unit, units_folder
 
 ACTIVATIONS = ("activation", "activation_max", "activation_mean")
 PLACES = ("activation_y", "activation_x")
@@ -59,6 +61,21 @@ class Store(Mapping[str, xr.DataArray]):
     def images(self) -> xr.Dataset:
         """What is known of each image: filename, label, status, prediction, correct."""
         return self.tree.to_dataset()
+
+    @property
+    def masked(self) -> dict[int, str]:
+        """Number of each image that could not be read, and the cause.
+
+        Causes lie in the markers beside the store; without those (moved, or pruned) they are empty.
+        """
+        numbers = np.flatnonzero(self.images["status"].values) if "status" in self.images else ()
+        unit = self.attrs.get("identity", {}).get("images_per_unit")
+        folder = units_folder(self.path) / "extract" / "images"
+        causes: dict[str, str] = {}
+        for number in sorted({int(image) // unit for image in numbers} if unit else ()):
+            causes |= dict((Unit(folder, f"{number:05d}").read() or {}).get("masked", []))
+        names = self.images["filename"].values
+        return {int(image): causes.get(str(names[image]), "") for image in numbers}
 
     @property
     def layers(self) -> list[str]:

@@ -337,3 +337,26 @@ def test_random_weights__follow_the_seed(job: MakeJob, threads: ThreadExecutor) 
         stores.append(dn.open(run_job(job(["fc"], network=network, store=f"{name}.zarr"), threads).store)["fc"].values)
     np.testing.assert_array_equal(stores[0], stores[1])
     assert not np.array_equal(stores[0], stores[2])
+
+
+def test_prediction__says_what_the_networks_classes_are_called(
+    tmp_path: Path, make_job: MakeJob, make_photos: Callable[..., dict[str, Any]], threads: ThreadExecutor
+) -> None:
+    """Two folders of photographs, a thousand classes of the network: class 0 is no cat."""
+    from torchvision.models import SqueezeNet1_1_Weights, squeezenet1_1
+
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "s.pth")
+    photos = make_photos(8, side=64)
+    network = {"name": "torchvision:squeezenet1_1", "weights": str(tmp_path / "s.pth"), "preprocessing": {}}
+    job = make_job(images=photos["images"], network=network, layers={"features.12": {"keep": "max"}})
+    images = dn.open(run_job(job, threads).store).images
+    assert "correct" not in images
+    assert images["class"].values.tolist() == ["cat", "dog"]
+    assert images["prediction"].attrs["class_names"] == SqueezeNet1_1_Weights.DEFAULT.meta["categories"]
+
+    photos = make_photos(8, root="small")
+    own = dn.open(run_job(make_job(layers=["fc"], store="own.zarr", **photos), threads).store).images
+    assert own["prediction"].attrs["class_names"] == ["cat", "dog"]
+    unknown = photos | {"network": {**photos["network"], "classes": 10}}
+    other = dn.open(run_job(make_job(layers=["fc"], store="other.zarr", **unknown), threads).store).images
+    assert "class_names" not in other["prediction"].attrs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import ArrayError
 from dneuro.jobs.driver import run_job
+from dneuro.jobs.reporting import report
 from dneuro.spec import JobSpec
 from dneuro.store.units import units_folder
 
@@ -61,6 +63,12 @@ def test_masked__rows_are_nan_and_listed_with_their_names(
     assert not store.images["correct"].values[status].any()
     assert not store.tree["pictures/picture"].values[status].any()
     assert store.images["filename"].values[BROKEN].tolist() == names
+    assert sorted(store.masked) == BROKEN
+    assert all("not a picture" in why for why in store.masked.values())
+    page = (report(result.store, index=False)).read_text(encoding="utf-8")
+    assert f"<td>{names[1]}</td><td>not a picture in a format known here" in page
+    shutil.rmtree(units_folder(job.store))
+    assert dn.open(result.store).masked == dict.fromkeys(BROKEN, "")
 
 
 def test_masked__rows_do_not_move_the_others(

@@ -39,10 +39,11 @@ def png(width: int, height: int, *chunks: tuple[bytes, bytes], bits: int = 8, co
 
 def tiff(width: int, height: int, bits: int, pixels: bytes, *tags: tuple[int, int, int, int]) -> bytes:
     """Return a grey TIFF made by hand; tags are (number, type, count, value)."""
-    entries = sorted([
+    found = [
         (256, 3, 1, width), (257, 3, 1, height), (258, 3, 1, bits), (259, 3, 1, 1), (262, 3, 1, 1),
         (273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, height), (279, 4, 1, len(pixels)), *tags,
-    ])  # fmt: skip
+    ]  # fmt: skip
+    entries = sorted({entry[0]: entry for entry in found}.values())
     directory = b"".join(struct.pack("<HHII", *entry) for entry in entries)
     return (
         struct.pack("<2sHI", b"II", 42, 8 + len(pixels)) + pixels
@@ -122,6 +123,17 @@ def test_decode__16_bit_colour():
 
 def test_decode__12_bit_tiff_uses_the_whole_range():
     np.testing.assert_array_equal(decode(tiff(2, 1, 12, b"\xff\xf0\x00"), "x"), [[255, 0]])
+
+
+@pytest.mark.parametrize(("bits", "pixels"), [(8, b"\x00\x37\xff"), (16, b"\x05\x00\x09\x37\xff\xff")])
+def test_decode__tiff_whose_smallest_value_is_white(bits: int, pixels: bytes):
+    np.testing.assert_array_equal(decode(tiff(3, 1, bits, pixels, (262, 3, 1, 0)), "x"), [[255, 200, 0]])
+
+
+@pytest.mark.parametrize(("bits", "pixels"), [(8, b"\x80\x7f"), (16, b"\x00\x80\xff\x7f")])
+def test_decode__tiff_with_a_sign_has_no_known_range(bits: int, pixels: bytes):
+    with pytest.raises(UnreadableImageError, match=r"x\.tif.*have no known range; save the picture with 8 bits"):
+        decode(tiff(2, 1, bits, pixels, (339, 3, 1, 2)), "x.tif")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

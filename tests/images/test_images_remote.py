@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import pickle
+import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +75,63 @@ def test_remote__reads_what_the_folder_reads(make_folder: Maker, bucket: Callabl
             picture, crc = source.read(index)
             np.testing.assert_array_equal(picture, expected.read(index)[0])
             assert crc == expected.read(index)[1]
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Path], str]]:
+    """Return a function that serves a folder over HTTP on this machine, and gives its URL."""
+    servers = []
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    def start(root: Path) -> str:
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root))))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_address[1]}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def test_web_server__names_are_those_of_the_files(make_folder: Maker, serve: Callable[[Path], str]):
+    pytest.importorskip("aiohttp")
+    root = make_folder("cat & dog/b é.jpg", "cat & dog/1%20#?.png", "a+b/1.png", "a+b/.hidden.png")
+    expected = open_images(root).manifest
+    source = open_images(serve(root))
+    assert source.manifest.class_names == expected.class_names == ("a+b", "cat & dog")
+    assert source.manifest.names.tolist() == expected.names.tolist()
+    again = open_source(FolderImages(source="folder", root=source.manifest.source["root"]), source.manifest)
+    for index in range(len(expected)):
+        assert again.read(index)[1] == open_images(root).read(index)[1]
+    table = root.parent / "labels.csv"
+    table.write_text('filename,label\n"cat & dog/b é.jpg",x\n"cat & dog/1%20#?.png",y\na+b/1.png,y\n')
+    found = open_images(source.manifest.source["root"], "files", labels=str(table)).manifest
+    assert found.labels.tolist() == open_images(root, "files", labels=str(table)).manifest.labels.tolist() == [1, 1, 0]
+
+
+def test_web_server__an_archive_on_it_is_no_folder(make_folder: Maker, serve: Callable[[Path], str]):
+    pytest.importorskip("aiohttp")
+    root = make_folder("a/1.png")
+    with tarfile.open(root / "val.tar", "w") as tar:
+        tar.add(root / "a/1.png", "1.png")
+    error = refusal(f"{serve(root)}/val.tar")
+    assert "only a tar on a local disk is read in place" in error.message
+    assert str(error.hint).endswith(f"root: tar::{error.message.split()[0]}")
+    assert open_images(str(error.hint).split()[-1], "files").manifest.names.tolist() == ["1.png"]
+
+
+def test_tar__below_a_url_with_names_that_begin_with_a_dot(make_folder: Maker):
+    root = make_folder("x.png", "d/y.png", ".hidden/z.png")
+    with tarfile.open(root.parent / "photos.tar", "w") as tar:
+        tar.add(root, ".")
+    source = open_images(f"tar::{root.parent / 'photos.tar'}", "files")
+    assert source.manifest.names.tolist() == open_images(root.parent / "photos.tar", "files").manifest.names.tolist()
+    assert source.manifest.names.tolist() == ["d/y.png", "x.png"]
+    assert [source.read(i)[1] for i in (0, 1)] == [open_images(root, "files").read(i)[1] for i in (0, 1)]
 
 
 def test_remote__of_each_kind_of_source(make_folder: Maker, bucket: Callable[[Path], str]):

@@ -8,6 +8,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from dneuro.errors import NetworkError
 from dneuro.nets.calls import LayerNames, check_layers, dry_run, empty_images
+from dneuro.nets.describe import trace
 from dneuro.nets.taps import tap
 
 
@@ -33,7 +34,7 @@ def test_blocks__are_layers_after_their_parts_where_they_yield_something_of_thei
         squeezenet = models.squeezenet1_1(weights=None)
     names = called_layers(squeezenet)
     assert names.index("features.3") == names.index("features.3.expand3x3_activation") + 1
-    assert not {"features", "classifier"} & set(names), "a Sequential only passes on"
+    assert names.index("features") == names.index("features.12") + 1
 
 
 def test_tap__of_a_block_is_what_torchvisions_feature_extraction_yields() -> None:
@@ -42,6 +43,42 @@ def test_tap__of_a_block_is_what_torchvisions_feature_extraction_yields() -> Non
     theirs = create_feature_extractor(squeezenet, ["features.3"])
     with tap(squeezenet, ["features.3"]) as ours, torch.inference_mode():
         torch.testing.assert_close(ours(images)[0]["features.3"], theirs(images)["features.3"], rtol=0, atol=0)
+
+
+CONTAINERS = {
+    "resnet18": ["layer4", "layer3.0.downsample"],
+    "mobilenet_v3_small": ["features.0", "features"],
+    "efficientnet_b0": ["features.0"],
+    "convnext_tiny": ["features.0"],
+    "vit_b_32": ["encoder.layers.encoder_layer_0.mlp", "encoder.layers.encoder_layer_0.self_attention"],
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers__are_layers_and_yield_what_the_module_does(name: str) -> None:
+    torch.manual_seed(0)
+    module, images = models.get_model(name, weights=None).eval(), torch.rand(2, 3, 224, 224)
+    found = trace(module, (3, 224, 224)).layers
+    theirs: dict[str, Tensor] = {}
+    for layer in CONTAINERS[name]:
+        module.get_submodule(layer).register_forward_hook(
+            lambda _m, _i, out, layer=layer: theirs.update({layer: (out[0] if isinstance(out, tuple) else out).clone()})
+        )
+    with tap(module, CONTAINERS[name], to_end=True) as ours:
+        outputs = ours(images)[0]
+    for layer in CONTAINERS[name]:
+        assert found[layer].dims is not None
+        assert found[layer].shape == theirs[layer].shape[1:]
+        torch.testing.assert_close(outputs[layer], theirs[layer], rtol=0, atol=0)
+
+
+def test_containers__see_what_the_last_of_their_parts_sees() -> None:
+    with torch.device("meta"):
+        found = trace(models.resnet18(weights=None).eval(), (3, 224, 224)).layers
+    assert (found["layer2"].field, found["layer2"].stored) == (found["layer2.1"].field, (128, 28, 28))
+    assert found["layer2"].field is not None
+    assert found["layer2"].parameters == ()
+    assert list(found).index("layer2") == list(found).index("layer2.1") + 1
 
 
 class Repeats(nn.Module):

@@ -12,6 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from dneuro.errors import NetworkError
 from dneuro.nets import catalogue
+from dneuro.nets.calls import passes_on
 from dneuro.nets.describe import classifies, layers, table, trace
 from dneuro.spec.network import NetworkSpec, Preprocessing
 
@@ -31,8 +32,13 @@ def test_layers__convnet_has_the_sizes_of_the_paper() -> None:
 def test_layers__shapes_are_those_of_a_real_pass(name: str) -> None:
     found = layers(NetworkSpec(name=f"torchvision:{name}"))
     module = models.get_model(name, weights=None).eval()
+    containers = [layer for layer in found if layer in dict(module.named_modules()) and passes_on(
+        module.get_submodule(layer))]  # fmt: skip
     with torch.inference_mode():
-        outputs = create_feature_extractor(module, list(found))(torch.zeros(1, 3, 224, 224))
+        others = [layer for layer in found if layer not in containers]
+        outputs = create_feature_extractor(module, others)(torch.zeros(1, 3, 224, 224))
+        for layer in containers:  # torchvision gives a container and the last of its parts one name between them
+            outputs |= create_feature_extractor(module, [layer])(torch.zeros(1, 3, 224, 224))
     assert {name: layer.shape for name, layer in found.items()} == {
         name: tuple(output.shape[1:]) for name, output in outputs.items()
     }

@@ -84,3 +84,13 @@ def test_layer__tells_a_field_that_is_everything_from_one_that_is_unknown(descri
     assert layers[0].knows_field
     assert (layers[0].field is None) == (described is None)
     assert not layers[1].knows_field
+
+
+def test_predicted_name__is_the_networks_and_not_the_images(root: xr.Dataset):
+    images = read(xr.DataTree(root)).images
+    assert [images.predicted_name(n) for n in (1, 4, -1)] == ["one", "class 4", "class -1"]
+    assert read(xr.DataTree(root.drop_vars("correct"))).images.predicted_name(1) == "class 1"
+    root["prediction"].attrs["class_names"] = ["tench", "goldfish"]
+    images = read(xr.DataTree(root)).images
+    assert [images.predicted_name(n) for n in (1, 2)] == ["goldfish", "class 2"]
+    assert images.class_name(1) == "one"

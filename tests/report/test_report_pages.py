@@ -96,7 +96,7 @@ def test_index__accuracy_counts_readable_images(written):
 
 
 def test_index__lists_masked_images_by_name(written):
-    assert re.search(r"<td class=\"number\">5</td><td>set/005\.png</td>", written["index.html"].source)
+    assert re.search(r"<td class=\"number\">5</td><td>set/005\.png</td><td>–</td>", written["index.html"].source)
     assert "masked" in written["index.html"].ids
 
 
@@ -467,3 +467,21 @@ def test_report__never_replaces_a_folder_that_is_no_report(small, tmp_path):
 def test_report__refuses_to_show_nothing(small, tmp_path, wrong):
     with pytest.raises(UsageError, match="shows nothing"):
         write_report(xr.DataTree.from_dict(small), tmp_path / "out", pictures=None, **wrong)
+
+
+def test_report__calls_no_prediction_wrong_where_the_network_has_other_classes(
+    root, pictures, read_pages, tmp_path
+):
+    other = root.drop_vars("correct")
+    other["prediction"].attrs["class_names"] = ["tench", "goldfish", "shark", "hen"]
+    source = read_pages(write_report(xr.DataTree(other), tmp_path / "out", pictures=pictures))["index.html"].source
+    assert "predicted goldfish" in source
+    assert "predicted one" not in source
+    assert "tile wrong" not in source
+
+
+def test_index__says_why_images_are_masked(small, read_pages, tmp_path):
+    causes = {5: "/data/set/005.png: the file is <empty> (0 bytes)"}
+    tree = xr.DataTree.from_dict(small)
+    source = read_pages(write_report(tree, tmp_path / "out", pictures=None, causes=causes))["index.html"].source
+    assert "<td>set/005.png</td><td>the file is &lt;empty&gt; (0 bytes)</td>" in source
