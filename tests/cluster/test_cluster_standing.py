@@ -46,8 +46,8 @@ def test_up__says_where_it_is(cluster: StandingCluster) -> None:
 def test_connect__gives_a_plain_client(cluster: StandingCluster, profile: Path) -> None:
     from distributed import Client
 
-    for client in (dn.connect(profile), dn.connect(cluster.address, credentials=cluster.credentials)):
-        with client:
+    for where, options in ((profile, {}), (cluster.address, {"credentials": cluster.credentials})):
+        with dn.connect(where, **options) as client:  # the first ends before the second: dask's settings are a stack
             assert type(client) is Client
             assert client.submit(sum, [1, 2]).result() == 3
 
