@@ -42,7 +42,7 @@ def profile(address: str, keys: Path) -> Any:
         there = {"scheduler": address, "ca": str(keys / "ca.pem"), "cert": str(keys / "client.pem"),
                  "key": str(keys / "client.key"), **settings.pop("address", {})}  # fmt: skip
         return ProfileSpec.model_validate(
-            {"backend": "address", "address": there, "pools": pools or {}, "start_timeout": "2s", **settings}
+            {"backend": "address", "address": there, "pools": pools or {}, "start_timeout": "20s", **settings}
         )
 
     return make

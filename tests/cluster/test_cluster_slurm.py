@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -268,3 +269,13 @@ def test_keeper__bears_a_controller_that_is_away(
     monkeypatch.setattr(queue, "look", lambda patience=0: {n: job for n, job in site.jobs.items() if n != "3"})
     until(lambda: len(site.jobs) == 4)
     assert site.cancelled == ["3"], "forgotten by the queue: to be sure"
+
+
+def test_scripts__leave_ctrl_c_to_whoever_has_it() -> None:
+    program = (
+        "import signal; before = signal.getsignal(signal.SIGINT)\n"
+        "from dneuro.cluster.slurm.scripts import _slurm_job; _slurm_job()\n"
+        "print(signal.getsignal(signal.SIGINT) is before)"
+    )
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert found.stdout == "True\n"

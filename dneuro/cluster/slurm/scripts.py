@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -60,18 +61,29 @@ class Site:
         return self.folder / f"workers-{group}.yaml"
 
 
+def _slurm_job() -> Any:
+    """Return dask-jobqueue's class of jobs.
+
+    When it is imported it takes Ctrl-C for itself, which is the driver's, or the notebook's.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        from dask_jobqueue.slurm import SLURMJob
+    except ImportError:
+        raise UsageError("dask-jobqueue is not installed", hint='pip install "dneuro[slurm]"') from None
+    if signal.getsignal(signal.SIGINT) is not before:
+        signal.signal(signal.SIGINT, before)
+    return SLURMJob
+
+
 def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker: str) -> str:
     """Return the script of one worker; dask-jobqueue writes its header and command.
 
     Always one process: with several, all of them would load their network into the one GPU of the job.
     """
-    try:
-        from dask_jobqueue.slurm import SLURMJob
-    except ImportError:
-        raise UsageError("dask-jobqueue is not installed", hint='pip install "dneuro[slurm]"') from None
-    pool = site.profile.groups[group]
+    make_job, pool = _slurm_job(), site.profile.groups[group]
     slurm = site.slurm
-    job = SLURMJob(  # type: ignore[no-untyped-call]
+    job = make_job(
         scheduler=site.address,
         # The job's number tells workers of the same place apart: one may still be known when the next one comes.
         name=f"{worker}.${{SLURM_JOB_ID}}",
@@ -99,7 +111,7 @@ def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker:
         python=f"exec {slurm.python or shlex.quote(sys.executable)}",
         config_name="slurm",
     )
-    return str(job.job_script())  # type: ignore[no-untyped-call]
+    return str(job.job_script())
 
 
 def _worker_options(site: Site, group: str, sizes: WorkerSizes, pool: PoolSpec) -> Iterator[str]:
