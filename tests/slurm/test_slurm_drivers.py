@@ -119,6 +119,7 @@ def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile,
     queue.cancel([ref.id], signal="USR1")
     wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait again")
     queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    wait_until(lambda: log(tmp_path / "job").count("started") == 2, 60, "the driver to start again")
     wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
     assert [line for line in log(tmp_path / "job").splitlines() if line in ("started", "told to stop")] == [
         "started", "told to stop", "started",
