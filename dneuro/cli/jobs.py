@@ -20,9 +20,6 @@ from dneuro.cli.arguments import (
     state_of,
 )
 
-TAKEN_AWAY = 143
-"""Exit code of a driver that its machine told to end, not the user: whoever started it may start it again."""
-
 
 def submit(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson = False) -> None:
     """Check a job and start it on a driver of its own; prints its id and what to do next."""
@@ -195,6 +192,7 @@ def drive(folder: Annotated[str, typer.Argument(help="Folder of a job.")]) -> No
     """Run the job of a folder: what a driver does."""
     from dneuro.cli.running import ended_by_signals
     from dneuro.errors import CancelledError
+    from dneuro.jobs.attempt import INTERRUPTED
     from dneuro.jobs.drive import drive as run
     from dneuro.jobs.drive import was_cancelled
     from dneuro.progress import showing
@@ -205,7 +203,7 @@ def drive(folder: Annotated[str, typer.Argument(help="Folder of a job.")]) -> No
         except (KeyboardInterrupt, CancelledError):
             if was_cancelled(folder):
                 raise
-            raise typer.Exit(TAKEN_AWAY) from None
+            raise typer.Exit(INTERRUPTED) from None
 
 
 def _print_tail(place: object, count: int = 30) -> None:

@@ -6,13 +6,12 @@ import contextlib
 import functools
 import ipaddress
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dneuro import events
 from dneuro.cluster import processes
-from dneuro.cluster.backends import DriverRef, DriverState, Folder
 from dneuro.cluster.machines import DaskMachines, serves
 from dneuro.cluster.security import check_readable
 from dneuro.cluster.sizes import WorkerSizes
@@ -23,7 +22,7 @@ from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.sites import AddressSpec
 
 
-class AddressBackend:
+class AddressBackend(processes.DriversHere):
     """The workers of a scheduler that others start and end.
 
     Parameters
@@ -31,6 +30,8 @@ class AddressBackend:
     profile : ProfileSpec
         With ``backend: address``.
     """
+
+    kind = "address"
 
     def __init__(self, profile: ProfileSpec) -> None:
         assert profile.address is not None  # the profile was checked
@@ -98,26 +99,6 @@ class AddressBackend:
             f"{format_duration(self.profile.timeout(group))}",
             hint=f"dask worker {self.address.scheduler}" + (f" --resources {pool.resource}=1" if pool.resource else ""),
         )
-
-    def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
-        """Start the driver as a process of this machine."""
-        return processes.start("address", job_folder, command)
-
-    def driver_state(self, ref: DriverRef) -> DriverState:
-        """Return whether the driver's process runs."""
-        return processes.state(ref)
-
-    def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
-        """End the driver's process; the workers stay."""
-        processes.stop(ref, grace)
-
-    def clean_up(self, job_folder: Folder) -> list[str]:
-        """Return nothing: no machine was started."""
-        return []
-
-    def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
-        """Return the command line of the driver."""
-        return f"{processes.shown(command)}\n"
 
 
 def connect_to(address: AddressSpec, *, timeout: float) -> Any:

@@ -7,14 +7,13 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from dneuro.cluster import processes
-from dneuro.cluster.backends import DriverRef, DriverState, Folder
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.security import make_credentials, read_credentials
 from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
@@ -30,7 +29,7 @@ LEAST = 1664 * MiB
 """Memory below which another worker is not worth having, where the profile does not say how many."""
 
 
-class LocalBackend:
+class LocalBackend(processes.DriversHere):
     """Worker processes on this machine, reachable over loopback only.
 
     Parameters
@@ -38,6 +37,8 @@ class LocalBackend:
     profile : ProfileSpec
         With ``backend: local``.
     """
+
+    kind = "local"
 
     def __init__(self, profile: ProfileSpec) -> None:
         self.profile = profile
@@ -134,26 +135,6 @@ class LocalBackend:
         if not any(other.gpus for other in self.profile.groups.values()):
             return {}
         return {"CUDA_VISIBLE_DEVICES": gpus()[number] if pool.gpus else ""}
-
-    def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
-        """Start the driver as a process of its own session."""
-        return processes.start("local", job_folder, command)
-
-    def driver_state(self, ref: DriverRef) -> DriverState:
-        """Return whether the driver's process runs."""
-        return processes.state(ref)
-
-    def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
-        """End the driver's process, and its workers with it."""
-        processes.stop(ref, grace)
-
-    def clean_up(self, job_folder: Folder) -> list[str]:
-        """Return nothing: workers of this machine end when their driver is gone."""
-        return []
-
-    def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
-        """Return the command line of the driver."""
-        return f"{processes.shown(command)}\n"
 
 
 def _pool_sizes(pool: PoolSpec, cores: int, free: int) -> WorkerSizes:

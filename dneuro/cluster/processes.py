@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 
@@ -141,3 +142,30 @@ def _reap(pid: int) -> None:
     for process in _started_here:
         if process.pid == pid:
             process.poll()
+
+
+class DriversHere:
+    """The drivers of a backend whose drivers are processes of this machine, and whose workers end without them."""
+
+    kind: ClassVar[str]
+    """Name of the backend."""
+
+    def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
+        """Start the driver as a process of its own session."""
+        return start(self.kind, job_folder, command)
+
+    def driver_state(self, ref: DriverRef) -> DriverState:
+        """Return whether the driver's process runs."""
+        return state(ref)
+
+    def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
+        """End the driver's process; workers that it has started end with it, others stay."""
+        stop(ref, grace)
+
+    def clean_up(self, job_folder: Folder) -> list[str]:
+        """Return nothing: no machine is left behind."""
+        return []
+
+    def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
+        """Return the command line of the driver."""
+        return f"{shown(command)}\n"
