@@ -105,7 +105,7 @@ def corrcoef_partition(setting: Setting, clock: Clock) -> Callable[[], Any]:
     """Ask NumPy for the matrix, then for its largest."""
 
     def call() -> Any:
-        found = np.corrcoef(setting.whole(clock), rowvar=False, dtype=np.float64)
+        found = np.asarray(np.corrcoef(setting.whole(clock), rowvar=False, dtype=np.float64))
         np.fill_diagonal(found, -2)
         return np.sort(np.partition(found, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:], axis=1)[:, ::-1]
 

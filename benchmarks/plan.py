@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dneuro import events
-from dneuro.cluster import open_local, worker_sizes
+from dneuro.cluster import backend_of
 from dneuro.jobs.calibration import bytes_below, forecast, most_memory
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
@@ -130,15 +130,15 @@ def _rows(asked: argparse.Namespace) -> Iterator[list[str]]:
 def _row(case: Case, asked: argparse.Namespace, folder: Path) -> list[str]:
     pool = PoolSpec.model_validate({"workers": asked.workers, "memory": "64GiB"})
     profile = ProfileSpec.model_validate({"backend": "local", "pools": {"extract": pool.model_dump()}})
-    sizes = worker_sizes(profile)
+    backend = backend_of(profile)
     with events.only(lambda _event: None):
-        plan = plan_job(case.job(asked.photos, asked.weights, asked.images, folder / "store.zarr"), sizes)
-        foretold = forecast(plan, profile, sizes, asked.calibrate) if asked.calibrate else None
-        with open_local(profile) as client:
+        plan = plan_job(case.job(asked.photos, asked.weights, asked.images, folder / "store.zarr"), backend.sizes)
+        foretold = forecast(plan, profile, asked.calibrate) if asked.calibrate else None
+        with backend.open(name="plan") as machines:
             began = time.perf_counter()
-            run_job(plan, client, threads=sizes.cpus)
+            run_job(plan, machines)
             seconds = time.perf_counter() - began
-            held = max(client.run(most_memory).values())
+            held = max(machines.client.run(most_memory).values())
     taken = bytes_below(folder)
     shutil.rmtree(folder / "store.zarr")
     disk = foretold.disk_bytes if foretold else plan.disk_bytes
