@@ -127,7 +127,7 @@ def activations(photos: Path, weights: Path, folder: Path) -> Iterator[tuple[str
                 seen = [view(source.read(int(i))[0], network.preprocessing) for i in numbers[first : first + 16]]
                 batch = torch.from_numpy(np.stack([to_input(s, network.preprocessing) for s in seen]))
                 with tap(network.module, [layer]) as tapped:
-                    parts.append(tapped(batch)[0][layer].numpy())
+                    parts.append(np.asarray(tapped(batch)[0][layer]))
             np.save(kept, np.concatenate(parts))
         yield f"{name.removeprefix('torchvision:')} {layer}", np.load(kept)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import NetworkError, NonFiniteError
-from dneuro.extract.plan import AHEAD, layer_batches
+from dneuro.extract.plan import AHEAD, layer_batches, pooled
 from dneuro.extract.reading import Pictures, read_ahead
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
@@ -33,6 +33,10 @@ _sources: dict[tuple[Any, ...], ImageSource] = {}
 _memories: dict[tuple[Any, ...], PictureMemory] = {}
 
 
+Output = NDArray[Any] | tuple[NDArray[Any], NDArray[np.int32]]
+"""Of a layer: all of it, or the maximum per channel and its position."""
+
+
 @dataclass
 class Batch:
     """A run of images and what the network made of them.
@@ -42,13 +46,13 @@ class Batch:
     pictures : Pictures
         The images; those that could not be read are masked.
     outputs : dict of array
-        Per layer (readable images, …).
+        Per layer (readable images, …), or of a pooled one the maximum per channel and its position.
     predictions : array (readable images,) of int64, or None
         The class with the largest output.
     """
 
     pictures: Pictures
-    outputs: dict[str, NDArray[Any]]
+    outputs: dict[str, Output]
     predictions: NDArray[np.int64] | None
 
     @property
@@ -137,9 +141,13 @@ def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> 
         runner = None
         if layers or work.predictions:
             network, plan = network_of(work), work.plan
-            batch = min(plan.batch, stop - start)
-            runner = stack.enter_context(Runner(network, layers, to_end=work.predictions, batch=batch))
-            held = ((layer.shape, layer_batches(layer)) for layer in plan.layers if layer.name in layers)
+            batch = min(plan.batch, plan.unit)
+            few = pooled(plan.layers, work.feeds)
+            wholly = [layer for layer in plan.layers if layer.name in layers and layer.name not in few]
+            runner = stack.enter_context(
+                Runner(network, layers, to_end=work.predictions, batch=batch, pooled=few.intersection(layers))
+            )
+            held = ((layer.shape, layer_batches(layer)) for layer in wholly)
             runner.furnish((*plan.input_shape[1:], plan.input_shape[0]), AHEAD + 2, held)
         room = _room if runner is None else runner.pixels
         read = stack.enter_context(contextlib.closing(read_ahead(work, source, memory_of(work), start, stop, room)))
@@ -169,7 +177,7 @@ def _start(runner: Runner | None, pictures: Pictures) -> Running | None:
 
 def _batch(work: ExtractWork, layers: Sequence[str], pictures: Pictures, running: Running | None) -> Batch:
     """Wait for a batch; where nothing of it could be read, its outputs have no rows."""
-    outputs: dict[str, NDArray[Any]] = {
+    outputs: dict[str, Output] = {
         plan.name: np.empty((0, *plan.shape), np.float32) for plan in work.plan.layers if plan.name in layers
     }
     predictions = np.empty(0, np.int64) if work.predictions else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dneuro.errors import MemoryLimitError
+from dneuro.extract.gathering import GATHERED
 from dneuro.images.memory import LEAST, MARGIN
 from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB, format_bytes
@@ -17,6 +18,9 @@ from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arra
 TORCH_BYTES = 920 * MiB
 """Memory of a worker process that has imported all it needs, before it loads a network: measured with torch 2.14 for
 CUDA (380 MiB are pages of libraries that workers share); less with torch for CPUs alone."""
+
+COMPILER_BYTES = 256 * MiB
+"""Memory of a worker process that compiled its network: 80 to 180 MiB were measured, the C++ compiler's own apart."""
 
 AHEAD = 2
 """Batches that are read while the network is busy with another."""
@@ -62,6 +66,10 @@ class ExtractPlan:
         What a worker process holds besides for the reductions that are fed on the way.
     partial_bytes : int
         Bytes of the partial statistics of one unit.
+    rooms : dict
+        Bytes that a process holds of each layer's output, for all its slots.
+    spared_bytes : int
+        Bytes of those that need not be held.
     """
 
     images: int
@@ -74,11 +82,13 @@ class ExtractPlan:
     widths: dict[str, int] = field(default_factory=dict)
     feeding_bytes: int = 0
     partial_bytes: int = 0
+    rooms: dict[str, int] = field(default_factory=dict)
+    spared_bytes: int = 0
 
     @property
     def worker_bytes(self) -> int:
         """Peak memory of one worker process."""
-        return self.bare_bytes + self.feeding_bytes
+        return self.bare_bytes + self.feeding_bytes - self.spared_bytes
 
     def picture_bytes(self, limit: int) -> int:
         """Return what a worker process of `limit` bytes has for pictures that are being read: all that is left."""
@@ -117,15 +127,23 @@ class ExtractPlan:
         """
         shapes = {layer.name: layer.shape for layer in self.layers}
         states, works, merging = [0], [0], [0]
+        waiting: set[tuple[str, str]] = set()
         for layer, those in feeds.items():
             for feed in those:
                 state, work = feed.memory(self.unit, self.batch, shapes[layer])
                 states.append(state)
                 works.append(work)
+                waiting.add((layer, feed.look))
                 whole, work = feed.memory(self.images, self.batch, shapes[layer])
                 merging.append(2 * whole + state + work)
-        per_slot = max(2 * sum(states) + max(works), max(merging))
-        return replace(self, feeding_bytes=slots_per_process * per_slot, partial_bytes=sum(states))
+        gathered = (len(waiting) + 1) * GATHERED  # of one look a copy that joins the batches
+        per_slot = max(gathered + 2 * sum(states) + max(works), max(merging))
+        return replace(
+            self,
+            feeding_bytes=slots_per_process * per_slot,
+            partial_bytes=sum(states),
+            spared_bytes=sum(self.rooms[layer] for layer in pooled(self.layers, feeds)),
+        )
 
     def check(self, limit: int) -> None:
         """Refuse a plan that does not fit into a worker of `limit` bytes.
@@ -160,6 +178,7 @@ def plan_extraction(
     labels: bool,
     thumbnails: bool,
     source_bytes: int = 0,
+    compiled: bool = False,
     slots_per_process: int = 1,
 ) -> ExtractPlan:
     """Return the plan of an extraction; reads nothing.
@@ -190,6 +209,8 @@ def plan_extraction(
         What is stored per image.
     source_bytes : int
         What a process keeps of the images in memory.
+    compiled : bool
+        Whether the network is compiled there.
     slots_per_process : int
         Units that one process works on at a time.
     """
@@ -198,18 +219,37 @@ def plan_extraction(
     picture = picture_shape(input_shape) if thumbnails else ()
     root = tuple(root_arrays(images, unit, predictions=predictions, labels=labels, picture=picture))
     per_image = _image_bytes(layers, held, pixels=math.prod(input_shape), picture=math.prod(picture))
-    per_slot = min(batch, unit, images) * per_image
+    at_once = min(batch, unit, images)
+    per_slot = at_once * per_image
     per_slot += _writing_bytes([*root, *(array for layer in layers for array in layer.arrays(images, unit))])
+    of_process = TORCH_BYTES + LEAST + source_bytes + weight_bytes + (COMPILER_BYTES if compiled else 0)
     return ExtractPlan(
         images=images,
         unit=unit,
         layers=layers,
         root=root,
         batch=batch,
-        bare_bytes=TORCH_BYTES + LEAST + source_bytes + weight_bytes + round(SLACK * slots_per_process * per_slot),
+        bare_bytes=of_process + round(SLACK * slots_per_process * per_slot),
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
+        rooms={layer.name: round(SLACK * slots_per_process * at_once * _room_bytes(layer)) for layer in layers},
     )
+
+
+def pooled(layers: Iterable[LayerPlan], feeds: Mapping[str, Collection[Feed]]) -> frozenset[str]:
+    """Return the layers of which the maxima per channel are all that is wanted: nothing else of them is held."""
+    return frozenset(
+        layer.name
+        for layer in layers
+        if len(layer.shape) == 3
+        and layer.keep in ("max", "stats")
+        and all(feed.look == "max" for feed in feeds.get(layer.name, ()))
+    )
+
+
+def _room_bytes(layer: LayerPlan) -> int:
+    """Return the bytes per image of the rooms that a layer's output lies in."""
+    return 4 * math.prod(layer.shape) * layer_batches(layer)
 
 
 def _image_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, pixels: int, picture: int) -> float:
@@ -219,7 +259,7 @@ def _image_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, pixels: 
     is stored, the memory of the forward pass is free.
     """
     sizes = [math.prod(layer.shape) for layer in layers]
-    rooms = sum(4 * size * layer_batches(layer) for size, layer in zip(sizes, layers, strict=True))
+    rooms = sum(map(_room_bytes, layers))
     small = [size for size, layer in zip(sizes, layers, strict=True) if layer.dtype != "float32"]
     written = sum(
         (4 if layer.dtype == "bfloat16" else 2) * size

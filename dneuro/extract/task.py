@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from dneuro.errors import BusyError, DneuroError
 from dneuro.extract.behind import Behind, Writer
-from dneuro.extract.pipeline import Batch, batches, cast, source_of
+from dneuro.extract.gathering import Feeding, Look
+from dneuro.extract.pipeline import Batch, Output, batches, cast, source_of
 from dneuro.extract.same import SameImages
 from dneuro.extract.work import IMAGES, ExtractWork
-from dneuro.kernels.base import Array, State, check_finite, pool, state_to_numpy
+from dneuro.kernels.base import Array, check_finite, pool
 from dneuro.store.layout import ArrayPlan, LayerPlan
 from dneuro.store.units import MAX_ATTEMPTS
 from dneuro.store.writing import RowWriter
@@ -177,33 +178,39 @@ class _Layer:
         self._plan: LayerPlan = next(plan for plan in work.plan.layers if plan.name == name)
         self._arrays = self._plan.arrays(work.plan.images, work.plan.unit)
         self.writers = _writers(work, self._arrays, start, stop)
-        self._feeds = work.feeds.get(name, ())
-        self._states: dict[str, State] = {feed.key: feed.kernel.start() for feed in self._feeds}
+        self._feeding = Feeding(work.feeds.get(name, ()))
 
     def add(self, batch: Batch) -> None:
         values = batch.outputs.pop(self._plan.name)  # nobody else takes it, and it may be large
-        found = self._take(values, batch.numbers[batch.readable]) if len(values) else {}
+        found = self._take(values, batch.numbers[batch.readable]) if batch.readable.any() else {}
         for plan in self._arrays:
             rows = found.get(plan.name, np.empty((0, *plan.shape[1:]), plan.dtype))
             self.writers[plan.name].add(batch.spread(rows, np.nan if rows.dtype.kind == "f" else 0))
 
-    def _take(self, output: Array, numbers: NDArray[np.int64]) -> dict[str, Array]:
+    def _take(self, output: Output, numbers: NDArray[np.int64]) -> dict[str, Array]:
         """Feed the statistics with the output for readable images; return their rows of each array."""
-        values = cast(output, self._plan.dtype, self._plan.name, numbers)
+        looks = self._looks(output, numbers)
+        self._feeding.add(looks, numbers)
+        return self._rows(looks)
+
+    def _looks(self, output: Output, numbers: NDArray[np.int64]) -> dict[str, Look]:
+        """Return what the statistics and the store see of a layer's output."""
+        largest, places = output if isinstance(output, tuple) else (output, None)
+        values = cast(largest, self._plan.dtype, self._plan.name, numbers)
         check_finite(values, {"image": numbers}, self._plan.name)
-        looks: dict[str, tuple[Array, Array | None]] = {"neuron": (values, None)}
-        if self._plan.keep == "max" or any(feed.look == "max" for feed in self._feeds):
+        if isinstance(output, tuple):
+            return {"max": (values, places)}
+        looks: dict[str, Look] = {"neuron": (values, None)}
+        if self._plan.keep == "max" or "max" in self._feeding.looks:
             looks["max"] = pool(values, "max")
         if self._plan.keep == "mean":
             means = pool(output, "mean")[0]  # of what the layer yields, rounded once
             looks["mean"] = cast(means, self._plan.dtype, self._plan.name, numbers), None
-        elif any(feed.look == "mean" for feed in self._feeds):
+        elif "mean" in self._feeding.looks:
             looks["mean"] = pool(values, "mean")
-        for feed in self._feeds:
-            self._states[feed.key] = feed.kernel.update(self._states[feed.key], looks[feed.look], {"image": numbers})
-        return self._rows(looks)
+        return looks
 
-    def _rows(self, looks: dict[str, tuple[Array, Array | None]]) -> dict[str, Array]:
+    def _rows(self, looks: dict[str, Look]) -> dict[str, Array]:
         """Return what is kept of a batch, by array."""
         if self._plan.keep == "full":
             return {"activation": looks["neuron"][0]}
@@ -219,4 +226,4 @@ class _Layer:
         return rows
 
     def states(self) -> dict[str, dict[str, Any]]:
-        return {key: state_to_numpy(state) for key, state in self._states.items()}
+        return self._feeding.states()

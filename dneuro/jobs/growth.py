@@ -39,7 +39,11 @@ def check_store(study: Study) -> bool:
     before, now = attrs.get("identity", {}), study.identity
     if study.weights_sha256 is None:  # still to be trained; compared once they are
         before, now = ({**both, "weights": None} for both in (before, now))
-    differing = [f"{key}: {_short(before.get(key))} → {_short(now[key])}" for key in now if before.get(key) != now[key]]
+    differing = [
+        f"{key}: {_short(before.get(key))} → {_short(now.get(key))}"
+        for key in {**before, **now}
+        if before.get(key) != now.get(key)
+    ]
     if before.get("images") != now["images"]:
         differing = [f"images: {_other_images(study)}", *(text for text in differing if not text.startswith("images:"))]
     for plan in study.plan.layers:
@@ -140,6 +144,7 @@ def _provenance(study: Study) -> dict[str, Any]:
         "device": job.network.device,
         "memory_format": study.memory_format,
         "precision": job.network.precision,
+        "compile": job.network.compile,
         "notes": study.notes,
         "weights_sha256": study.weights_sha256,
         "trained": None if job.train is None else job.train.model_dump(mode="json", exclude={"name", "workers"}),

@@ -98,6 +98,7 @@ class Study:
             "network": self.network_identity,
             "weights": self.weights_sha256,
             "precision": self.job.network.precision,
+            **({"compile": True} if self.job.network.compile else {}),  # older stores do not name it
             "preprocessing": self.preprocessing.model_dump(mode="json"),
             "images_per_unit": self.plan.unit,
             "predictions": self.predictions,
@@ -151,7 +152,7 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
     if not len(manifest):
         raise ImageSourceError("the image source holds no image", hint="check images: root")
     step = job.extract
-    on_cpu = job.network.model_copy(update={"device": "cpu", "precision": "float32"})
+    on_cpu = job.network.model_copy(update={"device": "cpu", "precision": "float32", "compile": False})
     if job.train is not None and job.network.weights == "DEFAULT":
         on_cpu = on_cpu.model_copy(update={"weights": "none"})
     wanted = list(step.layers)
@@ -185,6 +186,7 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
         labels=comparable,
         thumbnails=step.thumbnails,
         source_bytes=source.held_bytes,
+        compiled=job.network.compile,
         slots_per_process=executor.slots_per_process,
     )
     notes = [] if job.train is not None else list(network.notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,10 @@ class Network:
         Where it runs.
     precision : str
         What it computes in.
+    compile : bool
+        Whether it is to run as compiled programs.
+    programs : dict
+        Those made so far (`dneuro.nets.compiled`).
     """
 
     module: nn.Module
@@ -70,6 +75,8 @@ class Network:
     memory_format: Format = "contiguous"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     precision: Precision = "float32"
+    compile: bool = False
+    programs: dict[Any, nn.Module] = field(default_factory=dict)
 
 
 def load(
@@ -143,6 +150,7 @@ def load(
         memory_format=arrange(module, spec.memory_format, shape, known=known, network=spec.name),
         device=device,
         precision=spec.precision,
+        compile=spec.compile,
     )
 
 

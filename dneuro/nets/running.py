@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dneuro.errors import NetworkError
+from dneuro.nets.compiled import program
 from dneuro.nets.load import Network
 from dneuro.nets.precision import computing_in
 from dneuro.nets.rooms import Rooms
-from dneuro.nets.taps import tap
+from dneuro.nets.strongest import Strongest
+from dneuro.nets.taps import Output, tap
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Running:
     Parameters
     ----------
     outputs : dict of Tensor
-        Layer to its output, on the CPU.
+        Layer to what is taken of it, on the CPU.
     classes : Tensor or None
         The class with the largest output, per image.
     done : torch.cuda.Event, optional
@@ -37,18 +39,18 @@ class Running:
         What the device still reads from.
     """
 
-    outputs: dict[str, Tensor]
+    outputs: dict[str, Output]
     classes: Tensor | None
     done: Any = None
     held: list[Any] = field(default_factory=list)
 
-    def result(self) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.int64] | None]:
-        """Return the outputs (images, …) by layer, and the classes (images,)."""
+    def result(self) -> tuple[dict[str, NDArray[np.float32] | Strongest], NDArray[np.int64] | None]:
+        """Return the outputs (images, …) by layer, or the maxima per channel, and the classes (images,)."""
         if self.done is not None:
             self.done.synchronize()
         self.held.clear()
         classes = None if self.classes is None else self.classes.numpy()
-        return {name: output.numpy() for name, output in self.outputs.items()}, classes
+        return {name: _each(output, lambda part: part.numpy()) for name, output in self.outputs.items()}, classes
 
 
 class Runner:
@@ -68,15 +70,29 @@ class Runner:
         Run to the end and yield the class with the largest output.
     batch : int
         Images per batch, if all have as many; the last may have fewer.
+    pooled : collection of str
+        Layers of which only the maximum per channel is wanted.
     """
 
-    def __init__(self, network: Network, layers: Sequence[str], *, to_end: bool, batch: int = 0) -> None:
+    def __init__(
+        self,
+        network: Network,
+        layers: Sequence[str],
+        *,
+        to_end: bool,
+        batch: int = 0,
+        pooled: Collection[str] = (),
+    ) -> None:
         self._network = network
         self._device = network.device
         self._rooms = Rooms(batch, pinned=self.ahead)
-        on_cpu = self._device.type == "cpu"
-        room = self._rooms.tensor if on_cpu else None
-        self._tap = tap(network.module, layers, to_end=to_end, dims=network.dims, room=room)
+        self._layers, self._to_end, self._batch, self._pooled = tuple(layers), to_end, batch, frozenset(pooled)
+        self._room = self._rooms.tensor if self._device.type == "cpu" else None
+        self._tap = None
+        if not network.compile:
+            self._tap = tap(
+                network.module, layers, to_end=to_end, dims=network.dims, room=self._room, pooled=pooled
+            )
         self._stream = _stream(self._device) if self.ahead else None
         how = network.preprocessing
         self._mean, self._std = (  # one number may serve all colours
@@ -125,8 +141,8 @@ class Runner:
         stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         with stream, torch.inference_mode(), computing_in(self._network.precision, self._device):
             inputs = self.inputs(torch.from_numpy(pixels).to(self._device, non_blocking=True))
-            outputs, last = self._tap(inputs)
-            outputs = {name: self._to_cpu(outputs.pop(name).float()) for name in list(outputs)}  # one after the other
+            outputs, last = self._compiled(inputs) if self._tap is None else self._tap(inputs)
+            outputs = {name: _each(outputs.pop(name), self._to_cpu) for name in list(outputs)}  # one after the other
             classes = None if last is None else self._to_cpu(_classes(last))
             if self._stream is None:
                 return Running(outputs, classes)
@@ -144,14 +160,29 @@ class Runner:
         scaled.div_(self._full).sub_(self._mean.repeat(width)).div_(self._std.repeat(width))
         return scaled.view(images, height, width, colors).permute(0, 3, 1, 2)
 
+    def _compiled(self, inputs: Tensor) -> tuple[dict[str, Output], Tensor | None]:
+        """Run the compiled program, which takes batches of one size: a smaller one is filled up with zeros."""
+        images, blank = len(inputs), max(0, self._batch - len(inputs))
+        if blank:
+            inputs = torch.cat([inputs, inputs.new_zeros(blank, *inputs.shape[1:])])
+        run = program(self._network, self._layers, to_end=self._to_end, pooled=self._pooled, shape=inputs.shape)
+        outputs, last = run(inputs)
+        found = {}
+        for name, output in zip(self._layers, outputs, strict=True):
+            some = _each(output, lambda part: part[:images])
+            found[name] = self._room(some.shape).copy_(some) if self._room and isinstance(some, Tensor) else some
+        return found, None if last is None else last[:images]
+
     def _to_cpu(self, values: Tensor) -> Tensor:
+        values = values.float() if values.is_floating_point() else values
         if values.device.type != "cuda":
             return values.cpu()
         return self._rooms.tensor(values.shape, values.dtype).copy_(values, non_blocking=True)
 
     def close(self) -> None:
         """Take the taps off the network."""
-        self._tap.close()
+        if self._tap is not None:
+            self._tap.close()
 
     def __enter__(self) -> Runner:
         return self
@@ -162,6 +193,11 @@ class Runner:
         if self._stream is not None:
             self._stream.synchronize()  # what was started may still read pixels that are about to be freed
         self.close()
+
+
+def _each(output: Any, change: Callable[[Any], Any]) -> Any:
+    """Change what is taken of a layer, both parts of a `Strongest` alike."""
+    return Strongest(*map(change, output)) if isinstance(output, tuple) else change(output)
 
 
 def _classes(output: Tensor) -> Tensor:

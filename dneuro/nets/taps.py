@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from types import TracebackType
 
 import torch
@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from dneuro.errors import NetworkError
 from dneuro.nets.calls import LayerNames
 from dneuro.nets.output import layer_output, main_output
+from dneuro.nets.strongest import Strongest, strongest
 
 Room = Callable[[torch.Size], Tensor]
+
+Output = Tensor | Strongest
+"""What is taken of a layer: all of it, or the maximum per channel."""
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: every wanted layer has been seen
@@ -27,7 +31,7 @@ class _Pass(threading.local):
     def __init__(self) -> None:
         self.batch: int | None = None
         self.calls: Counter[str] = Counter()
-        self.outputs: dict[str, Tensor] = {}
+        self.outputs: dict[str, Output] = {}
 
 
 class Tap:
@@ -44,6 +48,7 @@ class Tap:
         to_end: bool = False,
         dims: Mapping[str, tuple[str, ...] | None] | None = None,
         room: Room | None = None,
+        pooled: Collection[str] = (),
     ) -> None:
         layer_names = LayerNames(module)
         self._dims = dict(dims or {})
@@ -51,6 +56,7 @@ class Tap:
         self._names = tuple(dict.fromkeys(names))
         self._to_end = to_end
         self._room = room
+        self._pooled = frozenset(pooled)
         self._pass = _Pass()
         self._wanted = {layer_names.find(name): name for name in self._names}
         if to_end:
@@ -58,7 +64,7 @@ class Tap:
         watched = {module for module, _ in self._wanted}
         self._handles = [self._watch(name, layer_names.modules[name]) for name in sorted(watched)]
 
-    def __call__(self, batch: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+    def __call__(self, batch: Tensor) -> tuple[dict[str, Output], Tensor | None]:
         """Run the network on `batch`.
 
         Parameters
@@ -70,7 +76,7 @@ class Tap:
         -------
         outputs : dict
             Layer name to a copy of its output (batch, …), in the order in which the layers were named; contiguous,
-            and with the channels first where `dims` say where they are.
+            and with the channels first where `dims` say where they are; its `Strongest` where it is `pooled`.
         last : Tensor or None
             The network's own output where it ran `to_end`.
 
@@ -127,7 +133,9 @@ class Tap:
             # A copy: the next layer may work in place, as AlexNet's ReLU does on what features.0 yields.
             yielded = _check_output(f"layer {name!r}", layer_output(output), seen.batch)
             kept = _channels_first(yielded, self._dims.get(name))
-            if self._room is None:
+            if name in self._pooled:
+                seen.outputs[name] = strongest(kept)
+            elif self._room is None:
                 seen.outputs[name] = kept.clone(memory_format=torch.contiguous_format)
             else:
                 seen.outputs[name] = self._room(kept.shape).copy_(kept)
@@ -144,6 +152,7 @@ def tap(
     to_end: bool = False,
     dims: Mapping[str, tuple[str, ...] | None] | None = None,
     room: Room | None = None,
+    pooled: Collection[str] = (),
 ) -> Tap:
     """Return a callable that runs the network and yields the outputs of some of its layers.
 
@@ -164,6 +173,8 @@ def tap(
     room : callable, optional
         From a shape to the tensor, of float32 on the CPU, that an output is copied to; the default makes new ones of
         the output's own kind.
+    pooled : collection of str
+        Layers (channel, y, x) of which only the maximum per channel is wanted: they are not copied.
 
     Raises
     ------
@@ -178,7 +189,7 @@ def tap(
     >>> {name: tuple(output.shape) for name, output in outputs.items()}, last
     ({'relu2': (4, 20, 4, 4), 'conv1': (4, 10, 24, 24)}, None)
     """
-    return Tap(module, names, to_end=to_end, dims=dims, room=room)
+    return Tap(module, names, to_end=to_end, dims=dims, room=room, pooled=pooled)
 
 
 def _channels_first(output: Tensor, dims: tuple[str, ...] | None) -> Tensor:

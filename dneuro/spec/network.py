@@ -121,3 +121,6 @@ class NetworkSpec(Spec):
     precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32"
     """What the network computes in; the others are faster where the hardware has them, and less exact
     (docs/networks.md). ``tf32`` is one of NVIDIA's GPUs; in half precision torch's autocast decides per operation."""
+    compile: bool = False
+    """Let torch.compile make one program of the network and the layers asked for: minutes of preparation per worker at
+    most, another last digit, and faster where docs/networks.md says so. On a CPU it takes a C++ compiler."""

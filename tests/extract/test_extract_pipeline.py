@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from dneuro.extract.work import ExtractWork
 from dneuro.images.memory import NO_LIMIT, PictureMemory, Share
 from dneuro.images.preprocess import to_input, view
 from dneuro.jobs.driver import run_job
+from dneuro.jobs.planning import plan_job
 from dneuro.spec import JobSpec
 
 MakeJob = Callable[..., JobSpec]
@@ -211,6 +213,27 @@ def test_behind__an_error_comes_out_and_nothing_is_written_after_it() -> None:
         behind.follow(other).add(np.zeros(1))
         behind.settle()
     assert other.rows == []
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile takes a C++ compiler on a CPU")
+def test_compile__yields_the_same_and_is_part_of_what_a_store_is_made_from(
+    make_job: MakeJob, threads: ThreadExecutor
+) -> None:
+    def job(compiled: bool, store: str) -> JobSpec:
+        network = {"name": "dneuro:convnet", "weights": "none", "compile": compiled}
+        return make_job(network=network, store=store, layers={"relu1": {"keep": "full"}, "conv2": {"keep": "max"}})
+
+    plain = dn.open(run_job(job(False, "a.zarr"), threads).store)
+    fast = dn.open(run_job(job(True, "b.zarr"), threads).store)
+    assert (plain.attrs["compile"], fast.attrs["compile"]) == (False, True)
+    np.testing.assert_allclose(fast["relu1"].values, plain["relu1"].values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fast["conv2"].values, plain["conv2"].values, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(fast["conv2"]["activation_x"], plain["conv2"]["activation_x"])
+    for store, change in (("a.zarr", "None → True"), ("b.zarr", "True → None")):
+        with pytest.raises(FingerprintError, match=f"compile: {change}"):
+            run_job(job(store == "a.zarr", store), threads)
+    planned = (plan_job(job(compiled, "c.zarr"), threads).extract.worker_bytes for compiled in (False, True))
+    assert next(planned) < next(planned)
 
 
 def test_precision__is_part_of_what_a_store_is_made_from(make_job: MakeJob, threads: ThreadExecutor) -> None:
