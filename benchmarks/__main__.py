@@ -26,27 +26,45 @@ HEADINGS = ("", "where", "seconds", "of it reading", "CPU s", "peak MiB", "worke
 
 
 def main() -> None:
-    """Parse the command line, measure, print; write RESULTS.md with ``--keep``."""
+    """Parse the command line, measure, print; with ``--keep`` put it into RESULTS.md, one group after the other."""
     groups = _groups()
     asked = _parse(list(groups))
-    lines: list[str] = []
     with tempfile.TemporaryDirectory(prefix="dneuro-benchmark-") as temporary:
-        folder = asked.folder or Path(temporary)
-        for setting in _settings(asked, folder):
+        settings = list(_settings(asked, asked.folder or Path(temporary)))
+        for setting in settings:
             setting.make()
-            title = f"{setting.images:,} images × {setting.neurons:,} neurons, {format_bytes(setting.nbytes)}"
-            lines += _show(f"\n## {title}; {setting.workers} workers of {format_bytes(setting.memory)}")
-            for question in (q for name in asked.what for q in groups[name]):
-                if setting.images == asked.images or question.large:
+        for name in asked.what:
+            memory = format_bytes(psutil.virtual_memory().total)
+            lines = _show(
+                f"\n## {name}\n",
+                f"`python -m benchmarks {shlex.join([name, *_options()])}`, Python {platform.python_version()}, "
+                f"{free_cores()} cores, {memory}; medians of {asked.rounds}.",
+            )
+            for setting in settings:
+                questions = [q for q in groups[name] if q.large or setting.images == asked.images]
+                if questions:
+                    title = f"{setting.images:,} images × {setting.neurons:,} neurons, {format_bytes(setting.nbytes)}"
+                    lines += _show(f"\n### {title}; {setting.workers} workers of {format_bytes(setting.memory)}")
+                for question in questions:
                     lines += _table(question, setting, asked)
-    if asked.keep:
-        memory = format_bytes(psutil.virtual_memory().total)
-        head = [
-            "# Results", "",
-            f"`python -m benchmarks {shlex.join(sys.argv[1:])}`, Python {platform.python_version()}, "
-            f"{free_cores()} cores, {memory}; medians of {asked.rounds}. What the columns mean: README.md.",
-        ]  # fmt: skip
-        Path(__file__).with_name("RESULTS.md").write_text("\n".join([*head, *lines]) + "\n")
+            if asked.keep:
+                _keep(name, "\n".join(lines).strip())
+
+
+def _options() -> list[str]:
+    """Return the command line without the names of groups, and without what changes no number."""
+    first = next((i for i, word in enumerate(sys.argv) if word.startswith("--")), len(sys.argv))
+    words = " ".join(shlex.quote(word) for word in sys.argv[first:])
+    return shlex.split(re.sub(r"--(folder|patience) \S+", "", words))
+
+
+def _keep(group: str, text: str) -> None:
+    """Put a group's tables into RESULTS.md, in place of those that it has of this group."""
+    path = Path(__file__).with_name("RESULTS.md")
+    kept = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", path.read_text() if path.exists() else "", re.M | re.S))
+    kept[group] = text.removeprefix(f"## {group}\n")
+    parts = [f"## {name}\n\n{kept[name].strip()}\n" for name in sorted(kept)]
+    path.write_text("\n".join(["# Results\n\nWhat the columns mean: README.md.\n", *parts]))
 
 
 def _groups() -> dict[str, tuple[Question, ...]]:
@@ -69,7 +87,7 @@ def _parse(groups: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", default="", help="candidates whose name matches this pattern")
     parser.add_argument("--patience", type=float, default=900, help="seconds after which a candidate is ended")
     parser.add_argument("--folder", type=Path, help="keep the arrays here")
-    parser.add_argument("--keep", action="store_true", help="write benchmarks/RESULTS.md")
+    parser.add_argument("--keep", action="store_true", help="put the tables into benchmarks/RESULTS.md")
     asked = parser.parse_args()
     if unknown := set(asked.what) - set(groups):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
@@ -94,7 +112,7 @@ def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> l
             if not any(one.failure for one in found[i]):  # once dead is enough
                 found[i].append(measure(run, setting, question, i, patience=asked.patience))
     truth = question.reference(setting) if question.reference else found[chosen[0]][0].value
-    lines = _show(f"\n### {question.name.format(rank=setting.rank)}\n")
+    lines = _show(f"\n#### {question.name.format(rank=setting.rank)}\n")
     lines += _show(_row(HEADINGS), _row(["---"] * len(HEADINGS)))
     for i, runs in found.items():
         candidate = question.candidates[i]
