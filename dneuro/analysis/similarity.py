@@ -183,12 +183,14 @@ def _by_tiles(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) 
         seen.xs[0], executor, passes=asked.reads, worker_bytes=asked.plan.worker_bytes - asked.held_bytes,
         persist=asked.persist, step="similarity",
     ) as x:  # fmt: skip
-        for kept in visit(
+        found = visit(
             [x], work, tiling.visits(), executor, bands=tiling.bands, prepare=seen.prepare, rows=seen.rows,
             step="similarity",
-        ):  # fmt: skip
-            collect.gather(kept)
-            del kept
+        )  # fmt: skip
+        with contextlib.closing(found):  # tasks write into the file: it is removed when none is at work any more
+            for kept in found:
+                collect.gather(kept)
+                del kept
 
 
 def _by_rows(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) -> None:

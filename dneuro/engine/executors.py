@@ -16,6 +16,7 @@ from dask.utils import funcname
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro.allocation import keep_memory, release_memory
+from dneuro.engine import stopping
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import MiB, format_duration
 
@@ -32,7 +33,10 @@ LOOK = 1.0
 """Seconds for which what was seen of the workers is good enough."""
 
 GLANCE = 0.05
-"""Seconds between two looks at what others have submitted."""
+"""Seconds between two looks at what others do."""
+
+ANSWER = 10.0
+"""Seconds that workers are given to say what they are at; one that is silent for longer is not waited for."""
 
 PATIENCE = 900.0
 """Seconds to wait for other workers once all are lost: a queue may take its time to give new ones."""
@@ -68,6 +72,10 @@ class Executor(Sizes, Protocol):
         """Return those that are done; waits for at least one."""
         ...
 
+    def stop(self, token: str, futures: Collection[Future]) -> None:
+        """Give up tasks that are in flight, `Stoppable` with this token; returns when none of them is at work."""
+        ...
+
     def share(self, thing: Any) -> Any:
         """Return something that tasks get as `thing`, sent to each worker once."""
         ...
@@ -100,6 +108,12 @@ class ThreadExecutor:
 
     def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
         return set(concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED).done)
+
+    def stop(self, token: str, futures: Collection[Future]) -> None:  # noqa: D102
+        stopping.stop(token)
+        for future in futures:
+            future.cancel()
+        concurrent.futures.wait(futures)
 
     def share(self, thing: Any) -> Any:  # noqa: D102
         return thing
@@ -194,6 +208,30 @@ class DaskExecutor:
                 return done
             if not self._changed.wait(LOOK):
                 self._refuse_deserted()
+
+    def stop(self, token: str, futures: Collection[Future]) -> None:
+        """Give up tasks that are in flight; returns when no worker that can be reached is at one of them.
+
+        Cancelled tasks are not begun any more, but dask lets those go on that have begun.
+        """
+        self._at_work(token)  # before any is cancelled: one that begins meanwhile knows at once
+        for future in futures:
+            future.cancel()
+        pause = GLANCE
+        while self._at_work(token):
+            time.sleep(pause)
+            pause = min(2 * pause, LOOK)
+
+    def _at_work(self, token: str) -> bool:
+        """Stop tasks on all workers; return whether some are still at work."""
+        if self.client.status != "running":
+            return False
+        try:
+            asked = self.client._run  # what `client.run` waits for, without end
+            found = self.client.sync(asked, stopping.stop, token, on_error="ignore", callback_timeout=ANSWER)
+        except (OSError, RuntimeError, TimeoutError):  # nobody to ask, or a worker that is silent
+            return False
+        return any(found.values())
 
     def _refuse_lost(self, futures: Collection[Future]) -> None:
         if any(future.status in ("cancelled", "lost") for future in futures):

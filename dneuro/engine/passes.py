@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
+from dneuro.engine import stopping
 from dneuro.engine.blocks import Block, Grid, narrowed, thinned
 from dneuro.engine.executors import Executor, one_blas_thread
 from dneuro.engine.panel import Panel, is_small
@@ -149,6 +150,7 @@ def _run(
     """One task: a state for each kernel, across all blocks of the run."""
     states = {name: kernel.start() for name, kernel in work.kernels.items()}
     for block, arrays, held in zip(blocks, parts, fillings, strict=True):
+        stopping.check()
         taking = None if work.rows is None else work.rows[slice(*block.rows)]
         if taking is not None and not taking.any():
             continue

@@ -7,7 +7,7 @@ complete when the task ends, so nothing is merged and no state outlives its task
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
+from dneuro.engine import stopping
 from dneuro.engine.blocks import Block
 from dneuro.engine.executors import Executor, one_blas_thread
 from dneuro.engine.parts import Bundle, Source, compute
@@ -68,7 +69,11 @@ class Reader:
         return len(self._shared.bands)
 
     def read(self, band: int, span: int) -> Sequence[Any] | None:
-        """Return the blocks (images, features…) of one band and span; None if none of its images takes part."""
+        """Return the blocks (images, features…) of one band and span; None if none of its images takes part.
+
+        A task that was stopped ends here.
+        """
+        stopping.check()
         rows, taking = self._shared.bands[band], None
         if self._shared.taking is not None:
             taking = self._shared.taking[slice(*rows)]
@@ -96,7 +101,7 @@ def visit(
     rows: NDArray[np.bool_] | None = None,
     step: str = "",
     what: str = "tiles",
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Run ``function(reader, *args)`` for every visit and yield the results as they come.
 
     Parameters
@@ -118,6 +123,9 @@ def visit(
 
     Notes
     -----
+    Where a task fails, or the caller closes the generator, all tasks have ended before the error, or the call, comes
+    back: those at work end at the next block they read.
+
     Besides what `function` holds, a task needs a block twice (as its chunks and as it is joined). Chunks that a
     cluster holds already, and arrays in memory, travel with the task and stay until it ends.
     """

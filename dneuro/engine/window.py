@@ -6,11 +6,13 @@ each; with two tasks per slot in flight a dying worker harms nobody, and memory 
 
 from __future__ import annotations
 
+import uuid
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 from dneuro.engine.executors import Executor, Future
+from dneuro.engine.stopping import Stoppable
 
 Key = TypeVar("Key")
 Call = tuple[Key, Callable[..., Any], tuple[Any, ...]]
@@ -33,6 +35,7 @@ class Window(Generic[Key]):
         self._calls = iter(calls)
         self._queue: deque[Call[Key]] = deque()
         self._flying: dict[Future, Key] = {}
+        self._token = uuid.uuid4().hex
 
     def add(self, key: Key, function: Callable[..., Any], *args: Any) -> None:
         """Queue a task, ahead of the calls that are still to come."""
@@ -41,8 +44,8 @@ class Window(Generic[Key]):
     def __iter__(self) -> Generator[tuple[Key, Future], None, None]:
         """Yield (key, future) as tasks end, also by an error; more may be added meanwhile.
 
-        What is in flight is cancelled when the iterator is closed: use `contextlib.closing` where an error may
-        leave the loop early.
+        When the iterator is closed, what is in flight is stopped, and waited for: nothing is at work for this window
+        any more. Use `contextlib.closing` where an error may leave the loop early.
         """
         try:
             while self._fill():
@@ -55,10 +58,10 @@ class Window(Generic[Key]):
                     yield key, future
                     del future
         finally:
-            for future in self._flying:
-                future.cancel()
-            self._flying.clear()
             self._queue.clear()
+            if self._flying:
+                self._executor.stop(self._token, self._flying)
+            self._flying.clear()
 
     def _fill(self) -> bool:
         """Start tasks while there is room; return whether any are in flight."""
@@ -67,10 +70,10 @@ class Window(Generic[Key]):
             if call is None:
                 break
             key, function, args = call
-            self._flying[self._executor.submit(function, *args)] = key
+            self._flying[self._executor.submit(Stoppable(self._token, function), *args)] = key
         return bool(self._flying)
 
 
-def each(executor: Executor, calls: Iterable[Call[Key]]) -> Iterator[tuple[Key, Future]]:
-    """Run independent calls through a window; yield (key, future) as they end."""
+def each(executor: Executor, calls: Iterable[Call[Key]]) -> Generator[tuple[Key, Future], None, None]:
+    """Run independent calls through a window; yield (key, future) as they end. To be closed as a window is."""
     yield from Window(executor, calls)

@@ -94,7 +94,7 @@ def extract(work: ExtractWork, executor: Executor, *, retry: bool = True) -> Out
     for number, parts in missing.items():
         if number not in outcome.quarantined:
             window.add(number, extract_unit, shared, number, parts)
-    with contextlib.closing(iter(window)) as ended:  # an error that ends the run cancels what is in flight
+    with contextlib.closing(iter(window)) as ended:  # an error that ends the run ends what is in flight
         for number, future in ended:
             error = future.exception()
             if error is None:
@@ -183,7 +183,8 @@ def merge_feeds(
     """
     shared = executor.share(work)
     calls = [((layer, feed.key), _merge_units, (shared, layer, feed)) for layer, feed in wanted]
-    found = {key: future.result() for key, future in each(executor, calls)}
+    with contextlib.closing(each(executor, calls)) as ended:
+        found = {key: future.result() for key, future in ended}
     return {key: results for key, results in found.items() if results is not None}
 
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from dneuro.engine import stopping
 from dneuro.errors import BusyError, DneuroError
 from dneuro.extract.behind import Behind, Writer
 from dneuro.extract.gathering import Feeding, Look
@@ -95,6 +96,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         for maker in makers:
             maker.writers = {name: behind.follow(writer) for name, writer in maker.writers.items()}
         for batch in stream:
+            stopping.check()
             masked += batch.pictures.reasons
             if before is not None:
                 before.check(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -146,9 +147,10 @@ def _verify(path: Location, executor: Executor) -> Verification:
     events.emit("started", "verify", total=len(todo), what="units")
     read: dict[int, list[Finding]] = {}
     calls = ((number, parts.check, (one,)) for number, one in enumerate(todo))
-    for number, future in each(executor, calls):
-        read[number] = future.result()
-        events.emit("progress", "verify", done=len(read), total=len(todo), what="units")
+    with contextlib.closing(each(executor, calls)) as ended:
+        for number, future in ended:
+            read[number] = future.result()
+            events.emit("progress", "verify", done=len(read), total=len(todo), what="units")
     findings += [finding for number in sorted(read) for finding in read[number]]
     findings += [*parts.statistics(path, found), *parts.results(path, found)]
     damaged = sum(finding.kind == "damaged" for finding in findings)

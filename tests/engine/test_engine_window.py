@@ -43,6 +43,10 @@ class Controlled:
         self.most = max(self.most, len(futures))
         return {self.random.choice(list(futures))}
 
+    def stop(self, token: str, futures: Collection[Pending]) -> None:
+        for future in futures:
+            future.cancel()
+
     def share(self, thing: Any) -> Any:
         return thing
 
