@@ -27,6 +27,9 @@ Pool = Literal["max", "mean"]
 SELECTED = "selected"
 """The coordinate (image,) bool that says which images take part; see `dneuro.analysis.selection.select`."""
 
+LABELS = "x.assign_coords(label=('image', labels)): one class index per image, −1 where it is not known"
+MOST_CLASSES = 1_000_000
+
 POSITION = "activation_"
 """Coordinates ``activation_y`` and ``activation_x`` say where a stored maximum was found."""
 POSITION_LIMIT = 1 << 15
@@ -297,7 +300,7 @@ def _flat_positions(x: xr.DataArray, stored: Sequence[str]) -> xr.DataArray:
 
 def choose(what: str, value: object, choices: Sequence[object]) -> None:
     """Refuse a value that is none of the choices."""
-    if value not in choices:
+    if not any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
         raise ArrayError(f"{what}={value!r} is unknown", hint=suggest(str(value), [str(c) for c in choices]))
 
 
@@ -313,7 +316,10 @@ def taking_part(x: xr.DataArray) -> NDArray[np.bool_] | None:
         if name in x.coords:
             rows &= np.asarray(x.coords[name].values) == takes_part
             if not rows.any():
-                raise ArrayError(f"none of the {len(rows)} images {what}: there is nothing to analyse")
+                raise ArrayError(
+                    f"none of the {len(rows)} images {what}: there is nothing to analyse",
+                    hint="check the selection, and the status of the images",
+                )
     return None if rows.all() else rows
 
 
@@ -321,6 +327,24 @@ def _image_numbers(x: xr.DataArray) -> NDArray[np.int64]:
     if "image" in x.coords and x.coords["image"].dtype.kind in "iu":
         return np.asarray(x.coords["image"].values, dtype=np.int64)
     return np.arange(x.sizes["image"])
+
+
+def label_numbers(x: xr.DataArray | xr.Dataset) -> NDArray[np.int64]:
+    """Return the class of each image as the coordinate ``label`` numbers it.
+
+    Raises
+    ------
+    ArrayError
+        If it is no number per image.
+    """
+    label = x.coords["label"]
+    if label.dtype.kind not in "iu" or (label.dims != ("image",) and "image" in x.dims):
+        raise ArrayError(
+            f"the coordinate 'label' is {label.dtype} over {tuple(map(str, label.dims))}, classes are whole numbers "
+            "over ('image',)",
+            hint=LABELS,
+        )
+    return np.asarray(label.values, dtype=np.int64)
 
 
 def class_labels(x: xr.DataArray | xr.Dataset) -> tuple[NDArray[np.int64], list[str]]:
@@ -334,11 +358,13 @@ def class_labels(x: xr.DataArray | xr.Dataset) -> tuple[NDArray[np.int64], list[
     if "label" not in x.coords:
         raise ArrayError(
             "this needs the class of every image, and the array has no coordinate 'label'",
-            hint="x.assign_coords(label=('image', labels)) with one class index per image",
+            hint=LABELS,
         )
-    labels = np.asarray(x.coords["label"].values, dtype=np.int64)
+    labels = label_numbers(x)
     names = [str(name) for name in x.attrs.get("class_names", [])]
     top = int(labels.max(initial=-1))
     if top < 0:
-        raise ArrayError("this needs the class of every image, and none of these images has one")
+        raise ArrayError("this needs the class of every image, and none of these images has one", hint=LABELS)
+    if top >= max(len(names), MOST_CLASSES):
+        raise ArrayError(f"the coordinate 'label' has a class {top}: classes are counted from 0", hint=LABELS)
     return labels, names if len(names) > top else [str(i) for i in range(top + 1)]

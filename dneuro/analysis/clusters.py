@@ -1,4 +1,4 @@
-"""Which neurons are redundant: a tree of neurons by their similarity, cut into clusters."""
+"""Which neurons are redundant, which images alike: a tree by their similarity, cut into clusters."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, choose, is_count
+from dneuro.analysis.arrays import Pool, choose, class_labels, is_count, taking_part
+from dneuro.analysis.checks import check_count, check_number
+from dneuro.analysis.kmeans import check_classes, class_counts
+from dneuro.analysis.pairing import Of, count_features
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.similarity import plan_similarity, similarity
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
-from dneuro.errors import ArrayError, MemoryLimitError
-from dneuro.quantities import format_bytes
+from dneuro.errors import ArrayError
 
 Metric = Literal["pearson", "euclidean"]
 Linkage = Literal["average", "complete", "single", "ward"]
 TOO_LARGE = "per='channel', fewer neurons, or more memory"
+TOO_MANY_IMAGES = "dn.kmeans, which needs no matrix of images × images; or fewer of them: dn.select(x, sample=2000)"
 
 
 @says_selection
@@ -32,12 +34,12 @@ def clusters(
     distance: float | None = None,
     metric: Metric = "pearson",
     linkage: Linkage = "average",
-    per: Per = "channel",
+    per: Of = "channel",
     pool: Pool = "max",
     k: int = 10,
     client: Any = None,
 ) -> xr.Dataset:
-    """Agglomerative clusters of channels or neurons by their similarity.
+    """Agglomerative clusters of channels or neurons, or of images, by their similarity.
 
     Parameters
     ----------
@@ -51,7 +53,11 @@ def clusters(
         The distance is 1 − r (0 to 2), or the Euclidean one.
     linkage : {"average", "complete", "single", "ward"}
         Distance between clusters, as in `scipy.cluster.hierarchy.linkage`; ``"ward"`` is for Euclidean distances.
-    per, pool : str
+    per : {"channel", "neuron", "image"}
+        What is clustered: channels (all positions made one number by `pool`) or neurons, by what they do over the
+        images; or the images, by what all neurons do for them. Images by their channels, or by their leading
+        components, are those of ``x.max(("y", "x"))`` and of ``dn.svd(x, …)["score"]``.
+    pool : {"max", "mean"}
         As in `top_images`.
     k : int
         Members listed of each cluster, the most central first.
@@ -66,7 +72,9 @@ def clusters(
         euclidean (channel, other_channel) float64: what the tree is made of. Of each cluster (dim group): size and
         medoid (group) int64, spread (group): mean distance of two members (NaN of one), member (group, rank) int64,
         −1 = none. Neurons are numbered as they lie. linkage (merge, column), leaf_neuron (leaf) int64: SciPy's tree,
-        and the neuron that each of its leaves is.
+        and the neuron that each of its leaves is. With ``per="image"`` over image and other_image, of the images that
+        take part; members, medoids and leaf_image are numbers of images; where `x` has a coordinate ``label``, also
+        class_count (group, class) int64.
 
     Raises
     ------
@@ -77,11 +85,13 @@ def clusters(
         If it holds NaN or infinity; names layer, image and neuron.
     MemoryLimitError
         If the P × P matrix does not fit into a worker, or with the tree into this process; before anything is read.
+        Of N images it is N × N: `kmeans` clusters as many as there are.
 
     Notes
     -----
-    **Cost**: that of `similarity`, then 32·P² bytes and O(P²) steps in this process. Exact. Of clusters of one size the
-    one whose first neuron comes first is first. Source: Zhang, clusters of redundant neurons, named as future work.
+    **Cost**: that of `similarity`, then 32·P² bytes and O(P²) steps in this process (of images, 32·N²: 13 GB for
+    20,000). Exact. Of clusters of one size the one whose first neuron comes first is first. Source: Zhang, clusters of
+    redundant neurons, named as future work.
 
     Examples
     --------
@@ -95,13 +105,8 @@ def clusters(
     parameters: dict[str, Any] = {"count": count, "distance": distance, "metric": metric, "linkage": linkage,
                                   "per": per, "pool": pool, "k": k}  # fmt: skip
     plan = plan_clusters(x, **parameters, client=executor)
-    plan.check(executor.memory, hint=TOO_LARGE)
-    if plan.driver_bytes > (available := psutil.virtual_memory().available):
-        raise MemoryLimitError(
-            f"clusters needs {format_bytes(plan.driver_bytes)} in this process, {format_bytes(available)} are "
-            "available; nothing was started",
-            hint=TOO_LARGE,
-        )
+    hint = TOO_MANY_IMAGES if per == "image" else TOO_LARGE
+    plan.check(executor, hint=hint, driver_hint=hint)
     similar = similarity(x, metric=metric, per=per, pool=pool, client=executor)
     array = similar[metric]
     matrix = np.asarray(array.values, dtype=np.float64)
@@ -111,7 +116,10 @@ def clusters(
     apart = _distances(matrix[np.ix_(live, live)], metric)
     tree = _tree(apart, linkage)
     joined = len(live) - count if count is not None else int(np.count_nonzero(tree[:, 2] <= float(distance or 0)))
-    found = _describe(_cut(tree, len(live), max(0, joined)), apart, live, k)
+    what, numbers = "neuron", np.arange(len(matrix))
+    if per == "image":
+        what, numbers = "image", similar.coords["image"].values
+    found = _describe(_cut(tree, len(live), max(0, joined)), apart, numbers[live], k)
     dim = str(array.dims[0])
     cluster, order = np.full(len(matrix), -1), np.full(len(matrix), -1)
     cluster[live] = found.cluster
@@ -125,8 +133,9 @@ def clusters(
         spread=("group", found.spread),
         member=(("group", "rank"), found.member),
         linkage=(("merge", "column"), tree),
-        leaf_neuron=("leaf", live),
-    )
+    ).assign({f"leaf_{what}": ("leaf", numbers[live])})
+    if per == "image":
+        result = _with_classes(result, x, found)
     result.attrs = {"analysis": "clusters", "layer": similar.attrs["layer"], "images": similar.attrs["images"],
                     "parameters": parameters}  # fmt: skip
     return result
@@ -139,7 +148,7 @@ def plan_clusters(
     distance: float | None = None,
     metric: Metric = "pearson",
     linkage: Linkage = "average",
-    per: Per = "channel",
+    per: Of = "channel",
     pool: Pool = "max",
     k: int = 10,
     client: Any = None,
@@ -149,27 +158,37 @@ def plan_clusters(
     choose("linkage", linkage, ("average", "complete", "single", "ward"))
     if linkage == "ward" and metric != "euclidean":
         raise ArrayError(f"linkage='ward' is about Euclidean distances, not {metric}", hint="metric='euclidean'")
-    if not is_count(k):
-        raise ArrayError(f"k={k!r} is not a whole number, at least 1")
+    check_count("k", k, hint="k=10")
     plan = plan_similarity(x, metric=metric, per=per, pool=pool, client=client)
-    neurons = round((plan.result_bytes // 8) ** 0.5)
-    _check_cut(count, distance, neurons)
+    members = count_features(x, per, pool)
+    if per == "image":
+        check_classes(x)
+    _check_cut(count, distance, members, "images" if per == "image" else "neurons")
     return replace(
-        plan, operation="clusters", result_bytes=plan.result_bytes + (64 + 8 * k) * neurons,
-        driver_bytes=plan.driver_bytes + 32 * neurons**2,
+        plan, operation="clusters", result_bytes=plan.result_bytes + (64 + 8 * k) * members,
+        driver_bytes=plan.driver_bytes + 32 * members**2,
     )  # fmt: skip
 
 
-def _check_cut(count: int | None, distance: float | None, neurons: int) -> None:
+def _with_classes(result: xr.Dataset, x: xr.DataArray, found: _Groups) -> xr.Dataset:
+    """Return the result with the number of images of each class in each cluster, if classes are known."""
+    rows = taking_part(x)
+    cluster = np.full(x.sizes["image"], -1)
+    cluster[slice(None) if rows is None else rows] = result["cluster"].values
+    counts = class_counts(x, cluster, len(found.size))
+    return result.assign(counts).assign_coords({"class": class_labels(x)[1]}) if counts else result
+
+
+def _check_cut(count: int | None, distance: float | None, members: int, what: str) -> None:
     if (count is None) == (distance is None):
         raise ArrayError(
             "one of count and distance says where the tree is cut" + ("" if count is None else ", not both"),
             hint="count=8, or distance=0.3",
         )
-    if count is not None and (not is_count(count) or count > neurons):
-        raise ArrayError(f"count={count!r} of {neurons} neurons", hint=f"a whole number from 1 to {neurons}")
-    if distance is not None and (isinstance(distance, bool) or not distance >= 0):
-        raise ArrayError(f"distance={distance!r} is not a number, at least 0", hint="distance=0.3")
+    if count is not None and (not is_count(count) or count > members):
+        raise ArrayError(f"count={count!r} of {members} {what}", hint=f"a whole number from 1 to {members}")
+    if distance is not None:
+        check_number("distance", distance, least=0, hint="distance=0.3")
 
 
 def _distances(similar: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
@@ -220,7 +239,7 @@ class _Groups:
 
 
 def _describe(
-    cluster: NDArray[np.int64], apart: NDArray[np.float64], live: NDArray[np.int64], k: int
+    cluster: NDArray[np.int64], apart: NDArray[np.float64], numbers: NDArray[np.int64], k: int
 ) -> _Groups:
     size = np.bincount(cluster)
     spread = np.full(len(size), np.nan)
@@ -231,5 +250,5 @@ def _describe(
         if len(own) > 1:
             spread[group] = reach.sum() / (len(own) * (len(own) - 1))
         central = own[np.argsort(reach, kind="stable")][:k]
-        member[group, : len(central)] = live[central]
+        member[group, : len(central)] = numbers[central]
     return _Groups(cluster, size, spread, member)

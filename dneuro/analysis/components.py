@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dneuro.analysis.checks import check_number
 from dneuro.errors import ArrayError
 
 Rank = int | Literal["all"] | None
@@ -52,18 +53,16 @@ class Wanted:
             )
         smallest = min(images, neurons)
         whole = isinstance(self.rank, int | np.integer) and not isinstance(self.rank, bool)
-        if self.rank is not None and self.rank != "all" and not (whole and 1 <= int(self.rank) <= smallest):
+        every = isinstance(self.rank, str) and self.rank == "all"
+        if self.rank is not None and not every and not (whole and 1 <= int(self.rank) <= smallest):
             raise ArrayError(
                 f"rank={self.rank!r} of {images} images × {neurons} neurons",
                 hint=f'a whole number from 1 to {smallest}, or "all"',
             )
-        if self.threshold is not None and not 0 < self.threshold < np.inf:
-            raise ArrayError(f"threshold={self.threshold!r}: a singular value above 0", hint="threshold=200.0")
-        if self.explained_variance is not None and not 0 < self.explained_variance <= 1:
-            raise ArrayError(
-                f"explained_variance={self.explained_variance!r}: a share above 0, at most 1",
-                hint="explained_variance=0.5",
-            )
+        if self.threshold is not None:
+            check_number("threshold", self.threshold, above=0, hint="threshold=200.0, a singular value")
+        if self.explained_variance is not None:
+            check_number("explained_variance", self.explained_variance, above=0, most=1, hint="explained_variance=0.5")
 
     def first(self, smallest: int) -> int:
         """Return how many to look for first."""

@@ -13,7 +13,7 @@ from dneuro import events
 from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels, taking_part
 from dneuro.analysis.quantiles import beyond, passes, select
 from dneuro.analysis.selection import says_selection
-from dneuro.analysis.top_images import TOO_LARGE, plan_top_images, top_images, view_for_order
+from dneuro.analysis.top_images import MUCH_TO_ANSWER, TOO_LARGE, plan_top_images, top_images, view_for_order
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
@@ -92,7 +92,7 @@ def cooccurrence(
     labels, names = class_labels(x)
     executor = get_executor(client)
     plan = plan_cooccurrence(x, k=k, quantile=quantile, per=per, pool=pool, client=executor)
-    plan.check(executor.memory, hint=TOO_LARGE)
+    plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     if quantile is None:
         assert k is not None
         top = top_images(x, k=k, per=per, pool=pool, client=executor)
@@ -164,7 +164,7 @@ def plan_cooccurrence(
     ask = _above(x, quantile, per, pool)
     if ask.images < LONGEST:
         plan = plan_top_images(x, k=ask.images + 1, per=per, pool=pool, client=executor)
-        if plan.worker_bytes <= executor.memory:
+        if plan.fits(executor):
             return replace(plan, operation="cooccurrence", method=BY_TOP)
     labels, names = class_labels(x)
     shape = ask.seen.labels.sizes

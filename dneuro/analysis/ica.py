@@ -9,6 +9,7 @@ import xarray as xr
 
 from dneuro import events
 from dneuro.analysis.arrays import choose, is_count
+from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan, plan_pass
@@ -77,7 +78,10 @@ def ica(
     """
     executor = get_executor(client)
     problems, kernel = _setup(x, rank, fun, max_iter, tol, seed)
-    _plan(problems, kernel, executor).check(executor.memory, hint="fewer samples or features, chunks of fewer problems")
+    _plan(problems, kernel, executor).check(
+        executor, hint="fewer samples or features, chunks of fewer problems",
+        driver_hint="a lower rank, some problems at a time, or more memory for the process that asks",
+    )  # fmt: skip
     found = reduce([problems], {"ica": kernel}, executor, step="ica")["ica"]
     dim, features = str(problems.dims[0]), problems.dims[2:]
     shape = problems.shape[2:]
@@ -152,7 +156,8 @@ def _setup(
             hint=f"a whole number from 1 to {smallest}",
         )
     choose("fun", fun, ("logcosh", "exp", "cube"))
-    if not is_count(max_iter) or not tol > 0:
-        raise ArrayError(f"max_iter={max_iter!r}, tol={tol!r}", hint="max_iter: 1 or more; tol: above 0")
+    check_count("max_iter", max_iter, hint="max_iter=200")
+    check_number("tol", tol, above=0, hint="tol=1e-4")
+    check_seed(seed)
     dtype = "f8" if problems.dtype == np.float64 else "f4"
     return problems, Unmix(rank, fun, max_iter, tol, seed, dtype, x.sizes["sample"])

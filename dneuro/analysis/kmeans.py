@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, choose, class_labels, is_count, view
+from dneuro.analysis.arrays import Per, Pool, View, choose, class_labels, is_count, label_numbers, view
+from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.blocks import BLOCK_BYTES
@@ -24,6 +25,7 @@ from dneuro.quantities import MiB
 
 Scale = Literal["image", "neuron"] | None
 TOO_LARGE = "per='channel', smaller chunks along image, fewer clusters, or workers with more memory"
+MUCH_TO_ANSWER = "per='channel', fewer clusters, or more memory for the process that asks"
 PER_CLUSTER, LEAST = 50, 500
 """Images per cluster, and in all, among which the first centres are chosen."""
 CHUNK_BYTES = 8 * MiB
@@ -108,7 +110,7 @@ def kmeans(
     executor = get_executor(client)
     parameters: dict[str, Any] = {"count": count, "per": per, "pool": pool, "standardize": standardize,
                                   "max_iter": max_iter, "tol": tol, "k": k, "seed": seed}  # fmt: skip
-    plan_kmeans(x, **parameters, client=executor).check(executor.memory, hint=TOO_LARGE)
+    plan_kmeans(x, **parameters, client=executor).check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     seen = view(x, per=per, pool=pool)
     standardise, _ = standardisation(seen, standardize, executor, "kmeans")
     first, spread = _first_centres(seen, standardise, count, seed, executor)
@@ -127,7 +129,7 @@ def kmeans(
             "size": ("group", size[ranked]),
             "centre": (("group", *seen.labels.dims), centres[ranked].reshape(-1, *seen.labels.sizes)),
             "member": (("group", "rank"), _members(cluster, distance, len(centres), k, seen)),
-            **_classes(x, cluster, len(centres)),
+            **class_counts(x, cluster, len(centres)),
         },
         coords={**seen.labels.coords, "image": seen.images},
     )
@@ -163,11 +165,11 @@ def plan_kmeans(
     executor = get_executor(client)
     choose("standardize", standardize, ("image", "neuron", None))
     for name, number in (("max_iter", max_iter), ("k", k)):
-        if not is_count(number):
-            raise ArrayError(f"{name}={number!r} is not a whole number, at least 1")
-    if isinstance(tol, bool) or not tol >= 0:
-        raise ArrayError(f"tol={tol!r} is not a number, at least 0", hint="tol=1e-4")
+        check_count(name, number, hint=f"{name}=100")
+    check_number("tol", tol, least=0, hint="tol=1e-4")
+    check_seed(seed)
     seen = view(x, per=per, pool=pool)
+    check_classes(x)
     n, p = len(seen.taking_part), seen.labels.count
     if not is_count(count) or count > n:
         raise ArrayError(f"count={count!r} of {n} images", hint=f"a whole number from 1 to {n}")
@@ -306,9 +308,15 @@ def _members(
     return member
 
 
-def _classes(x: xr.DataArray, cluster: NDArray[np.int64], groups: int) -> dict[str, Any]:
-    """Return how many images of each cluster belong to each class."""
-    if "label" not in x.coords or int(x.coords["label"].max()) < 0:
+def check_classes(x: xr.DataArray) -> None:
+    """Refuse classes that cannot be counted, if the array has some."""
+    if "label" in x.coords and int(label_numbers(x).max()) >= 0:
+        class_labels(x)
+
+
+def class_counts(x: xr.DataArray, cluster: NDArray[np.int64], groups: int) -> dict[str, Any]:
+    """Return how many images of each cluster belong to each class; `cluster` (images,) is −1 for those in none."""
+    if "label" not in x.coords or int(label_numbers(x).max()) < 0:
         return {}
     labels, names = class_labels(x)
     counts = (cluster >= 0) & (labels >= 0)

@@ -15,6 +15,7 @@ from dneuro.engine.plan import Plan
 from dneuro.kernels import ImageMoments, Kernel, Moments
 
 TOO_LARGE = "a smaller chunk along image, or workers with more memory"
+MUCH_TO_ANSWER = "per='channel', or more memory for the process that asks"
 
 
 @says_selection
@@ -63,7 +64,7 @@ def moments(
     """
     executor = get_executor(client)
     seen, kernel = _setup(x, per, pool)
-    plan_moments(x, per=per, pool=pool, client=executor).check(executor.memory, hint=TOO_LARGE)
+    plan_moments(x, per=per, pool=pool, client=executor).check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     found = seen.reduce({"moments": kernel}, executor, "moments")["moments"]
     if per == "image":
         order = found.pop("image")

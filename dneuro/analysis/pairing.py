@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import psutil
 import xarray as xr
+from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled, choose, is_count, view
+from dneuro.analysis.arrays import Labels, Pool, View, check_labelled, choose, view
+from dneuro.analysis.checks import check_count, check_number
 from dneuro.analysis.keeping import (
     Collect,
     Keep,
@@ -26,17 +28,20 @@ from dneuro.analysis.keeping import (
     Whole,
 )
 from dneuro.analysis.metrics import METRICS, WORK_ITEMS
+from dneuro.analysis.turned import turned
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan
-from dneuro.engine.regions import Needs, Tiling, tile
-from dneuro.engine.residence import Persist, decide, is_resident, share_of
-from dneuro.errors import ArrayError, MemoryLimitError, UsageError
+from dneuro.engine.regions import tile
+from dneuro.engine.residence import Persist, check_persist, decide, is_resident, share_of
+from dneuro.engine.tiling import Needs, Tiling
+from dneuro.errors import ArrayError, UsageError
 from dneuro.kernels import CrossProducts
 from dneuro.kernels.products import CENTRE_ITEMS
 from dneuro.kernels.products import Precision as Multiplied
-from dneuro.quantities import format_bytes
 
 Precision = Literal["auto", "float32", "float64"]
+Of = Literal["channel", "neuron", "image"]
+"""What is compared: channels or neurons over the images, or images over the neurons."""
 
 ROWS_NEURONS = 2048
 """Up to this many neurons every task adds up products of all of them (32 MiB), in float64."""
@@ -96,8 +101,13 @@ class Pairing:
 
     @property
     def count(self) -> int:
-        """Number of features."""
+        """Number of features: of what is compared."""
         return self.seen.labels.count
+
+    @property
+    def compared_over(self) -> int:
+        """Number of images that two neurons are compared over, or of neurons that two images are."""
+        return _compared_over(self.seen)
 
     def keep(self, path: Path | None) -> Keep:
         """Return the workers' half of what is kept."""
@@ -134,19 +144,26 @@ class Pairing:
         if isinstance(collect, Neighbours):
             data = {}
             for metric in self.metrics:
-                for name, values in zip(("value", "neighbour"), collect.result(metric), strict=True):
-                    data[f"{metric}_{name}"] = ((*labels.dims, "neighbour"), values.reshape(*labels.sizes, -1))
+                values, numbers = collect.result(metric)
+                for name, found in (("value", values), ("neighbour", self._named(numbers))):
+                    data[f"{metric}_{name}"] = ((*labels.dims, "neighbour"), found.reshape(*labels.sizes, -1))
             return xr.Dataset(data, coords=labels.coords)
         if isinstance(collect, Pairs):
             pairs, values = collect.result()
             return xr.Dataset({
-                "first": ("pair", pairs[:, 0]),
-                "second": ("pair", pairs[:, 1]),
+                "first": ("pair", self._named(pairs[:, 0])),
+                "second": ("pair", self._named(pairs[:, 1])),
                 f"{self.metrics[0]}_value": ("pair", values),
             })  # fmt: skip
         assert isinstance(collect, Whole)
         dims, coords = _square(self.seen)
         return xr.Dataset({name: (dims, matrix) for name, matrix in collect.matrices.items()}, coords=coords)
+
+    def _named(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the numbers of images by their places; of neurons the places are what they are called by."""
+        if self.seen.labels.dims != ("image",):
+            return places
+        return np.where(places < 0, -1, self.seen.labels.coords["image"][places])
 
     def check(self, executor: Sizes) -> None:
         """Refuse what does not fit, and a file that exists.
@@ -161,23 +178,17 @@ class Pairing:
         if self.out is not None and self.out.exists():
             raise UsageError(f"{self.out} exists; it is left as it is", hint="out=… another path, or remove this one")
         self.plan.check(
-            executor.memory,
+            executor,
             hint="neighbours=20, or out='matrix.zarr' for a matrix that does not fit; smaller chunks along the images; "
             "per='channel'; or workers with more memory",
+            driver_hint="out='matrix.zarr' writes it tile by tile; neighbours=20 keeps the nearest only",
         )
-        room = psutil.virtual_memory().available
-        if not isinstance(executor, ThreadExecutor) and self.plan.driver_bytes > room:
-            raise MemoryLimitError(
-                f"similarity needs {format_bytes(self.plan.driver_bytes)} for its result in this process, there are "
-                f"{format_bytes(room)}; nothing was started",
-                hint="out='matrix.zarr' writes it tile by tile; neighbours=20 keeps the nearest only",
-            )
 
 
 def pairing(
     x: xr.DataArray,
     metric: str | Sequence[str],
-    per: Per,
+    per: Of,
     pool: Pool,
     neighbours: int | None,
     threshold: float | None,
@@ -188,6 +199,7 @@ def pairing(
 ) -> Pairing:
     """Check what was asked of `dneuro.similarity`, and plan it; reads no data."""
     metrics = _metrics(metric, neighbours, threshold, out)
+    check_persist(persist)
     seen = _seen(x, per, pool)
     multiplied = _precision(precision, seen)
     path = None if out is None else Path(out)
@@ -227,7 +239,7 @@ def pairing(
         passes=math.ceil(reads) * (1 + ("euclidean" in metrics)),
         read_bytes=tiling.read_bytes,
         tasks=len(tiling.regions),
-        worker_bytes=peak,
+        worker_bytes=peak - taken,  # threads share the driver's memory, and the plan counts the result there
         driver_bytes=_driver_bytes(keep, count, tiling),
         result_bytes=result,
         method=_method(tiling, multiplied, reads),
@@ -275,7 +287,7 @@ def _driver_bytes(keep: Keep, count: int, tiling: Tiling) -> int:
 def _metrics(
     metric: str | Sequence[str], neighbours: int | None, threshold: float | None, out: object
 ) -> tuple[str, ...]:
-    wanted = [metric] if isinstance(metric, str) else list(metric)
+    wanted: list[Any] = list(metric) if isinstance(metric, list | tuple) else [metric]
     for name in wanted or [""]:
         choose("metric", name, tuple(METRICS))
     if sum(kept is not None for kept in (neighbours, threshold, out)) > 1:
@@ -283,12 +295,10 @@ def _metrics(
             f"neighbours={neighbours!r}, threshold={threshold!r}, out={out!r}: each says what to keep",
             hint="give one of them, or none for matrices in memory",
         )
-    if neighbours is not None and not is_count(neighbours):
-        raise ArrayError(f"neighbours={neighbours!r}: the number of neighbours is a whole number, at least 1")
+    if neighbours is not None:
+        check_count("neighbours", neighbours, hint="neighbours=20")
     if threshold is not None:
-        number: Any = threshold
-        if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number < math.inf:
-            raise ArrayError(f"threshold={threshold!r}: a threshold is a number, at least 0", hint="threshold=0.9")
+        check_number("threshold", threshold, least=0, hint="threshold=0.9")
         if len(wanted) > 1:
             raise ArrayError(
                 f"threshold={threshold!r} of {len(wanted)} metrics: each has another scale",
@@ -297,8 +307,13 @@ def _metrics(
     return tuple(dict.fromkeys(wanted))
 
 
-def _seen(x: xr.DataArray, per: Per, pool: Pool) -> View:
+def _seen(x: xr.DataArray, per: Of, pool: Pool) -> View:
     check_labelled(x)
+    choose("per", per, ("channel", "neuron", "image"))
+    if per == "image":
+        seen = view(x, per="neuron", pool=pool)
+        numbers = seen.taking_part
+        return replace(turned(seen), labels=Labels(("image",), (len(numbers),), {"image": numbers}))
     if "image" not in x.dims and "class" in x.dims:
         # Rows of counts: the classes are what the neurons are compared over.
         x = x.rename({"class": "image"}).astype("float64")
@@ -307,8 +322,8 @@ def _seen(x: xr.DataArray, per: Per, pool: Pool) -> View:
     return view(x, per=per, pool=pool)
 
 
-def count_features(x: xr.DataArray, per: Per, pool: Pool) -> int:
-    """Return how many features `similarity` would compare."""
+def count_features(x: xr.DataArray, per: Of, pool: Pool) -> int:
+    """Return how many features, or images, `similarity` would compare."""
     return _seen(x, per, pool).labels.count
 
 
@@ -316,8 +331,12 @@ def _precision(precision: Precision, seen: View) -> Multiplied:
     choose("precision", precision, ("auto", "float32", "float64"))
     if precision != "auto":
         return precision
-    few = seen.labels.count <= ROWS_NEURONS or len(seen.taking_part) < FLOAT32_IMAGES
+    few = seen.labels.count <= ROWS_NEURONS or _compared_over(seen) < FLOAT32_IMAGES
     return "float64" if few or seen.xs[0].dtype.itemsize > 4 else "float32"
+
+
+def _compared_over(seen: View) -> int:
+    return len(seen.xs[0]) if seen.rows is None else int(seen.rows.sum())
 
 
 def _square(seen: View) -> tuple[tuple[str, str], dict[str, Any]]:

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import View, choose, is_count, view
+from dneuro.analysis.arrays import View, choose, label_numbers, view
+from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.executors import get_executor
@@ -21,6 +22,7 @@ Entries = Literal["gaussian", "uniform"]
 KEPT = 0.9
 """Quantile of the variances from which on directions are kept, where nothing is said."""
 TOO_LARGE = "fewer directions, a smaller chunk along image, or workers with more memory"
+MUCH_TO_ANSWER = "fewer directions, or more memory for the process that asks"
 
 
 @says_selection
@@ -95,7 +97,8 @@ def random_projections(
     executor = get_executor(client)
     parameters: dict[str, Any] = {"directions": directions, "entries": entries, "standardize": standardize,
                                   "cutoff": cutoff, "quantile": quantile, "k": k, "seed": seed}  # fmt: skip
-    plan_random_projections(x, **parameters, client=executor).check(executor.memory, hint=TOO_LARGE)
+    plan = plan_random_projections(x, **parameters, client=executor)
+    plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     seen = view(x, per="neuron")
     # The mean over the images is the same for a score and for what it is made of: no pass is spent on it.
     mode = None if standardize == "center" else standardize
@@ -140,13 +143,15 @@ def plan_random_projections(
 ) -> Plan:
     """Return the passes and the memory of `random_projections`; reads no data."""
     for name, number in (("directions", directions), ("k", k)):
-        if not is_count(number):
-            raise ArrayError(f"{name}={number!r} is not a whole number, at least 1")
+        check_count(name, number, hint=f"{name}=100")
+    check_seed(seed)
     choose("entries", entries, ("gaussian", "uniform"))
     choose("standardize", standardize, ("image", "neuron", "center", None))
     _check_limits(cutoff, quantile)
     executor = get_executor(client)
     seen = view(x, per="neuron")
+    if "label" in x.coords:
+        label_numbers(x)
     n, p = len(seen.taking_part), seen.labels.count
     ends = (48 if "label" in x.coords else 32) * directions * min(k, n)
     size = 8 * directions * (n + p + 2) + directions + 8 * (p + n) + ends
@@ -166,10 +171,10 @@ def _check_limits(cutoff: float | None, quantile: float | None) -> None:
         raise ArrayError(
             f"cutoff={cutoff!r} and quantile={quantile!r}: only one can say what is kept", hint="leave one out"
         )
-    if cutoff is not None and not cutoff >= 0:
-        raise ArrayError(f"cutoff={cutoff!r} is not a variance, which is at least 0")
-    if quantile is not None and not 0 <= quantile <= 1:
-        raise ArrayError(f"quantile={quantile!r} does not lie between 0 and 1", hint="quantile=0.9")
+    if cutoff is not None:
+        check_number("cutoff", cutoff, least=0, hint="cutoff=850")
+    if quantile is not None:
+        check_number("quantile", quantile, least=0, most=1, hint="quantile=0.9")
 
 
 def _kernels(standardise: Standardise, vectors: NDArray[np.float64]) -> dict[str, Kernel]:
@@ -196,5 +201,5 @@ def _ends(
         found[f"{end}_value"] = (dims, np.take_along_axis(score.T, order, axis=1))
         found[f"{end}_image"] = (dims, seen.images[rows[order]])
         if "label" in x.coords:
-            found[f"{end}_label"] = (dims, np.asarray(x.coords["label"].values, dtype=np.int64)[rows[order]])
+            found[f"{end}_label"] = (dims, label_numbers(x)[rows[order]])
     return found

@@ -11,7 +11,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import SELECTED, check_labelled, class_labels, is_count, taking_part
+from dneuro.analysis.arrays import SELECTED, check_labelled, class_labels, taking_part
+from dneuro.analysis.checks import check_count, check_seed
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError, suggest
 
@@ -72,7 +73,8 @@ def select(
     """
     check_labelled(x)
     if "image" not in x.dims:
-        raise ArrayError(f"the array has dims {tuple(map(str, x.dims))}, none is named 'image'")
+        dims = tuple(map(str, x.dims))
+        raise ArrayError(f"the array has dims {dims}, none is named 'image'", hint="x.rename(…)")
     rows = np.ones(x.sizes["image"], bool)
     for name, takes_part in (("status", 0), (SELECTED, True)):
         if name in x.coords:
@@ -188,8 +190,8 @@ def _named(x: xr.DataArray, images: Sequence[str | int]) -> NDArray[np.bool_]:
 
 def _sample(rows: NDArray[np.bool_], sample: int, seed: int, said: list[str]) -> NDArray[np.bool_]:
     """Return as many of the rows: those with the smallest of random keys that every image of the array has."""
-    if not is_count(sample):
-        raise ArrayError(f"sample={sample!r}: the number of images is a whole number, at least 1")
+    check_count("sample", sample, hint="sample=500")
+    check_seed(seed)
     there = np.flatnonzero(rows)
     if sample > len(there):
         why = f" ({', '.join(said)})" if said else ""

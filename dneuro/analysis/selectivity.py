@@ -9,8 +9,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels, is_count, view
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels, view
 from dneuro.analysis.chance import facets_by_chance, p_values
+from dneuro.analysis.checks import check_count, check_seed
 from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
@@ -19,6 +20,7 @@ from dneuro.kernels import indices
 from dneuro.kernels.class_sums import ClassSums
 
 TOO_LARGE = "per='channel', fewer classes, or workers with more memory"
+MUCH_TO_ANSWER = "per='channel', fewer classes, or more memory for the process that asks"
 _INDICES = 13
 """Variables of the result, at most, 8 bytes each."""
 
@@ -84,7 +86,7 @@ def selectivity(
     >>> found["gini"].values.tolist(), found["preferred_class"].values.tolist()
     ([0.75, 0.0], [0, 0])
     """
-    _check(chance)
+    _check(chance, seed)
     check_labelled(x)
     parameters: dict[str, Any] = {"chance": chance, "seed": seed}
     if "class" not in x.dims:
@@ -101,7 +103,7 @@ def plan_selectivity(
     x: xr.DataArray, *, per: Per = "channel", pool: Pool = "mean", chance: int = 100, seed: int = 0, client: Any = None
 ) -> Plan:
     """Return the passes and the memory of `selectivity`; reads no data."""
-    _check(chance)
+    _check(chance, seed)
     check_labelled(x)
     if "class" in x.dims:
         rows = _check_rows(x)
@@ -119,7 +121,8 @@ def _class_means(x: xr.DataArray, per: Per, pool: Pool, client: Any) -> xr.DataA
     """Return the mean over the images of each class (features…, class); NaN where there are none."""
     executor = get_executor(client)
     seen, kernel, names = _setup(x, per, pool)
-    plan_selectivity(x, per=per, pool=pool, client=executor).check(executor.memory, hint=TOO_LARGE)
+    plan = plan_selectivity(x, per=per, pool=pool, client=executor)
+    plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     found = seen.reduce({"classes": kernel}, executor, "selectivity")["classes"]
     count = found["count"].reshape(len(names), -1)
     with np.errstate(invalid="ignore"):
@@ -138,9 +141,9 @@ def _setup(x: xr.DataArray, per: Per, pool: Pool) -> tuple[View, ClassSums, list
     return seen, ClassSums(labels, len(names)), names
 
 
-def _check(chance: int) -> None:
-    if not is_count(chance) and chance != 0:
-        raise ArrayError(f"chance={chance!r}: the number of draws is a whole number, at least 0")
+def _check(chance: int, seed: int) -> None:
+    check_count("chance", chance, least=0, hint="chance=100")
+    check_seed(seed)
 
 
 def _check_rows(x: xr.DataArray) -> xr.DataArray:

@@ -13,10 +13,10 @@ import numpy as np
 import xarray as xr
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool
+from dneuro.analysis.arrays import Pool
 from dneuro.analysis.keeping import Collect, Keep
 from dneuro.analysis.metrics import cancelling, evaluate
-from dneuro.analysis.pairing import Pairing, Precision, pairing
+from dneuro.analysis.pairing import Of, Pairing, Precision, pairing
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.tiles import TileWork, stripped
 from dneuro.engine.executors import Executor, get_executor
@@ -33,7 +33,7 @@ def similarity(
     x: xr.DataArray,
     *,
     metric: str | Sequence[str] = DEFAULT,
-    per: Per = "channel",
+    per: Of = "channel",
     pool: Pool = "max",
     neighbours: int | None = None,
     threshold: float | None = None,
@@ -42,7 +42,7 @@ def similarity(
     persist: Persist = "auto",
     client: Any = None,
 ) -> xr.Dataset:
-    """Correlation, covariance, cosine or Euclidean distance of every two channels or neurons.
+    """Correlation, covariance, cosine or Euclidean distance of every two channels or neurons, or of every two images.
 
     Parameters
     ----------
@@ -50,7 +50,10 @@ def similarity(
         Activations, or the counts of `cooccurrence`, whose rows are then compared over the classes.
     metric : {"pearson", "euclidean", "cosine", "covariance"} or sequence of them
         What to compute.
-    per, pool : str
+    per : {"channel", "neuron", "image"}
+        Compare channels (all positions made one number by `pool`) or neurons over the images, or the images over all
+        neurons; scores of `svd`, selected channels or pooled ones are arrays of images too.
+    pool : {"max", "mean"}
         As in `top_images`.
     neighbours : int, optional
         Keep only the M others that are most alike each neuron (largest value, smallest distance), for layers whose
@@ -72,13 +75,15 @@ def similarity(
     -------
     Dataset
         One matrix per metric (channel, other_channel), or (neuron, other_neuron) for ``per="neuron"`` (channel, y and
-        x stacked), symmetric to the last bit; backed by the file with `out`. The diagonal is exactly 1, or 0. Pearson
+        x stacked), or (image, other_image), symmetric to
+        the last bit; backed by the file with `out`. The diagonal is exactly 1, or 0. Pearson
         is NaN where a neuron does not vary, as in `numpy.corrcoef`, cosine where it is zero throughout; covariance is
         divided by N − 1, as in `numpy.cov`.
 
         With `neighbours` instead, per metric: ``<metric>_neighbour`` (features…, neighbour min(M, P − 1)) int64, the
         position of the other neuron along the stacked features, −1 where there are fewer that have a value, and
-        ``<metric>_value``; the most alike first, of equal ones the lower number first. With `threshold`: ``first``,
+        ``<metric>_value``; images go by their numbers; the most alike first, of
+        equal ones the lower number first. With `threshold`: ``first``,
         ``second`` (pair) int64, first < second, and ``<metric>_value`` (pair).
 
     Raises
@@ -100,7 +105,7 @@ def similarity(
     P / √(M/8) reads of the array with M bytes per task), or some columns stay while the others stream by (about
     2·N·P / M reads); `plan` says which, how often and how much. Distances that cancel are summed directly, which reads
     their columns once more. The workers' memory is bounded by plan; the driver holds the result, or nothing with
-    `out`, or 32·P·M bytes with `neighbours`.
+    `out`, or 32·P·M bytes with `neighbours`. Of images, N and P change places.
 
     **Accuracy**: float64: rounding. float32: activations are multiplied about a pilot mean, at most 1,024 images at a
     time, and their products added in float64: the error is below 1e-6, as a rule 1e-7, of a correlation, and twice that
@@ -145,7 +150,7 @@ def plan_similarity(
     x: xr.DataArray,
     *,
     metric: str | Sequence[str] = DEFAULT,
-    per: Per = "channel",
+    per: Of = "channel",
     pool: Pool = "max",
     neighbours: int | None = None,
     threshold: float | None = None,
@@ -178,7 +183,7 @@ def _by_tiles(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) 
     """Let each task compute its tiles from the first image to the last."""
     seen, tiling = asked.seen, asked.tiling
     assert tiling is not None
-    work = TileWork(stripped(tiling), asked.precision, keep, len(seen.taking_part))
+    work = TileWork(stripped(tiling), asked.precision, keep, asked.compared_over)
     with resident(
         seen.xs[0], executor, passes=asked.reads, worker_bytes=asked.plan.worker_bytes - asked.held_bytes,
         persist=asked.persist, step="similarity",

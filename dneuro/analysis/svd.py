@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.analysis.arrays import View, choose, view
+from dneuro.analysis.checks import check_number, check_seed
 from dneuro.analysis.components import Rank, Wanted
 from dneuro.analysis.eigen import MAX_STEPS, Eigenvectors, certify, columns_of, gram, krylov, tsqr, widened
 from dneuro.analysis.selection import says_selection
@@ -23,7 +24,7 @@ from dneuro.analysis.standardisation import standardisation
 from dneuro.analysis.turned import has_panels, standardisation_turned, turned
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
-from dneuro.engine.residence import Persist, kept_bytes, residents
+from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.kernels import Energy, Kernel, Moments, Scores, Standardise, Step, Triangle
 from dneuro.kernels.standardise import Mode
@@ -122,15 +123,18 @@ def svd(
     """
     executor = get_executor(client)
     wanted = Wanted(rank, threshold, explained_variance)
-    seen = _setup(x, wanted, standardize, method)
+    seen = _setup(x, wanted, standardize, method, tolerance, seed, persist)
     asked = {"rank": rank, "threshold": threshold, "explained_variance": explained_variance}
     options = {"standardize": standardize, "method": method, "tolerance": tolerance, "seed": seed}
     plan, way = _choose(seen, wanted, standardize, method, executor)
     kept = _kept(seen, plan, executor, persist)
-    kept.check(executor.memory, hint="method='krylov', a lower rank, or workers with more memory")
+    kept.check(
+        executor, hint="method='krylov', a lower rank, or workers with more memory",
+        driver_hint="method='krylov', a lower rank, or more memory for the process that asks",
+    )  # fmt: skip
     events.emit("note", "svd", f"{seen.layer or 'array'}: {plan.method}, {plan.passes} passes at most")
     with residents(
-        seen.xs, executor, passes=plan.passes, worker_bytes=plan.worker_bytes, persist=persist, step="svd"
+        seen.xs, executor, passes=plan.passes, worker_bytes=plan.process_bytes(executor), persist=persist, step="svd"
     ) as xs:
         found = _triplets(replace(seen, xs=tuple(xs)), way, wanted, standardize, seed, tolerance, executor)
     total, scores, images, passes = found.total, found.scores, found.images, found.passes
@@ -188,7 +192,7 @@ def plan_svd(
 ) -> Plan:
     """Return the passes and the memory of `svd`; reads no data."""
     wanted, executor = Wanted(rank, threshold, explained_variance), get_executor(client)
-    seen = _setup(x, wanted, standardize, method)
+    seen = _setup(x, wanted, standardize, method, tolerance, seed, persist)
     return _kept(seen, _choose(seen, wanted, standardize, method, executor)[0], executor, persist)
 
 
@@ -219,7 +223,9 @@ def _side(seen: View, way: _Way, standardize: Mode, executor: Executor) -> tuple
 
 def _kept(seen: View, plan: Plan, executor: Executor, persist: Persist) -> Plan:
     """Return the plan with the memory of the array, if it is to be kept."""
-    kept = kept_bytes(seen.xs, executor, passes=plan.passes, worker_bytes=plan.worker_bytes, persist=persist)
+    kept = kept_bytes(
+        seen.xs, executor, passes=plan.passes, worker_bytes=plan.process_bytes(executor), persist=persist
+    )
     return replace(plan, worker_bytes=plan.worker_bytes + kept)
 
 
@@ -276,7 +282,7 @@ def _choose(
         for side in sides:
             way = _Way(name, side)
             plan = _plan(seen, wanted, standardize, way, executor)
-            if max(plan.worker_bytes, plan.driver_bytes) <= executor.memory:
+            if plan.fits(executor):
                 return plan, way
             plans.append((plan, way))
     return plans[-1]
@@ -329,11 +335,16 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
     return replace(plan, worker_bytes=max(plan.worker_bytes, last.worker_bytes))
 
 
-def _setup(x: xr.DataArray, wanted: Wanted, standardize: Mode, method: Method) -> View:
+def _setup(
+    x: xr.DataArray, wanted: Wanted, standardize: Mode, method: Method, tolerance: float, seed: int, persist: Persist
+) -> View:
     seen = view(x, per="neuron")
     wanted.check(len(seen.taking_part), seen.labels.count)
     choose("standardize", standardize, ("image", "neuron", "center", None))
     choose("method", method, ("auto", "tsqr", "gram", "krylov"))
+    check_number("tolerance", tolerance, above=0, below=1, hint=f"tolerance={TOLERANCE}")
+    check_seed(seed)
+    check_persist(persist)
     return seen
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dneuro.analysis.keeping import Keep
 from dneuro.analysis.metrics import Group, beyond_range, cancelling, evaluate
-from dneuro.engine.regions import Region, Tiling, covering
+from dneuro.engine.tiling import Region, Tiling, covering
 from dneuro.engine.visits import Reader
 from dneuro.kernels import TileProducts
 from dneuro.kernels.base import State, flat, spans, to_numpy

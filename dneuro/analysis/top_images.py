@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Labels, Per, Pool, View, is_count, view
+from dneuro.analysis.arrays import Labels, Per, Pool, View, label_numbers, view
+from dneuro.analysis.checks import check_count
 from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
@@ -16,6 +17,7 @@ from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, TopK
 
 TOO_LARGE = "a smaller k, per='channel', or workers with more memory"
+MUCH_TO_ANSWER = "a smaller k, per='channel', or more memory for the process that asks"
 
 
 @says_selection
@@ -69,9 +71,10 @@ def top_images(
     """
     executor = get_executor(client)
     seen, kernels = _setup(x, k, per, pool)
-    plan_top_images(x, k=k, per=per, pool=pool, client=executor).check(executor.memory, hint=TOO_LARGE)
+    plan = plan_top_images(x, k=k, per=per, pool=pool, client=executor)
+    plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     found = seen.reduce(kernels, executor, "top_images")
-    classes = x.coords["label"].values if "label" in x.coords else None
+    classes = label_numbers(x) if "label" in x.coords else None
     result = label_top_images(found, seen.labels, seen.images, classes)
     result.attrs = {"analysis": "top_images", "layer": seen.layer, "images": len(seen.taking_part),
                     "parameters": {"k": k, "per": per, "pool": pool}}  # fmt: skip
@@ -128,7 +131,8 @@ def view_for_order(x: xr.DataArray, per: Per, pool: Pool, *, places: bool = Fals
 
 
 def _setup(x: xr.DataArray, k: int, per: Per, pool: Pool) -> tuple[View, dict[str, Kernel]]:
-    if not is_count(k):
-        raise ArrayError(f"k={k!r}: the number of images is a whole number, at least 1")
+    check_count("k", k, hint="k=100")
     seen = view_for_order(x, per, pool, places=True)
+    if "label" in x.coords:
+        label_numbers(x)
     return seen, {"top": TopK(k), "bottom": TopK(k, largest=False)}

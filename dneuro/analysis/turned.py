@@ -28,7 +28,7 @@ class PrepareTurned:
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return the blocks."""
-        check_finite(blocks[0].T, {"image": self.images, "neuron": origin["image"]}, self.layer)
+        check_finite(blocks[0].T, {"image": self.images[origin["neuron"]], "neuron": origin["image"]}, self.layer)
         return blocks
 
 

@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.security import make_credentials, read_credentials
 from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
+from dneuro.engine.memory import available
 from dneuro.errors import DneuroError
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.profile import PoolSpec, ProfileSpec
@@ -49,15 +51,19 @@ class LocalBackend(processes.DriversHere):
 
     def _all_sizes(self) -> dict[str, WorkerSizes]:
         cores = len(psutil.Process().cpu_affinity() or [0])
-        free = math.floor(psutil.virtual_memory().available * SHARE)
+        there = available()
+        free = math.floor(there * SHARE)
         groups = self.profile.groups
         # What no pool says is its own is shared out equally.
         said = {name: pool.workers * pool.memory for name, pool in groups.items() if pool.workers and pool.memory}
         share = max(LEAST, (free - sum(said.values())) // max(1, len(groups) - len(said)))
-        return {
+        found = {
             name: _pool_sizes(pool, max(1, cores // len(groups)), share if len(groups) > 1 else free)
             for name, pool in groups.items()
         }
+        # Results are held beside the workers; the profile may give those more than there is, and they not take it.
+        driver = max(there - free, there - sum(size.workers * size.memory for size in found.values()))
+        return {name: replace(size, driver=driver) for name, size in found.items()}
 
     @contextlib.contextmanager
     def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:

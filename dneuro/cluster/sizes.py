@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dneuro.engine.memory import available
+
 
 @dataclass(frozen=True)
 class WorkerSizes:
@@ -21,6 +23,8 @@ class WorkerSizes:
         Bytes per process.
     gpus : int
         GPUs per process.
+    driver : int, optional
+        Bytes of the process that drives a job; the default is what is free on this machine.
     """
 
     workers: int
@@ -28,6 +32,12 @@ class WorkerSizes:
     cpus: int
     memory: int
     gpus: int = 0
+    driver: int | None = None
+
+    @property
+    def driver_memory(self) -> int:
+        """Bytes that results may take in the process that asks."""
+        return available() if self.driver is None else self.driver
 
     @property
     def slots(self) -> int:

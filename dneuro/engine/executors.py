@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dneuro.allocation import keep_memory, release_memory
 from dneuro.engine import stopping
+from dneuro.engine.memory import available
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import MiB, format_duration
 
@@ -60,6 +61,11 @@ class Sizes(Protocol):
         """Bytes that one process may use."""
         ...
 
+    @property
+    def driver_memory(self) -> int:
+        """Bytes that results may take in the process that asks."""
+        ...
+
 
 class Executor(Sizes, Protocol):
     """What the engine needs of a place to compute."""
@@ -99,8 +105,13 @@ class ThreadExecutor:
     def __init__(self, slots: int | None = None, memory: int | None = None) -> None:
         self.slots = slots or len(psutil.Process().cpu_affinity() or [0])
         self.slots_per_process = self.slots
-        self.memory = memory or psutil.virtual_memory().available
+        self.memory = memory or available()
         self._pool = concurrent.futures.ThreadPoolExecutor(self.slots, thread_name_prefix="dneuro")
+
+    @property
+    def driver_memory(self) -> int:
+        """Bytes that results may take with the tasks, which this process does too; its imports are there already."""
+        return min(self.memory, available() + PROCESS_BYTES)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         ready = [a.result() if isinstance(a, concurrent.futures.Future) else a for a in args]
@@ -181,6 +192,11 @@ class DaskExecutor:
         self._look()
         offered = (w["resources"].get(self.pool, w["nthreads"]) for w in self._workers)
         return sum(min(w["nthreads"], int(some)) for w, some in zip(self._workers, offered, strict=True)) or 1
+
+    @property
+    def driver_memory(self) -> int:
+        """Bytes that results may take in this process: what is free here, now."""
+        return available()
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.

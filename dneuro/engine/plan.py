@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import xarray as xr
 
 from dneuro.engine.blocks import BLOCK_BYTES, FEW_RUNS, RUNS, Grid, cut
-from dneuro.engine.executors import PROCESS_BYTES, Sizes
+from dneuro.engine.executors import PROCESS_BYTES, Sizes, ThreadExecutor
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import MiB, format_bytes
 
@@ -74,19 +74,45 @@ class Plan:
             f"result {format_bytes(self.result_bytes)}"
         )
 
-    def check(self, limit: int, *, hint: str) -> None:
-        """Refuse a plan that does not fit.
+    def process_bytes(self, where: Sizes) -> int:
+        """Return the peak of a process that does tasks: with threads it is the one that asks, and holds results too."""
+        return self.worker_bytes + (self.driver_bytes if isinstance(where, ThreadExecutor) else 0)
+
+    def asking_bytes(self, where: Sizes) -> int:
+        """Return the peak of the process that asks."""
+        return self.process_bytes(where) if isinstance(where, ThreadExecutor) else self.driver_bytes
+
+    def fits(self, where: Sizes) -> bool:
+        """Return whether both workers and driver have room for the plan."""
+        return self.worker_bytes <= where.memory and self.asking_bytes(where) <= where.driver_memory
+
+    def check(self, where: Sizes, *, hint: str, driver_hint: str) -> None:
+        """Refuse a plan that does not fit into the workers, or into the process that asks.
+
+        Parameters
+        ----------
+        where : Sizes
+            What there is.
+        hint, driver_hint : str
+            The way out if the workers, or if the driver, have too little.
 
         Raises
         ------
         MemoryLimitError
-            With the numbers, and `hint`.
+            With the numbers, and the way out.
         """
-        if self.worker_bytes > limit:
+        if self.worker_bytes > where.memory:
             raise MemoryLimitError(
                 f"{self.operation} needs {format_bytes(self.worker_bytes)} per worker, the limit is "
-                f"{format_bytes(limit)}; nothing was started",
+                f"{format_bytes(where.memory)}; nothing was started",
                 hint=hint,
+            )
+        if self.asking_bytes(where) > where.driver_memory:
+            tasks = f", {format_bytes(self.worker_bytes)} of it for its tasks" * isinstance(where, ThreadExecutor)
+            raise MemoryLimitError(
+                f"{self.operation} needs {format_bytes(self.asking_bytes(where))} in the driver, the process that "
+                f"asks{tasks}; the limit is {format_bytes(where.driver_memory)}; nothing was started",
+                hint=driver_hint,
             )
 
 

@@ -45,6 +45,18 @@ def share_of(x: xr.DataArray, executor: Sizes) -> int:
     return int(x.nbytes * (UNEVEN if processes > 1 else 1)) // processes
 
 
+def check_persist(persist: object) -> None:
+    """Refuse what is neither ``"auto"`` nor True nor False.
+
+    Raises
+    ------
+    UsageError
+        With the choices.
+    """
+    if not isinstance(persist, bool) and not (isinstance(persist, str) and persist == "auto"):
+        raise UsageError(f"persist={persist!r} is unknown", hint="persist='auto', True or False")
+
+
 def decide(x: xr.DataArray, executor: Sizes, *, passes: float, worker_bytes: int, persist: Persist = "auto") -> bool:
     """Return whether to persist an array.
 
@@ -68,8 +80,7 @@ def decide(x: xr.DataArray, executor: Sizes, *, passes: float, worker_bytes: int
     UsageError
         If `persist` is none of the three.
     """
-    if persist not in ("auto", True, False):
-        raise UsageError(f"persist={persist!r} is unknown", hint="persist='auto', True or False")
+    check_persist(persist)
     if persist is False or is_resident(x):
         return False
     wanted = worker_bytes + share_of(x, executor)

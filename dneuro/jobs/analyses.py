@@ -25,6 +25,7 @@ from dneuro.jobs.coupled import answer_coupled, done, identity, layers_of, plan_
 from dneuro.jobs.study import Study
 from dneuro.kernels.feeds import Feed
 from dneuro.spec.steps import (
+    PLACING,
     AnalysisStep,
     CooccurrenceStep,
     CoupledNmfStep,
@@ -110,7 +111,8 @@ def stand_in(study: Study, plan: LayerPlan, taken: Taken | None = None) -> xr.Da
     array = replace(plan, keep=kept).arrays(study.plan.images, study.plan.unit)[0]
     empty = da.zeros(array.shape, chunks=array.chunks, dtype=array.dtype)
     attrs = {"layer": plan.name, "keep": kept, "shape": list(plan.shape), "class_names": study.class_names}
-    coords = {"label": ("image", np.asarray(study.source.manifest.labels))}
+    manifest = study.source.manifest
+    coords = {"label": ("image", np.asarray(manifest.labels)), "filename": ("image", manifest.names)}
     if any(array.name == "correct" for array in study.plan.root):
         coords["correct"] = ("image", np.ones(study.plan.images, bool))
     return xr.DataArray(empty, dims=array.dims, coords=coords, attrs=attrs | ({TAKEN: taken} if taken else {}))
@@ -147,8 +149,8 @@ def _placed(study: Study, question: Question, x: xr.DataArray) -> dict[str, Any]
     step = question.step
     if not isinstance(step, SimilarityStep) or question.recorded:
         return {}
-    if step.neighbours is not None or step.threshold is not None:
-        return {}
+    if step.neighbours is not None or step.threshold is not None or step.per == "image":
+        return {}  # of images some may be masked, and a store has one image axis: rows of theirs are put in afterwards
     if count_features(x, step.per, step.pool) <= ROWS_NEURONS:
         return {}
     written = results.workplace(study.store, step.id, question.layer)
@@ -167,7 +169,10 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     if isinstance(question.step, CoupledNmfStep):
         stand_ins = [stand_in(study, plan) for plan in layers_of(study, question.step)]
         plan = replace(plan_coupled(study, question.step, stand_ins, executor), operation=name)
-        plan.check(executor.memory, hint="a lower rank, fewer layers, or a profile with more memory per worker")
+        plan.check(
+            executor, hint="a lower rank, fewer layers, or a profile with more memory per worker",
+            driver_hint="a lower rank, fewer layers, or driver: {memory: …} in the profile",
+        )  # fmt: skip
         return plan
     layer = next(plan for plan in study.plan.layers if plan.name == question.layer)
     x = stand_in(study, layer, _taken(question, study.plan.unit))
@@ -177,11 +182,11 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     plan = replace(plan, operation=name, method="; ".join(filter(None, (plan.method, question.why))))
     if question.rows is not None:  # a table in the memory of the driver is no reading
         plan = replace(plan, passes=0, read_bytes=0, method="in the driver")
-    elif question.recorded:
-        return plan
     plan.check(
-        executor.memory,
+        executor,
         hint="a lower rank, method: krylov, per: channel, or a profile with more memory per worker (--cluster)",
+        driver_hint="a lower rank, a smaller k, per: channel, neighbours: 20 of a similarity; or a machine with more "
+        "memory for the process that drives the job (--cluster; in Slurm driver: {memory: …})",
     )
     return plan
 
@@ -214,12 +219,10 @@ def answer(
     `opened` gives the store as it was before the step: to open it takes longer the more results it holds.
     """
     step, layer = question.step, question.layer
-    # A step that selects nothing has the fingerprint that it had before one could select.
-    unsaid = {"name", "workers", "layer"} | ({"select"} if step.select is None else set())
     inputs = {
         "format": RESULT_FORMAT,
         "analysis": step.kind,
-        "parameters": step.model_dump(mode="json", exclude=unsaid),
+        "parameters": _said(step),
         "layer": identity(study, step) if isinstance(step, CoupledNmfStep) else study.layer_identity(layer),
     }
     of = getattr(step, "of", "activation")
@@ -253,6 +256,20 @@ def answer(
     return True
 
 
+def _said(step: AnalysisStep) -> dict[str, Any]:
+    """Return what of a step its result depends on.
+
+    A step that selects nothing has the fingerprint that it had before one could select; and so for what may be said now
+    of the images selected.
+    """
+    said = step.model_dump(mode="json", exclude={"name", "workers", "layer"} | PLACING)
+    if step.select is None:
+        del said["select"]
+    elif step.select.images is None:
+        del said["select"]["images"]
+    return said
+
+
 def _compute(
     study: Study, store: Store, question: Question, executor: Executor, work: ExtractWork, **goes_on: Any
 ) -> xr.Dataset:
@@ -280,7 +297,13 @@ def _compute(
 def _all_images(result: xr.Dataset, store: Store) -> xr.Dataset:
     """Give a result with fewer images all of the store's, NaN where there is none: a hierarchy has one image axis."""
     total = store.images.sizes["image"]
-    if "image" in result.dims and result.sizes["image"] < total:
-        return result.reindex(image=np.arange(total), fill_value={"cluster": -1} if "cluster" in result else np.nan)
-    return result
+    if "image" not in result.dims or result.sizes["image"] == total:
+        return result
+    every = {dim: np.arange(total) for dim in ("image", "other_image") if dim in result.dims}
+    none = {name: -1 for name in result if name in ("cluster", "order") or str(name).endswith("_neighbour")}
+    whole = result.reindex(every, fill_value=none or np.nan)
+    if "order" in whole:  # of a tree's images: those that are in none stand last
+        order = whole["order"].values
+        order[order < 0] = np.arange(result.sizes["image"], total)
+    return whole
 

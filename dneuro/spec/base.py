@@ -68,6 +68,11 @@ by_count = Discriminator(lambda value: SEVERAL if isinstance(value, list | tuple
 """Tells one value from a list, so that an error is about the form that was written."""
 
 
+ALL, NUMBER = "<all>", "<number>"
+all_or_number = Discriminator(lambda value: ALL if value == "all" else NUMBER)
+"""Tells the word that stands for all there are from a number, which anything else is taken for."""
+
+
 def _refuse_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError(f"must be a number, not {shown(value)}")

@@ -54,7 +54,7 @@ class Outline:
     def choices(self, path: KeyPath, data: Any = None) -> list[str]:
         """Return the values there are to choose from at `path`, as they are written in YAML."""
         nodes = self._at(path, data)
-        found = [str(value) for node in nodes for value in _enumerated(node)]
+        found = [_written(value) for node in nodes for value in _enumerated(node)]
         null = ["null"] if found and any(node.get("type") == "null" for node in nodes) else []
         return list(dict.fromkeys(found + null))
 
@@ -105,6 +105,10 @@ def _named_keys(node: Schema) -> list[str]:
 
 def _enumerated(node: Schema) -> list[Any]:
     return [node["const"]] if "const" in node else list(node.get("enum", []))
+
+
+def _written(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def below(data: Any, step: str | int) -> Any:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Tag, field_validator, model_validator
 
 from dneuro.spec.base import (
+    ALL,
+    NUMBER,
     ONE,
     SEVERAL,
     Name,
@@ -19,6 +21,7 @@ from dneuro.spec.base import (
     Seed,
     Share,
     Spec,
+    all_or_number,
     by_count,
     no_bool,
 )
@@ -28,7 +31,11 @@ Codec = Literal["zstd-fast", "zstd", "zstd-shuffle", "lz4-shuffle", "none"]
 DEFAULT_CODEC: Codec = "zstd-fast"
 Keep = Literal["full", "max", "mean", "stats"]
 Per = Literal["channel", "neuron"]
+Of = Literal["channel", "neuron", "image"]
 Pool = Literal["max", "mean"]
+Persist = Literal["auto", True, False]
+PLACING = {"persist"}
+"""Keys of a step that say how it is computed; its result does not depend on them."""
 
 
 class LayerSpec(Spec):
@@ -181,6 +188,8 @@ class SelectSpec(Spec):
     """Only images that the network classified correctly (true), or wrongly (false)."""
     classes: Annotated[list[str | int], Field(min_length=1)] | None = None
     """Only images of these classes, by name or index."""
+    images: Annotated[list[str | int], Field(min_length=1)] | None = None
+    """Only these images, by filename or number."""
     sample: Positive | None = None
     """So many of the images that are left, drawn at random."""
     seed: Seed = 0
@@ -274,8 +283,8 @@ class SvdStep(AnalysisStep):
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": [name]} for name in ("rank", "threshold", "explained_variance")]}
     )
-    rank: Positive | None = None
-    """Number of singular triplets."""
+    rank: Annotated[Annotated[Literal["all"], Tag(ALL)] | Annotated[Positive, Tag(NUMBER)], all_or_number] | None = None
+    """Number of singular triplets, or ``all``: the whole spectrum, of narrow layers."""
     threshold: Annotated[float, Field(gt=0)] | None = None
     """Instead of ``rank``: all with a singular value of at least this."""
     explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
@@ -286,10 +295,12 @@ class SvdStep(AnalysisStep):
     method: Literal["auto", "tsqr", "gram", "krylov"] = "auto"
     """``tsqr``: exact down to the smallest, for narrow layers; ``gram``: exact, through the neuron × neuron matrix;
     ``krylov``: for wide layers."""
-    tolerance: Annotated[float, Field(gt=0, lt=1)] = 2e-3
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = 4e-3
     """``krylov`` stops when every certificate is below this share of its singular value."""
     seed: Seed = 0
     """Seed of the start block of ``krylov``."""
+    persist: Persist = "auto"
+    """Keep the layer in the workers' memory for all passes; ``auto``: if it takes no more than 60 % of it."""
 
     @model_validator(mode="after")
     def _need_one_way_to_end(self) -> SvdStep:
@@ -317,6 +328,8 @@ class _Factorisation(AnalysisStep):
     """It has converged when an iteration lowers the error by no more than this share of ‖X‖; 0 never stops early."""
     seed: Seed = 0
     """Seed of the start."""
+    persist: Persist = "auto"
+    """Keep what is factorised in the workers' memory; ``auto``: if it takes no more than 60 % of it."""
 
 
 class NmfStep(_Factorisation):
@@ -365,6 +378,12 @@ class RandomProjectionsStep(AnalysisStep):
         return self
 
 
+def _refuse_images_of_counts(step: RowsStep) -> None:
+    if step.of != "activation" and getattr(step, "per", None) == "image":
+        raise refusal("counts are of channels or neurons over classes, there are no images to compare",
+                      "leave out `of`, or `per`", ("per",))  # fmt: skip
+
+
 class SimilarityStep(RowsStep):
     """Similarity of every two channels or neurons."""
 
@@ -383,14 +402,16 @@ class SimilarityStep(RowsStep):
     """Keep only pairs whose value is at least this in size, or whose distance is at most this; of one measure."""
     precision: Literal["auto", "float32", "float64"] = "auto"
     """In which activations are multiplied (sums are float64); ``auto``: float64 up to 2,048 neurons."""
-    per: Per = "channel"
-    """Compare channels or neurons (channel, y, x)."""
+    per: Of = "channel"
+    """Compare channels or neurons (channel, y, x), or the images over all neurons; their matrix is held in memory."""
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
-
+    persist: Persist = "auto"
+    """Keep a layer that has to be read several times in the workers' memory; ``auto``: if it fits."""
 
     @model_validator(mode="after")
     def _keep_one_thing(self) -> SimilarityStep:
+        _refuse_images_of_counts(self)
         if self.threshold is not None and self.neighbours is not None:
             what = "neighbours and threshold each say what to keep"
             raise ProblemsError(Problem(what, "leave one out", ("threshold",)))
@@ -412,8 +433,9 @@ class ClustersStep(RowsStep):
     """What the tree is made of."""
     linkage: Literal["average", "complete", "single", "ward"] = "average"
     """Distance between clusters; ``ward`` is for Euclidean distances."""
-    per: Per = "channel"
-    """Cluster channels or neurons (channel, y, x)."""
+    per: Of = "channel"
+    """Cluster channels or neurons (channel, y, x), or the images by all neurons: up to some 20,000, more by
+    ``kmeans``."""
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
     k: Positive = 10
@@ -421,6 +443,7 @@ class ClustersStep(RowsStep):
 
     @model_validator(mode="after")
     def _need_one_cut(self) -> ClustersStep:
+        _refuse_images_of_counts(self)
         if self.count is None and self.distance is None:
             raise refusal("neither count nor distance says where the tree is cut", "`count: 8`, or `distance: 0.3`")
         if self.count is not None and self.distance is not None:

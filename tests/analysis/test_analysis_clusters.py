@@ -142,9 +142,85 @@ def test_clusters__that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) 
     wide = layer(da.zeros((10, 100_000), chunks=(10, 100_000), dtype="f4"))
     plan = dn.plan("clusters", wide, count=3)
     assert plan.driver_bytes > 32 * 100_000**2
-    with pytest.raises(MemoryLimitError, match=r"clusters needs .* per worker"):
-        dn.clusters(wide, count=3, client=ThreadExecutor(1, memory=2**32))
-    with pytest.raises(MemoryLimitError, match=r"clusters needs .* in this process"):
-        dn.clusters(wide, count=3, client=ThreadExecutor(1, memory=2**50))
+    for memory in (2**32, 2**50):  # that much is not there, whatever the executor is given
+        with pytest.raises(MemoryLimitError, match=r"clusters needs .* in the driver") as caught:
+            dn.clusters(wide, count=3, client=ThreadExecutor(1, memory=memory))
+        assert "per='channel'" in str(caught.value.hint)
     with pytest.raises(NonFiniteError):
         dn.clusters(layer() * np.float32(np.nan), count=2)
+
+
+def images(chunks: Any = (7, 3), dtype: str = "f4") -> xr.DataArray:
+    """A layer (24, 6, 2, 1) whose images are of four kinds."""
+    kinds = RNG.standard_normal((4, 6, 2, 1))
+    values = (kinds[np.arange(24) % 4] + 0.1 * RNG.standard_normal((24, 6, 2, 1))).astype(dtype)
+    x = layer(values, chunks=(*chunks, 2, 1))
+    return x.assign_coords(label=("image", np.arange(24) % 2)).assign_attrs(class_names=["cat", "dog"])
+
+
+@pytest.mark.parametrize("linkage", ["average", "complete", "single", "ward"])
+@pytest.mark.parametrize("metric", ["pearson", "euclidean"])
+@pytest.mark.parametrize("tiles", [True, False])
+def test_clusters__of_images_as_scipy_cuts_the_tree(
+    linkage: Any, metric: Any, tiles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if linkage == "ward" and metric == "pearson":
+        return
+    if tiles:
+        monkeypatch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
+        monkeypatch.setattr("dneuro.engine.regions.STRIP", 8)
+    x = images()
+    found = dn.clusters(x, count=4, metric=metric, linkage=linkage, per="image", client=EXECUTOR)
+    z = x.values.reshape(24, -1).astype("f8")
+    apart = pdist(z) if metric == "euclidean" else squareform(1 - np.corrcoef(z), checks=False)
+    tree = scipy_linkage(apart, linkage)
+    np.testing.assert_allclose(found["linkage"], tree, rtol=1e-6, atol=1e-6)
+    assert same(found["cluster"], fcluster(tree, 4, "maxclust"))
+    assert same(found["cluster"], np.arange(24) % 4)
+    assert found[metric].dims == ("image", "other_image")
+    matrix = found[metric].values if metric == "euclidean" else 1 - found[metric].values
+    np.testing.assert_allclose(matrix, squareform(apart), rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found["leaf_image"], np.arange(24))
+
+
+def test_clusters__of_images_count_classes_and_keep_numbers(threads: ThreadExecutor) -> None:
+    x = images().assign_coords(image=np.arange(24) * 10)
+    gone = np.isin(np.arange(24), [0, 5, 6])
+    values = x.values.copy()
+    values[gone] = np.nan
+    masked = x.copy(data=da.from_array(values, chunks=(5, 6, 2, 1))).assign_coords(status=("image", gone.astype("u1")))
+    found = dn.clusters(masked, count=4, k=3, per="image", client=threads)
+    rest = dn.clusters(x.isel(image=~gone), count=4, k=3, per="image", client=threads)
+    for name in rest.data_vars:
+        np.testing.assert_allclose(found[name], rest[name], rtol=1e-10)
+    assert found["image"].values.tolist() == (np.flatnonzero(~gone) * 10).tolist()
+    assert set(found["member"].values.ravel().tolist()) - {-1} <= set(found["image"].values.tolist())
+    assert found["class_count"].sel({"class": "dog"}).sum() == (~gone & (np.arange(24) % 2 == 1)).sum()
+    np.testing.assert_array_equal(found["class_count"].sum("class"), found["size"])
+    chosen = dn.clusters(dn.select(x, classes=["cat"]), count=2, per="image", client=threads)
+    assert same(chosen["cluster"], np.arange(24)[::2] % 4)
+
+
+def test_clusters__of_scores_and_of_pooled_channels(threads: ThreadExecutor) -> None:
+    x = images()
+    by_channel = dn.clusters(x.max(("y", "x")), count=4, per="image", client=threads)
+    by_score = dn.clusters(dn.svd(x, rank=3, client=threads)["score"], count=4, per="image", client=threads)
+    for found in (by_channel, by_score):
+        assert same(found["cluster"], np.arange(24) % 4)
+
+
+def test_clusters__of_many_images_name_kmeans() -> None:
+    many = layer(da.zeros((50_000, 10), chunks=(1000, 10), dtype="f4"))
+    with pytest.raises(MemoryLimitError, match=r"clusters needs .* in the driver") as caught:
+        dn.clusters(many, count=3, per="image", client=ThreadExecutor(1, memory=2**34))
+    assert str(caught.value.hint).startswith("dn.kmeans")
+    with pytest.raises(ArrayError, match="count=70 of 60 images"):
+        dn.clusters(layer(), count=70, per="image")
+
+
+def test_plan__counts_neurons_whatever_the_precision() -> None:
+    """Products of many neurons over many images are in float32, half as large."""
+    wide = layer(da.zeros((5000, 3000), chunks=(500, 1000), dtype="f4"))
+    plan = dn.plan("clusters", wide, count=2900, client=ThreadExecutor(1, memory=2**36))
+    assert "float32" in plan.method
+    assert plan.driver_bytes > 32 * 3000**2

@@ -12,6 +12,8 @@ from scipy.spatial.distance import pdist, squareform
 
 import dneuro as dn
 from dneuro import events
+from dneuro.engine import ThreadExecutor
+from dneuro.errors import NonFiniteError
 
 RNG = np.random.default_rng(0)
 
@@ -110,3 +112,58 @@ def test_similarity__of_one_image_has_no_correlation() -> None:
     found = dn.similarity(xr.DataArray(np.ones((1, 3), "f4"), dims=("image", "channel")))
     assert np.isnan(found["pearson"]).all()
     assert (found["euclidean"] == 0).all()
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+@pytest.mark.parametrize("chunks", [None, (7, 2, 3, 1), (60, 1, 3, 2), (13, 5, 1, 2)])
+def test_similarity__of_images_compares_them_over_the_neurons(
+    tiles: bool, dtype: str, chunks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tiles:
+        monkeypatch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
+        monkeypatch.setattr("dneuro.engine.regions.STRIP", 8)
+    values = np.random.default_rng(4).standard_normal((60, 5, 3, 2)).astype(dtype)
+    values[7] = 0.25  # does not vary over the neurons
+    data = values if chunks is None else da.from_array(values, chunks=chunks)
+    x = xr.DataArray(data, dims=("image", "channel", "y", "x"), coords={"image": np.arange(60) + 100})
+    metrics = ["pearson", "euclidean", "cosine", "covariance"]
+    found = dn.similarity(x, metric=metrics, per="image", client=ThreadExecutor(2))
+    table = values.reshape(60, -1).astype("f8")
+    with np.errstate(invalid="ignore", divide="ignore"):
+        expected = {"pearson": np.corrcoef(table), "covariance": np.cov(table)}
+    expected["euclidean"] = squareform(pdist(table))
+    expected["cosine"] = 1 - squareform(pdist(table, "cosine"))
+    for metric in metrics:
+        assert found[metric].dims == ("image", "other_image")
+        np.testing.assert_allclose(found[metric], expected[metric], rtol=1e-6, atol=1e-6)
+    assert np.isnan(found["pearson"][7]).all()
+    assert found["image"].values.tolist() == found["other_image"].values.tolist() == list(range(100, 160))
+    assert found.attrs["images"] == 60
+
+
+def test_similarity__nearest_images_go_by_their_numbers() -> None:
+    values = np.random.default_rng(5).standard_normal((30, 8)).astype("f4")
+    gone = np.isin(np.arange(30), [2, 11])
+    x = xr.DataArray(values, dims=("image", "channel"), coords={"image": np.arange(30) * 10})
+    x = x.assign_coords(status=("image", gone.astype("u1")))
+    found = dn.similarity(x, metric="euclidean", per="image", neighbours=3)
+    kept = np.flatnonzero(~gone)
+    apart = squareform(pdist(values[kept].astype("f8")))
+    np.fill_diagonal(apart, np.inf)
+    assert found["euclidean_neighbour"].dims == ("image", "neighbour")
+    np.testing.assert_array_equal(found["euclidean_neighbour"], 10 * kept[np.argsort(apart, axis=1)[:, :3]])
+    np.testing.assert_array_equal(found["image"], 10 * kept)
+    close = dn.similarity(x, metric="euclidean", per="image", threshold=2.5)
+    expected = np.argwhere(np.triu(apart <= 2.5, 1))
+    np.testing.assert_array_equal(np.stack([close["first"], close["second"]], axis=1), 10 * kept[expected])
+
+
+def test_similarity__of_images_names_what_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
+    monkeypatch.setattr("dneuro.engine.regions.STRIP", 8)
+    values = np.random.default_rng(6).standard_normal((40, 9)).astype("f4")
+    values[33, 4] = np.nan
+    x = xr.DataArray(da.from_array(values, chunks=(8, 9)), dims=("image", "channel"), name="conv1")
+    with pytest.raises(NonFiniteError, match=r"conv1: image 33, neuron \(4,\) is nan"):
+        dn.similarity(x, per="image", client=ThreadExecutor(2))

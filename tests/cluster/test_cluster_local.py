@@ -176,14 +176,14 @@ def test_worker__that_dies_of_a_unit_each_time_is_given_that_unit_three_times(
 
 
 def test_sizes__fill_in_what_the_profile_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Machine:
-        available = 10 * GiB
-
-    monkeypatch.setattr(psutil, "virtual_memory", Machine)
+    monkeypatch.setattr("dneuro.cluster.local.available", lambda: 10 * GiB)
     monkeypatch.setattr(psutil.Process, "cpu_affinity", lambda self: list(range(8)))
     plain = worker_sizes(ProfileSpec(backend="local"))
     # 8 GiB for the workers: four with 2 GiB each, not eight with 1 GiB, of which each needs 1.6.
     assert (plain.workers, plain.threads, plain.cpus, plain.memory) == (4, 1, 2, 2 * GiB)
+    assert plain.driver_memory == 2 * GiB
+    assert worker_sizes(profile(workers=2, memory="1GiB")).driver_memory == 8 * GiB
+    assert worker_sizes(profile(workers=9, memory="2GiB")).driver_memory == 2 * GiB
     few = worker_sizes(profile(workers=2))
     assert (few.workers, few.cpus, few.memory) == (2, 4, 4 * GiB)
     wide = worker_sizes(profile(cpus=4, threads=2, memory="1GiB"))

@@ -17,7 +17,8 @@ import dneuro as dn
 from dneuro import events
 from dneuro.engine import ThreadExecutor
 from dneuro.engine.executors import PROCESS_BYTES
-from dneuro.engine.regions import Needs, strip_length, tile
+from dneuro.engine.regions import strip_length, tile
+from dneuro.engine.tiling import Needs
 from dneuro.quantities import GiB, MiB
 
 NEEDS = Needs(item=4, kept=lambda tiles, now, strips, width: (0, 0), work=lambda width: 0)
@@ -28,6 +29,7 @@ class Workers:
 
     def __init__(self, memory: int, slots: int = 2) -> None:
         self.memory, self.slots = memory, slots
+        self.driver_memory = memory
 
 
 def array(images: int, neurons: int, chunks: Any) -> xr.DataArray:

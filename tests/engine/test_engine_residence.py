@@ -28,7 +28,7 @@ class Workers:
     slots, slots_per_process = 2, 1
 
     def __init__(self, memory: int) -> None:
-        self.memory = memory
+        self.memory = self.driver_memory = memory
 
 
 def test_decide__persists_what_is_read_again_and_fits() -> None:

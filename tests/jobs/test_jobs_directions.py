@@ -26,6 +26,8 @@ STEPS: list[Any] = [
     {"clusters": {"count": 3, "layer": "relu1"}},
     {"clusters": {"name": "alike", "of": "above", "distance": 0.5}},
     {"kmeans": {"count": 4, "seed": 1}},
+    {"clusters": {"name": "images-alike", "count": 4, "per": "image"}},
+    {"similarity": {"name": "near", "per": "image", "neighbours": 3, "metric": "pearson"}},
     "report",
 ]
 
@@ -48,6 +50,8 @@ def test_steps__give_what_the_functions_give(run: dn.Store, threads: ThreadExecu
             "random_projections": dn.random_projections(x, directions=12, k=5, client=threads),
             "alike": dn.clusters(above["count"], distance=0.5, client=threads),
             "kmeans": dn.kmeans(x, count=4, seed=1, client=threads),
+            "images-alike": dn.clusters(x, count=4, per="image", client=threads),
+            "near": dn.similarity(x, per="image", neighbours=3, metric="pearson", client=threads),
         }
         if layer == "relu1":
             expected["clusters"] = dn.clusters(x, count=3, client=threads)
@@ -97,6 +101,11 @@ def test_steps__about_rows_follow_what_was_counted(make_job: MakeJob, threads: T
         ("clusters: {count: 2, linkage: ward}", "ward is about Euclidean distances"),
         ("selectivity: {of: cof}", "no cooccurrence step named 'cof' comes before"),
         ("kmeans: {}", "count: missing"),
+        ("clusters: {count: 2, of: cof, per: image}", "there are no images to compare"),
+        ("similarity: {of: cof, per: image}", "there are no images to compare"),
+        ("svd: {rank: some}", "must be a whole number"),
+        ("svd: {rank: 0}", "must be greater than 0"),
+        ("svd: {rank: 2, persist: maybe}", "unknown value 'maybe'"),
         ("selectivity: {chance: -1}", "at least 0"),
     ],
 )
@@ -123,3 +132,25 @@ def test_masked__images_are_in_no_cluster(run: dn.Store) -> None:
     cluster = run.results["kmeans"]["fc"]["cluster"]
     assert cluster.sizes["image"] == 40
     assert np.isfinite(cluster).all()
+
+
+def test_masked__images_are_in_no_cluster_of_a_tree(
+    make_job: MakeJob, make_photos: Callable[..., dict[str, Any]], threads: ThreadExecutor
+) -> None:
+    """The hierarchy has one image axis: rows of the images that took no part are there, and say so."""
+    steps = [{"clusters": {"count": 3, "per": "image", "layer": "fc"}}, {"similarity": {"per": "image", "layer": "fc"}}]
+    near = {"similarity": {"name": "near", "per": "image", "layer": "fc", "neighbours": 2}}
+    job = make_job(*steps, near, "report", **make_photos(24, broken=[3, 20]))
+    store = dn.open(run_job(job, threads).store)
+    found = store.results["clusters"]["fc"].load()
+    assert found["cluster"].values[[3, 20]].tolist() == [-1, -1]
+    assert (np.delete(found["cluster"].values, [3, 20]) >= 0).all()
+    assert found["order"].values[[3, 20]].tolist() == [22, 23]
+    assert sorted(found["order"].values.tolist()) == list(range(24))
+    matrix = store.results["similarity"]["fc"]["pearson"].values
+    assert matrix.shape == (24, 24)
+    assert np.isnan(matrix).sum() == 24 * 24 - 22 * 22
+    np.testing.assert_array_equal(matrix, found["pearson"].values)
+    neighbour = store.results["near"]["fc"]["pearson_neighbour"].values
+    assert neighbour[[3, 20]].tolist() == [[-1, -1], [-1, -1]]
+    assert not np.isin(np.delete(neighbour, [3, 20], axis=0), [-1, 3, 20]).any()

@@ -31,7 +31,7 @@ class Workers:
     """Sizes of a place to compute that is never used."""
 
     def __init__(self, memory: int) -> None:
-        self.slots, self.slots_per_process, self.memory = 4, 1, memory
+        self.slots, self.slots_per_process, self.memory, self.driver_memory = 4, 1, memory, memory
 
 
 def test_plan__writes_nothing_and_starts_nothing(make_job: MakeJob, tmp_path: Path) -> None:

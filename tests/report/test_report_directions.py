@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.cluster.hierarchy import linkage
+from scipy.cluster.hierarchy import leaves_list, linkage
+from scipy.spatial.distance import pdist, squareform
 
 from dneuro.report import comparisons, trees
 from dneuro.report.canvas import save
@@ -58,6 +59,7 @@ def results() -> dict[str, xr.Dataset]:
             },
             attrs=attrs("clusters", count=2),
         ),
+        "/results/alike/fc": _images_alike(),
         "/results/kmeans/fc": xr.Dataset(
             {
                 "cluster": ("image", np.arange(COUNT) % 2), "distance": ("image", RNG.random(COUNT)),
@@ -68,6 +70,26 @@ def results() -> dict[str, xr.Dataset]:
             attrs={**attrs("kmeans", count=2), "inertia": 12.5, "iterations": 7, "converged": True},
         ),
     }  # fmt: skip
+
+
+def _images_alike() -> xr.Dataset:
+    """Images 0, 1, 2 … in two clusters of 12, but for image 23, which took no part."""
+    values = np.random.default_rng(1).random((COUNT - 1, 5)) + 9 * (np.arange(COUNT - 1) % 2)[:, None]
+    tree = linkage(values, "average")
+    order = np.append(np.argsort(leaves_list(tree)), COUNT - 1)
+    apart = np.full((COUNT, COUNT), np.nan)
+    apart[: COUNT - 1, : COUNT - 1] = squareform(pdist(values))
+    return xr.Dataset(
+        {
+            "euclidean": (("image", "other_image"), apart), "cluster": ("image", [*(np.arange(COUNT - 1) % 2), -1]),
+            "order": ("image", order), "size": ("group", [12, 11]), "spread": ("group", [0.9, 0.8]),
+            "member": (("group", "rank"), [[4, 2, 0], [1, 3, 7]]), "linkage": (("merge", "column"), tree),
+            "leaf_image": ("leaf", np.arange(COUNT - 1)),
+            "class_count": (("group", "class"), [[6, 0, 6, 0], [0, 6, 0, 5]]),
+        },
+        coords={"image": np.arange(COUNT), "other_image": np.arange(COUNT), "class": CLASSES},
+        attrs={**attrs("clusters", count=2, per="image"), "step": "alike"},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -109,6 +131,17 @@ def test_clusters__are_shown_with_their_members(source: str) -> None:
     assert "Grey: 1 channel in no cluster, for it does not vary." in found
     assert "2 members, mean distance 0.2: 1, 0" in found
     assert "Cluster 1" not in found, "one neuron is no cluster to show"
+
+
+def test_clusters__of_images_are_shown_with_their_pictures(source: str) -> None:
+    found = section(source, "clusters-of-images")
+    assert "24 images of fc in 2 clusters, framed; above, the tree" in found
+    assert "Grey: 1 image in no cluster, for it does not vary, or took no part." in found
+    assert "12 images, mean distance 0.9, 50 % zero" in found
+    first = found.split("<h4>Cluster 0")[1].split("<h4>")[0]
+    assert re.findall(r'<img [^>]*alt="image (\d+),', first) == ["4", "2", "0"]
+    assert "fc-alike-classes.png" in found
+    assert "4 channels" not in found
 
 
 def test_kmeans__are_shown_with_their_images(source: str) -> None:

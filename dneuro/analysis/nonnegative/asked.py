@@ -13,6 +13,7 @@ import xarray as xr
 
 from dneuro import events
 from dneuro.analysis.arrays import View, choose, is_count
+from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.nonnegative import start
 from dneuro.analysis.nonnegative.arrays import Arrays, Factors, Rule
 from dneuro.analysis.nonnegative.checkpoint import Checkpoint
@@ -21,7 +22,7 @@ from dneuro.analysis.nonnegative.reads import choose as choose_reads
 from dneuro.analysis.nonnegative.solve import Solution, solve
 from dneuro.engine.executors import Executor
 from dneuro.engine.plan import Plan
-from dneuro.engine.residence import Persist, kept_bytes, residents
+from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.store.files import locate
 
@@ -69,10 +70,11 @@ class Asked:
         if not isinstance(self.init, Factors):
             choose("init", self.init, ("nndsvda", "random"))
         for name in ("max_iter", "sweeps"):
-            if not is_count(getattr(self, name)) and not (name == "sweeps" and self.sweeps is None):
-                raise ArrayError(f"{name}={getattr(self, name)!r}", hint=f"{name}: a whole number, 1 or more")
-        if not 0 <= self.tol < 1:
-            raise ArrayError(f"tol={self.tol!r}", hint="tol: at least 0, less than 1; 0 iterates max_iter times")
+            if not (name == "sweeps" and self.sweeps is None):
+                check_count(name, getattr(self, name), hint=f"{name}=10")
+        check_number("tol", self.tol, least=0, below=1, hint="tol=1e-5; 0 iterates max_iter times")
+        check_seed(self.seed)
+        check_persist(self.persist)
 
     @property
     def rule(self) -> Rule:
@@ -95,9 +97,8 @@ class Asked:
     def plan(self, executor: Executor) -> Plan:
         """Return passes, bytes and memory."""
         plan = self._streamed(executor)
-        kept = kept_bytes(
-            self._xs, executor, passes=plan.passes, worker_bytes=plan.worker_bytes, persist=self.persist
-        )
+        besides = plan.process_bytes(executor)
+        kept = kept_bytes(self._xs, executor, passes=plan.passes, worker_bytes=besides, persist=self.persist)
         return replace(plan, worker_bytes=plan.worker_bytes + kept)
 
     def _streamed(self, executor: Executor) -> Plan:
@@ -128,12 +129,15 @@ class Asked:
             Before anything is read.
         """
         plan = self.plan(executor)
-        plan.check(executor.memory, hint="a lower rank, smaller chunks, or workers with more memory")
+        plan.check(
+            executor, hint="a lower rank, smaller chunks, or workers with more memory",
+            driver_hint="a lower rank, or more memory for the process that asks",
+        )  # fmt: skip
         events.emit("note", self.operation, f"{plan.method}, {plan.passes} passes at most")
         streamed = self._streamed(executor)
         with residents(
-            self._xs, executor, passes=plan.passes, worker_bytes=streamed.worker_bytes, persist=self.persist,
-            step=self.operation,
+            self._xs, executor, passes=plan.passes, worker_bytes=streamed.process_bytes(executor),
+            persist=self.persist, step=self.operation,
         ) as xs:  # fmt: skip
             views = tuple(replace(seen, xs=(x,)) for seen, x in zip(self.arrays.views, xs, strict=True))
             return replace(self, arrays=replace(self.arrays, views=views))._run(executor, plan)
@@ -206,12 +210,17 @@ def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> 
     ArrayError
         If they are not those of such arrays.
     """
+    if not isinstance(result, xr.Dataset | xr.DataTree):
+        raise ArrayError(f"init={result!r} is no result, nor a way to start", hint="init='nndsvda' or 'random'")
     images = arrays.views[0].images if arrays.rows is None else arrays.views[0].images[arrays.rows]
     try:
         left = result["image_weight"].transpose("image", "component").sel(image=images).values
         rights = [part["neuron_weight"].transpose("component", ...).values.reshape(rank, -1).T for part in matrices]
     except (KeyError, ValueError) as error:
-        raise ArrayError(f"init= is no result about these images with {rank} components: {error}") from None
+        raise ArrayError(
+            f"init= is no result about these images with {rank} components: {error}",
+            hint="init='nndsvda', or the result for the same images and rank",
+        ) from None
     shapes = [left.shape, *(right.shape for right in rights)]
     wanted = [(len(images), rank), *((count, rank) for count in arrays.neurons)]
     if shapes != wanted:

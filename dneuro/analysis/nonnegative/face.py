@@ -227,7 +227,8 @@ def _of_several(
     arrays = Arrays(tuple(views), _weights(weights, names), same_images(views, names))
     start: Any = init
     if not isinstance(init, str):
-        start = earlier(init, [init[name] for name in names if name in init], arrays, rank)
+        parts = [init[name] for name in names if name in init] if isinstance(init, xr.DataTree) else []
+        start = earlier(init, parts, arrays, rank)
     return Asked("coupled_nmf", arrays, rank, update, start, *rest), names
 
 

@@ -53,7 +53,8 @@ class SlurmBackend:
         spec = self.profile.groups[self.profile.group(pool)]
         assert spec.memory is not None  # the profile was checked
         cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
-        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus)
+        driver = self.profile.driver.memory if self.slurm.submit_workers_from == "driver" else None
+        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus, driver)
 
     @contextlib.contextmanager
     def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:

@@ -33,6 +33,8 @@ class Kind:
     title: str
     needs: tuple[str, ...]
     build: Callable[[Result, Layer, Studio], Block]
+    anchor: str = ""
+    """Of the section, where another one is about the same analysis."""
 
     def fits(self, result: Result) -> bool:
         """Whether the result is of this kind and has something to show."""
@@ -49,7 +51,8 @@ SECTIONS = (
     Kind("cooccurrence", "Co-occurrence with classes", ("count",), cooccurrence.build),
     Kind("selectivity", "Selectivity", ("mf", "class_selectivity"), selectivity.build),
     Kind("similarity", "Similarity", similarity.NEEDS, similarity.build),
-    Kind("clusters", "Clusters of neurons", ("cluster",), clusters.build),
+    Kind("clusters", "Clusters of neurons", ("leaf_neuron",), clusters.build),
+    Kind("clusters", "Clusters of images: trees", ("leaf_image",), clusters.build, "clusters-of-images"),
     Kind("kmeans", "Clusters of images", ("cluster",), kmeans.build),
 )
 """In the order of the page."""
@@ -71,7 +74,8 @@ def build(layer: Layer, studio: Studio) -> Iterable[Section]:
         fitting = [result for result in left if kind.fits(result)]
         if fitting:
             left = [result for result in left if result not in fitting]
-            yield Section(kind.analysis, kind.title, [kind.build(result, layer, studio) for result in fitting])
+            blocks = [kind.build(result, layer, studio) for result in fitting]
+            yield Section(kind.anchor or kind.analysis, kind.title, blocks)
     if left:
         yield Section("other", "Other results", [other.build(result) for result in left])
 

@@ -1,4 +1,4 @@
-"""Clusters of neurons: the tree above the heat map in its order, and the members of the largest clusters."""
+"""Clusters of neurons, or of images: the tree above the heat map in its order, and members of the largest clusters."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dneuro.report import heatmaps, trees
 from dneuro.report.blocks import Block, Plate, Row, Studio, Tile, facts, heading
 from dneuro.report.contents import Layer, Result
+from dneuro.report.sections import kmeans
 from dneuro.report.sections.picking import names
 from dneuro.report.words import counted, listed, number, quoted
 
@@ -20,14 +21,18 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     """Return the block of one ``clusters`` result."""
     size = np.asarray(result.data["size"].values)
     rows = [_row(group, result, layer, studio) for group in range(min(studio.neurons, int((size > 1).sum())))]
-    caption = (
-        f"The {counted(len(rows), 'largest cluster')} with more than one member, the most central members first; each "
-        "picture is the top image of the member named below it."
-        if rows
-        else None
-    )
-    return Block(heading(result), plates=[_plate(result, layer, studio)], rows=rows, caption=caption,
-                 facts=facts(result))  # fmt: skip
+    caption = None
+    if rows:
+        caption = f"The {counted(len(rows), 'largest cluster')} with more than one member, the most central first"
+        caption += "." if _of_images(result) else "; each picture is the top image of the member named below it."
+    plates = [_plate(result, layer, studio)]
+    if "class_count" in result.data:
+        plates.append(kmeans.by_class(result, layer, studio))
+    return Block(heading(result), plates=plates, rows=rows, caption=caption, facts=facts(result))
+
+
+def _of_images(result: Result) -> bool:
+    return "leaf_image" in result.data
 
 
 def _metric(result: Result) -> str:
@@ -46,8 +51,9 @@ def _plate(result: Result, layer: Layer, studio: Studio) -> Plate:
         shown, tree = shown[::step], np.empty((0, 4))
     values = np.asarray(array.values, dtype=np.float32)[np.ix_(shown, shown)]
     called = names(array, (what,))
+    leaf = np.asarray(data["leaf_image" if _of_images(result) else "leaf_neuron"].values)
     figure = trees.clustered(
-        values, _in_order(tree, np.asarray(data["leaf_neuron"].values), order), _runs(cluster[shown]),
+        values, _in_order(tree, leaf, order), _runs(cluster[shown]),
         [called[place] for place in shown], metric, what,
     )  # fmt: skip
     size = np.asarray(data["size"].values)
@@ -60,6 +66,8 @@ def _plate(result: Result, layer: Layer, studio: Studio) -> Plate:
         caption += f" The largest has {counted(int(size[0]), 'member')}, {single:,} have one."
     if without:
         why = "it does not vary" if without == 1 else "they do not vary"
+        if _of_images(result):
+            why += ", or took no part"
         caption += f" Grey: {counted(without, what)} in no cluster, for {why}."
     if step > 1:
         caption += f" One {what} in {step} is shown, without the tree."
@@ -89,6 +97,8 @@ def _row(group: int, result: Result, layer: Layer, studio: Studio) -> Row:
     data = result.data
     called = names(data[_metric(result)], (str(data[_metric(result)].dims[0]),))
     members = [int(member) for member in data["member"].values[group] if member >= 0]
+    if _of_images(result):
+        return _row_of_images(group, members, result, studio)
     size, spread = int(data["size"].values[group]), float(data["spread"].values[group])
     note = f"{counted(size, 'member')}, mean distance {number(spread)}: {listed([called[m] for m in members], 8)}"
     top = layer.first("top_images", "top_image")
@@ -102,3 +112,14 @@ def _row(group: int, result: Result, layer: Layer, studio: Studio) -> Row:
                 for member in members[: studio.shown]
             ]
     return Row(f"Cluster {group}", note, tiles, [], end="Members")
+
+
+def _row_of_images(group: int, members: list[int], result: Result, studio: Studio) -> Row:
+    """Return the most central images of a cluster, and the class that most of it belongs to."""
+    data = result.data
+    spread = float(data["spread"].values[group])
+    note = [counted(int(data["size"].values[group]), "image"), f"mean distance {number(spread)}"]
+    if "class_count" in data:
+        note += kmeans.largest_class(data["class_count"].values[group], studio)
+    tiles = [studio.tile(image, None) for image in members[: studio.shown]]
+    return Row(f"Cluster {group}", ", ".join(note), tiles, [], end="Members")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dneuro.report import heatmaps
 from dneuro.report.blocks import Block, Plate, Row, Studio, facts, heading
@@ -14,7 +15,7 @@ from dneuro.report.words import counted, number, percent, quoted
 def build(result: Result, layer: Layer, studio: Studio) -> Block:
     """Return the block of one ``kmeans`` result."""
     size = np.asarray(result.data["size"].values)
-    plates = [_plate(result, layer, studio)] if "class_count" in result.data else []
+    plates = [by_class(result, layer, studio)] if "class_count" in result.data else []
     rows = [_row(group, result, studio) for group in range(min(studio.neurons, int((size > 0).sum())))]
     attrs = result.data.attrs
     caption = (
@@ -29,7 +30,8 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
                  facts=facts(result))  # fmt: skip
 
 
-def _plate(result: Result, layer: Layer, studio: Studio) -> Plate:
+def by_class(result: Result, layer: Layer, studio: Studio) -> Plate:
+    """Return the heat map of how many images of each class lie in each cluster."""
     counts = np.asarray(result.data["class_count"].values, dtype=np.float32)
     present = np.flatnonzero(counts.sum(axis=0))
     counts, classes = counts[:, present], [studio.images.class_name(int(label)) for label in present]
@@ -53,13 +55,17 @@ def _row(group: int, result: Result, studio: Studio) -> Row:
     size = int(data["size"].values[group])
     note = [counted(size, "image")]
     if "class_count" in data:
-        counts = np.asarray(data["class_count"].values[group])
-        if counts.sum():
-            most = int(counts.argmax())
-            note.append(f"{percent(float(counts[most] / counts.sum()))} {studio.images.class_name(most)}")
+        note += largest_class(data["class_count"].values[group], studio)
     numbers = data["image"].values if "image" in data.coords else np.arange(data.sizes["image"])
     distance = dict(zip(numbers.tolist(), np.asarray(data["distance"].values).tolist(), strict=True))
     members = [int(image) for image in data["member"].values[group] if image >= 0][: studio.shown]
     tiles = [studio.tile(image, distance.get(image)) for image in members]
     return Row(f"Cluster {group}", ", ".join(note), tiles, [], end="Nearest")
 
+
+def largest_class(counts: NDArray[np.int64], studio: Studio) -> list[str]:
+    """Return the share and name of the class that most images of a cluster belong to, if any is known."""
+    if not counts.sum():
+        return []
+    most = int(counts.argmax())
+    return [f"{percent(float(counts[most] / counts.sum()))} {studio.images.class_name(most)}"]

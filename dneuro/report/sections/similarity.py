@@ -32,7 +32,7 @@ def _kept(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
         values, counts = np.asarray(array.values, dtype=np.float64), "pairs"
         caption = f"{counted(array.size, 'pair')} of {layer.name} whose {size} is {most} {limit}."
     else:
-        what = "channel" if array.dims[0] == "channel" and len(array.dims) == 2 else "neuron"
+        what = str(array.dims[0]) if array.dims[0] in ("channel", "image") and len(array.dims) == 2 else "neuron"
         values, counts = np.asarray(array.values[..., 0], dtype=np.float64).ravel(), f"{what}s"
         caption = (
             f"{title} of each of {counted(values.size, what)} of {layer.name} and the other that is most like it "
@@ -56,11 +56,13 @@ def _plate(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
     dims = tuple(str(dim) for dim in array.dims)
     array, step = thin(array, dims)
     values = np.array(array.values, dtype=np.float32)  # as fine as a figure can show
-    what = "channel" if dims[0] == "channel" else "neuron"
+    what = dims[0] if dims[0] in ("channel", "image") else "neuron"
     figure = heatmaps.similarity(values, names(array, dims[:1], step), metric, what)
     caption = f"{_TITLES[metric]} of every two of {counted(total, what)} of {layer.name}, in the layer's order."
     of = result.parameters.get("of", "activation")
-    if of == "activation":
+    if what == "image":
+        caption += " Compared: activations of all neurons."
+    elif of == "activation":
         caption += f" Compared: activations, n = {counted(studio.taking_part(result), 'image')}."
     else:
         caption += f" Compared: rows of step {of}."

@@ -1,0 +1,154 @@
+"""What a process may take, and plans that are held against it: the workers' memory and the driver's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import psutil
+import pytest
+import xarray as xr
+
+import dneuro as dn
+from dneuro.analysis import ANALYSES
+from dneuro.engine import Plan, ThreadExecutor, memory
+from dneuro.engine.executors import PROCESS_BYTES
+from dneuro.errors import MemoryLimitError
+from dneuro.quantities import GiB, MiB
+
+
+class Machine:
+    available = 4 * GiB
+
+
+@pytest.fixture
+def groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A machine with 4 GiB free, and the folder in which it says what groups of processes may take."""
+    monkeypatch.setattr(psutil, "virtual_memory", Machine)
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(memory, "_OWN", tmp_path / "own")
+    yield tmp_path
+
+
+def write(folder: Path, **files: object) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name.replace("__", ".")).write_text(f"{content}\n")
+
+
+def test_available__is_what_is_free_where_nothing_is_limited(groups: Path) -> None:
+    assert memory.available() == 4 * GiB
+    write(groups, own="0::/user.slice/job")
+    assert memory.available() == 4 * GiB
+    write(groups / "user.slice" / "job", memory__max="max", memory__current=GiB, memory__stat="inactive_file 0")
+    assert memory.available() == 4 * GiB
+
+
+def test_available__within_the_limit_of_any_group_above(groups: Path) -> None:
+    write(groups, own="0::/user.slice/job")
+    write(groups / "user.slice" / "job", memory__max="max", memory__current=GiB, memory__stat="inactive_file 0")
+    write(groups / "user.slice", memory__max=3 * GiB, memory__current=2 * GiB,
+          memory__stat=f"anon 1\ninactive_file {GiB // 2}")  # fmt: skip
+    assert memory.available() == 3 * GiB - (2 * GiB - GiB // 2), "files that were read make room"
+
+
+def test_available__in_groups_of_version_1(groups: Path) -> None:
+    write(groups, own="5:cpu,cpuacct:/job\n4:memory:/job")
+    write(groups / "memory" / "job", memory__limit_in_bytes=GiB, memory__usage_in_bytes=2 * GiB,
+          memory__stat="total_inactive_file 0")  # fmt: skip
+    assert memory.available() == 0
+
+
+class Place:
+    """Workers with much memory, and a driver with little, or the other way round."""
+
+    slots = slots_per_process = 1
+
+    def __init__(self, memory: int, driver_memory: int) -> None:
+        self.memory, self.driver_memory = memory, driver_memory
+
+
+def plan(worker: int, driver: int) -> Plan:
+    return Plan("svd", 1, 1, 1, worker, driver, 1)
+
+
+def test_check__holds_both_against_what_there_is() -> None:
+    plan(GiB, GiB).check(Place(GiB, GiB), hint="w", driver_hint="d")
+    with pytest.raises(MemoryLimitError, match="svd needs 2 GiB per worker, the limit is 1 GiB") as caught:
+        plan(2 * GiB, GiB).check(Place(GiB, GiB), hint="w", driver_hint="d")
+    assert caught.value.hint == "w"
+    said = "svd needs 2 GiB in the driver, the process that asks; the limit is 1 GiB; nothing was started"
+    with pytest.raises(MemoryLimitError, match=said) as caught:
+        plan(GiB, 2 * GiB).check(Place(GiB, GiB), hint="w", driver_hint="d")
+    assert caught.value.hint == "d"
+    assert not plan(GiB, 2 * GiB).fits(Place(GiB, GiB))
+    assert plan(GiB, 2 * GiB).fits(Place(GiB, 2 * GiB))
+
+
+def test_check__threads_share_the_memory_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: 64 * GiB)
+    plan(GiB, GiB).check(ThreadExecutor(1, memory=2 * GiB), hint="w", driver_hint="d")
+    said = "svd needs 2.5 GiB in the driver, the process that asks, 1 GiB of it for its tasks; the limit is 2 GiB"
+    with pytest.raises(MemoryLimitError, match=said):
+        plan(GiB, 3 * GiB // 2).check(ThreadExecutor(1, memory=2 * GiB), hint="w", driver_hint="d")
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: GiB)
+    with pytest.raises(MemoryLimitError, match=r"the limit is 1\.27 GiB"):  # it may be told more than there is
+        plan(GiB, GiB).check(ThreadExecutor(1, memory=2 * GiB), hint="w", driver_hint="d")
+
+
+LARGE_ANSWERS: list[tuple[str, dict[str, Any]]] = [
+    ("moments", {"per": "neuron"}),
+    ("top_images", {"k": 100}),
+    ("cooccurrence", {"k": 100}),
+    ("selectivity", {}),
+    ("svd", {"rank": 50, "method": "krylov"}),
+    ("random_projections", {"directions": 100}),
+    ("nmf", {"rank": 50, "init": "random"}),
+    ("similarity", {}),
+    ("clusters", {"count": 2}),
+    ("kmeans", {"count": 300}),
+]
+
+
+def test_check__is_tried_on_all_analyses() -> None:
+    assert {name for name, _ in LARGE_ANSWERS} == set(ANALYSES)
+
+
+@pytest.mark.parametrize(("analysis", "parameters"), LARGE_ANSWERS)
+def test_analysis__whose_answer_does_not_fit_is_refused_before_anything_is_read(
+    analysis: str, parameters: dict[str, Any]
+) -> None:
+    def read(block: np.ndarray, block_info: Any = None) -> np.ndarray:
+        assert not block_info, "nothing is read"
+        return block
+
+    lazy = da.zeros((2000, 20_000), chunks=(500, 1000), dtype="f4")
+    lazy = lazy.map_blocks(read, dtype="f4", meta=np.empty((0, 0), "f4"))
+    x = xr.DataArray(lazy, dims=("image", "channel"), coords={"label": ("image", np.arange(2000) % 7)})
+
+    class Workers(Place):
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError(f"{name}: something was started")
+
+    where = Workers(64 * GiB, MiB)
+    assert dn.plan(analysis, x, client=where, **parameters).driver_bytes > MiB
+    with pytest.raises(MemoryLimitError, match=r"in the driver, the process that asks; the limit is 1 MiB") as caught:
+        ANALYSES[analysis](x, client=where, **parameters)
+    assert caught.value.hint
+    assert "workers" not in caught.value.hint
+
+
+def test_persist__on_threads_leaves_room_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would fit streamed is not refused because the array was to be kept."""
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: 64 * GiB)
+    lazy = da.zeros((50_000, 1500), chunks=(1000, 1500), dtype="f4")
+    x = xr.DataArray(lazy, dims=("image", "channel"))
+    streamed = dn.plan("svd", x, rank=40, method="krylov", persist=False, client=ThreadExecutor(1, memory=64 * GiB))
+    assert streamed.driver_bytes > 200 * MiB
+    for memory_ in range(streamed.worker_bytes + streamed.driver_bytes, 3 * GiB, 64 * MiB):
+        where = ThreadExecutor(1, memory=memory_)
+        assert dn.plan("svd", x, rank=40, method="krylov", client=where).fits(where), memory_
+    assert streamed.worker_bytes > PROCESS_BYTES
