@@ -54,3 +54,30 @@ def test_makefile__commands_of_the_readme_are_there() -> None:
     rules = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = set(re.findall(r"\bmake (\w+)", README))
     assert {"demo", "test"} <= named <= rules
+
+
+def test_analyses__examples_run_and_name_every_analysis(tmp_path: Path) -> None:
+    import dneuro
+    from dneuro.analysis import ANALYSES, COUPLED
+
+    text = (ROOT / "docs" / "analyses.md").read_text()
+    program = "".join(code for language, code in BLOCK.findall(text) if language == "python")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for name in {*ANALYSES, *COUPLED, "ica", "gini", "spectral_flatness", "class_selectivity", "plan", "select"}:
+        assert name in dneuro.__all__
+        assert f"dn.{name}(" in program or f"dn.{name}(" in text, name
+        assert re.search(rf"^\|[^|]*`{name}`", text, re.MULTILINE) or name in ("plan", "select"), name
+
+
+def test_jobs__keys_of_every_step_are_listed() -> None:
+    from dneuro.spec.steps import STEPS
+
+    text = (ROOT / "jobs" / "README.md").read_text()
+    factorisation = set(STEPS["nmf"].model_fields)
+    for kind, step in STEPS.items():
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{kind}` |"))
+        listed = set(re.findall(r"`(\w+)`", row)) | (factorisation if "those of `nmf`" in row else set())
+        assert set(step.model_fields) - {"name", "workers", "select"} <= listed, kind
