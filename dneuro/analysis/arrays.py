@@ -18,7 +18,7 @@ from dneuro.engine.parts import Source
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan, plan_pass
 from dneuro.errors import ArrayError, suggest
-from dneuro.kernels.base import Array, Kernel, Origin, check_finite, pool
+from dneuro.kernels.base import Array, Kernel, Origin, check_finite, check_range, pool
 from dneuro.kernels.feeds import Feed, Look
 
 Per = Literal["channel", "neuron"]
@@ -83,7 +83,9 @@ class Prepare:
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return (values,) or (values, positions)."""
-        check_finite(blocks[0], {**origin, "image": self.images[origin["image"]]}, self.layer)
+        place = {**origin, "image": self.images[origin["image"]]}
+        check_finite(blocks[0], place, self.layer)
+        check_range(blocks[0], place, self.layer)
         return pool(blocks[0], self.how) if self.how is not None else blocks
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dneuro.analysis.arrays import Labels, View
 from dneuro.engine.executors import Executor
 from dneuro.kernels import ImageMoments, Standardise
-from dneuro.kernels.base import Array, Origin, check_finite
+from dneuro.kernels.base import Array, Origin, check_finite, check_range
 from dneuro.kernels.standardise import Mode
 
 
@@ -28,7 +28,9 @@ class PrepareTurned:
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return the blocks."""
-        check_finite(blocks[0].T, {"image": self.images[origin["neuron"]], "neuron": origin["image"]}, self.layer)
+        place = {"image": self.images[origin["neuron"]], "neuron": origin["image"]}
+        check_finite(blocks[0].T, place, self.layer)
+        check_range(blocks[0].T, place, self.layer)
         return blocks
 
 

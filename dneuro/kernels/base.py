@@ -13,7 +13,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.errors import NonFiniteError
+from dneuro.errors import ArrayError, NonFiniteError
 
 Array = Any
 """A NumPy array or a torch tensor."""
@@ -24,6 +24,9 @@ State = dict[str, Array]
 Origin = Mapping[str, NDArray[np.int64]]
 """Where a block lies: ``origin["image"]`` holds the image index of each of its rows, ``origin["channel"]`` (or
 whatever the second dim is called) the index of each of its columns."""
+
+LARGEST = 1e150
+"""Numbers beyond this have squares that float64 does not hold many of."""
 
 SLICE_ITEMS = 1 << 20
 """Kernels work through a block in slices of about this many elements, so that what they need besides the
@@ -193,6 +196,37 @@ def pool(block: Array, how: str) -> tuple[Array, Array | None]:
     return values, positions
 
 
+def check_range(block: Array, origin: Origin, layer: str) -> None:
+    """Raise if squares of the numbers of a float64 block would leave the range of float64; narrower ones cannot.
+
+    Raises
+    ------
+    ArrayError
+        Names layer, image and neuron of the largest.
+    """
+    if block.dtype.itemsize <= 4:
+        return
+    xp = array_api_compat.array_namespace(block)
+    if max(float(xp.max(block)), -float(xp.min(block))) < LARGEST:
+        return
+    sizes = np.abs(to_numpy(block))
+    image, neuron = _place(np.unravel_index(int(sizes.argmax()), sizes.shape), origin)
+    raise ArrayError(
+        f"{layer or 'activations'}: image {image}, neuron {neuron} is ±{sizes.max():.3g}; squares of numbers beyond "
+        f"{LARGEST:g} cannot be added up",
+        hint=f"x / {sizes.max():.0e}",
+    )
+
+
+def _place(first: Sequence[Any], origin: Origin) -> tuple[int, tuple[int, ...]]:
+    """Return the image and the neuron of an element of a block."""
+    neuron = [int(i) for i in first[1:]]
+    columns = next((origin[name] for name in origin if name != "image"), None)
+    if columns is not None:
+        neuron[0] = int(columns[neuron[0]])
+    return int(origin["image"][first[0]]), tuple(neuron)
+
+
 def check_finite(block: Array, origin: Origin, layer: str) -> None:
     """Raise if `block` holds NaN or infinity, naming the place.
 
@@ -214,13 +248,9 @@ def check_finite(block: Array, origin: Origin, layer: str) -> None:
     if not bad.any():
         return
     first = np.unravel_index(int(bad.argmax()), bad.shape)
-    image = int(origin["image"][first[0]])
-    neuron = [int(i) for i in first[1:]]
-    columns = next((origin[name] for name in origin if name != "image"), None)
-    if columns is not None:
-        neuron[0] = int(columns[neuron[0]])
+    image, neuron = _place(first, origin)
     raise NonFiniteError(
-        f"{layer or 'activations'}: image {image}, neuron {tuple(neuron)} is {float(block[tuple(first)])} "
+        f"{layer or 'activations'}: image {image}, neuron {neuron} is {float(block[tuple(first)])} "
         f"({int(bad.sum())} such values in this block)",
         hint="look at this image and at the network's weights; "
         f"x.isel(image=x['image'] != {image}) leaves the image out",

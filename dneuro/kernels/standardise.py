@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from dneuro.kernels.base import SLICE_ITEMS, Array, Kernel, Origin, State, flat, row_slices
 
 Mode = Literal["image", "neuron", "center"] | None
+_RANGE = 1e15
+"""Spreads between this and its inverse can be squared, and inverted, in float32."""
 RowMode = Literal["level"]
 """Each row to mean 0: what centring neurons is to neurons × images."""
 
@@ -83,16 +85,29 @@ class Standardise:
             z -= xp.matmul(z, ones)
             if self.mode == "level":
                 return z
-            spread = xp.sqrt(xp.matmul(z * z, ones))
+            with np.errstate(over="ignore", under="ignore"):
+                spread = xp.sqrt(xp.matmul(z * z, ones))
             live = spread > 1e-12 * xp.abs(rough)  # of a constant row the second step leaves less
-            z *= xp.where(live, 1.0 / xp.where(live, spread, xp.ones_like(spread)), xp.zeros_like(spread))
+            if not bool(xp.all(live & (spread < _RANGE) & (spread > 1 / _RANGE))):
+                return self._wide(rows)  # squares may have left the range of float32
+            z *= 1.0 / spread
             return z
+        if self.mode == "neuron" and self.weight.max(initial=0) > _RANGE:
+            return self._wide(rows)
         mean = np.asarray(self.mean)
         most = mean.astype(np.float32)
         z = xp.astype(rows, xp.float32, copy=False) - xp.asarray(most, device=where)
         z -= xp.asarray((mean - most).astype(np.float32), device=where)
         if self.mode == "neuron":
             z *= xp.asarray(self.weight.astype(np.float32), device=where)
+        return z
+
+    def _wide(self, rows: Array) -> Array:
+        """Return Z in float32, made in float64, slice by slice."""
+        xp = array_api_compat.array_namespace(rows)
+        z = xp.empty(rows.shape, dtype=xp.float32, device=array_api_compat.device(rows))
+        for some in row_slices(rows):
+            z[some, :] = xp.astype(self.apply(rows[some, :]), xp.float32)
         return z
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import dask.array as da
@@ -11,7 +12,7 @@ import xarray as xr
 
 import dneuro as dn
 from dneuro.analysis import ANALYSES
-from dneuro.errors import ArrayError, NonFiniteError
+from dneuro.errors import ArrayError, NonFiniteError, UsageError
 
 ALL: dict[str, dict[str, Any]] = {
     "moments": {},
@@ -252,3 +253,61 @@ def test_attributes__say_what_was_asked(analysis: str, parameters: dict[str, Any
     assert attrs["analysis"] == analysis
     assert attrs["layer"] == "features.9"
     assert set(parameters) < set(attrs["parameters"])
+
+
+@EVERY
+def test_input__too_large_to_be_squared(analysis: str, parameters: dict[str, Any]) -> None:
+    x = layer(6, 4, 2, dtype="f8") * 1e200
+    x.attrs["layer"] = "features.9"
+    with pytest.raises(ArrayError, match=r"orders float32 exactly|squares of numbers beyond 1e\+150") as caught:
+        ANALYSES[analysis](x.assign_coords(label=("image", np.arange(6) % 2)), **parameters)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("standardize", ["image", "neuron"])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_svd__does_not_depend_on_the_unit(standardize: Any, scale: float) -> None:
+    """Squares of such float32 numbers leave its range; Z does not."""
+    values = np.random.default_rng(1).standard_normal((60, 24)).astype("f4")
+    values[5] = 0.0
+    wanted = dn.svd(xr.DataArray(values.astype("f8"), dims=("image", "channel")), rank=3, method="gram",
+                    standardize=standardize)  # fmt: skip
+    x = xr.DataArray(values * np.float32(scale), dims=("image", "channel"))
+    found = dn.svd(x, rank=3, method="krylov", standardize=standardize)
+    np.testing.assert_allclose(found["singular_value"], wanted["singular_value"], rtol=1e-4)
+
+
+LABELLED = ["top_images", "cooccurrence", "selectivity", "random_projections", "kmeans"]
+
+
+@pytest.mark.parametrize("analysis", LABELLED)
+@pytest.mark.parametrize("labels", [list("ababab"), [0.0, 1.0] * 3, [np.nan] * 6])
+def test_labels__that_are_no_whole_numbers(analysis: str, labels: Any) -> None:
+    x = layer(6, 4).assign_coords(label=("image", labels))
+    with pytest.raises(ArrayError, match=r"the coordinate 'label' is .* classes are whole numbers") as caught:
+        ANALYSES[analysis](x, **ALL[analysis])
+    assert "one class index per image" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("analysis", ["cooccurrence", "selectivity", "kmeans"])
+def test_labels__that_count_no_classes(analysis: str) -> None:
+    x = layer(6, 4).assign_coords(label=("image", np.arange(6) * 10**9))
+    with pytest.raises(ArrayError, match="has a class 5000000000: classes are counted from 0"):
+        ANALYSES[analysis](x, **ALL[analysis])
+
+
+ODD: list[Any] = [None, -1, 1.5, "x", np.nan, np.inf, [], {}, 10**30, b"x", 2 + 1j, np.array([1, 2])]
+NAMES = [(name, key) for name, function in ANALYSES.items() for key in inspect.signature(function).parameters
+         if key not in ("x", "client", "checkpoint", "out")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("analysis", "key"), NAMES)
+@pytest.mark.parametrize("value", ODD, ids=map(repr, ODD))
+def test_argument__is_right_or_refused_with_a_way_out(analysis: str, key: str, value: Any) -> None:
+    parameters = {**ALL[analysis], key: value}
+    try:
+        dn.plan(analysis, layer(6, 4), **parameters)
+    except UsageError as error:
+        assert error.hint, error.message
+        with pytest.raises(UsageError):
+            ANALYSES[analysis](layer(6, 4), **parameters)
