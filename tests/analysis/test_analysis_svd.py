@@ -213,7 +213,7 @@ def test_svd__keeps_in_memory_what_fits_and_finds_the_same(counted: Any, method:
     np.testing.assert_array_equal(kept["score"], dn.svd(x, **asked, persist=False, client=roomy)["score"])
     plans = [dn.plan("svd", x, **asked, persist=keep, client=roomy) for keep in ("auto", False)]
     assert plans[0].worker_bytes - plans[1].worker_bytes == values.nbytes
-    tight = ThreadExecutor(1, memory=plans[1].worker_bytes + values.nbytes // 2)
+    tight = ThreadExecutor(1, memory=plans[1].process_bytes(roomy) + values.nbytes // 2)
     assert dn.plan("svd", x, **asked, client=tight) == dn.plan("svd", x, **asked, persist=False, client=tight)
     with pytest.raises(MemoryLimitError, match=r"persist=True needs"):
         dn.svd(x, **asked, persist=True, client=tight)

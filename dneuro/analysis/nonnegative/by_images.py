@@ -25,7 +25,7 @@ from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.parts import Source
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan
-from dneuro.kernels.base import Array, Kernel, Origin, check_finite
+from dneuro.kernels.base import Array, Kernel, Origin, check_finite, check_range
 from dneuro.kernels.nmf import Alternate, check_nonnegative, improve
 
 
@@ -40,6 +40,7 @@ class _Check:
         place = {"image": self.images[origin["image"]]}
         for layer, block in zip(self.layers, blocks, strict=False):
             check_finite(block, place, layer)
+            check_range(block, place, layer)
             check_nonnegative(block, place, layer)
         return blocks
 

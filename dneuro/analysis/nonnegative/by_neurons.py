@@ -25,7 +25,7 @@ from dneuro.analysis.nonnegative.arrays import (
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan
-from dneuro.kernels.base import Array, Kernel, Origin, check_finite
+from dneuro.kernels.base import Array, Kernel, Origin, check_finite, check_range
 from dneuro.kernels.nmf import Alternate, check_nonnegative, improve
 
 DUST = 1e-7
@@ -46,6 +46,7 @@ class _Upright:
             turned = np.moveaxis(panel, -1, 0)
             place = {"image": self.images, "channel": origin["image"]}
             check_finite(turned, place, self.layer)
+            check_range(turned, place, self.layer)
             check_nonnegative(turned, place, self.layer)
         tables = [panel.reshape(-1, panel.shape[-1])]
         return [*tables, *(table.reshape(len(tables[0]), -1) for table in rest)]
