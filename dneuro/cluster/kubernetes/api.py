@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import warnings
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from dneuro.cluster.kubernetes.pods import Manifest
 from dneuro.errors import DneuroError, UsageError
@@ -40,7 +40,7 @@ class ApiError(DneuroError):
 
 
 class Api:
-    """One namespace.
+    """One namespace. In a ``with`` block its requests share a connection; else each has its own.
 
     Parameters
     ----------
@@ -48,10 +48,12 @@ class Api:
         Its name.
     context : str, optional
         Of the kubeconfig; the default is the current one, and in a pod its service account.
+    kubeconfig : str, optional
+        Path of the kubeconfig; the default is ``$KUBECONFIG``, else the one in the home folder.
     """
 
-    def __init__(self, namespace: str, context: str | None = None) -> None:
-        self.namespace, self.context = namespace, context
+    def __init__(self, namespace: str, context: str | None = None, kubeconfig: str | None = None) -> None:
+        self.namespace, self.context, self.kubeconfig = namespace, context, kubeconfig
         try:
             self._kr8s = importlib.import_module("kr8s")
             self._objects = importlib.import_module("kr8s.objects")
@@ -60,6 +62,19 @@ class Api:
             raise UsageError(f"Kubernetes needs the package {error.name}", hint) from None
         # Servers are newer than the newest that the client was tested with as often as not.
         warnings.filterwarnings("ignore", "Kubernetes version .* is not supported", UserWarning)
+        self._depth, self._held = 0, None
+
+    def __enter__(self) -> Self:
+        self._depth += 1
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._held is not None:
+            held, self._held = self._held, None
+            # The client has no way to be closed, and would leave its sockets to the garbage collector.
+            with contextlib.suppress(AttributeError, ImportError):
+                importlib.import_module("kr8s._async_utils").as_sync_func(held._session.aclose)()
 
     def create(self, manifest: Manifest) -> Manifest:
         """Make an object; return it as it is then, with its uid."""
@@ -110,14 +125,17 @@ class Api:
         return self._objects.new_class(kind, _VERSIONS[kind], asyncio=False, namespaced=True)
 
     def _connection(self) -> Any:
-        return self._kr8s.api(context=self.context, namespace=self.namespace)
+        if self._held is None:
+            self._held = self._kr8s.api(context=self.context, namespace=self.namespace, kubeconfig=self.kubeconfig)
+        return self._held
 
     @contextlib.contextmanager
     def _translated(self, what: str) -> Iterator[None]:
         import httpx
 
         try:
-            yield
+            with self:
+                yield
         except self._kr8s.NotFoundError:
             raise _GoneError(f"there is nothing to {what}", code=404) from None
         except self._kr8s.ServerError as error:

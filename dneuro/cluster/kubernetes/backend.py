@@ -99,14 +99,16 @@ class KubernetesBackend:
             keys = make_credentials(self._keys(stack, folder))
             stack.callback(shutil.rmtree, keys, ignore_errors=True)  # worth nothing any more
             cluster = self._cluster(folder, name)
-            self._end_clusters(cluster.job)  # of an attempt whose driver was killed
+            with self.api:
+                self._end_clusters(cluster.job)  # of an attempt whose driver was killed
             if folder is not None:
                 Record(folder).write(kind="kubernetes", namespace=self.site.namespace, name=cluster.name)
             stack.callback(self._end, cluster.name)
             began = time.monotonic()
-            self._make(cluster, keys)
-            client = stack.enter_context(self._connect(cluster, read_credentials(keys), began))
-            self._wait(cluster, client, began)
+            with self.api:
+                self._make(cluster, keys)
+                client = stack.enter_context(self._connect(cluster, read_credentials(keys), began))
+                self._wait(cluster, client, began)
             check_versions(client)
             yield DaskMachines(client, self.profile)
 
@@ -131,10 +133,11 @@ class KubernetesBackend:
     def driver_state(self, ref: DriverRef) -> DriverState:
         """Return what Kubernetes says of the driver's Job; ``"unknown"`` where the API does not answer."""
         try:
-            job = self.api.read("Job", ref.id)
-            if job is None or job["metadata"]["uid"] != ref.details["uid"] or _is_over(job):
-                return "gone"
-            pods = self.api.list("Pod", {"job-name": ref.id})
+            with self.api:
+                job = self.api.read("Job", ref.id)
+                if job is None or job["metadata"]["uid"] != ref.details["uid"] or _is_over(job):
+                    return "gone"
+                pods = self.api.list("Pod", {"job-name": ref.id})
         except ApiError:
             return "unknown"
         return "running" if any(pod.get("status", {}).get("phase") == "Running" for pod in pods) else "pending"

@@ -1,8 +1,9 @@
 """A Kubernetes of one process, for tests: the API in memory, the real operator of dask-kubernetes, and in place of the
 controllers, the network and the nodes a loop that starts the pods' commands as processes of this machine.
 
-Every pod has a loopback address of its own; a Service has that of its pod. There is no RBAC, no admission, no quota
-and no memory limit. Run as ``python small_cluster.py FOLDER``; FOLDER/kubeconfig is there when it is ready.
+Every pod has a loopback address of its own; a Service has that of its pod. Whoever has the token of a service account
+may do what the Roles of deploy/kubernetes allow it. There is no admission, no quota and no memory limit. Run as
+``python small_cluster.py FOLDER``; FOLDER/ready is there when it is, and then FOLDER/kubeconfig too.
 """
 
 from __future__ import annotations
@@ -36,9 +37,28 @@ KINDS = {
     "apiextensions.k8s.io/v1": ["customresourcedefinitions"],
     "kubernetes.dask.org/v1": ["daskclusters", "daskworkergroups", "daskjobs", "daskautoscalers"],
 }
+ROLES = Path(__file__).parents[3] / "deploy" / "kubernetes" / "accounts.yaml"
+VERBS = {kmock.action.LIST: "list", kmock.action.WATCH: "watch", kmock.action.FETCH: "get",
+         kmock.action.CREATE: "create", kmock.action.UPDATE: "patch", kmock.action.DELETE: "delete"}  # fmt: skip
 NAMES = {"daskclusters": "DaskCluster", "daskworkergroups": "DaskWorkerGroup", "daskjobs": "DaskJob",
          "daskautoscalers": "DaskAutoscaler", "customresourcedefinitions": "CustomResourceDefinition"}  # fmt: skip
 Object = dict[str, Any]
+
+
+def allowed() -> set[tuple[str, str, str, str]]:
+    """Return which account may do what to which resource of which group."""
+    found = [one for one in yaml.safe_load_all(ROLES.read_text()) if one]
+    rules = {one["metadata"]["name"]: one["rules"] for one in found if one["kind"] == "Role"}
+    return {
+        (subject["name"], group, resource, verb)
+        for one in found
+        if one["kind"] == "RoleBinding"
+        for subject in one["subjects"]
+        for rule in rules[one["roleRef"]["name"]]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
 
 
 class Apiserver(kmock.KubernetesEmulator):
@@ -47,6 +67,7 @@ class Apiserver(kmock.KubernetesEmulator):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         self.versions = itertools.count(1)
+        self.rules = allowed()
         for path in ("get /version", "get /version/"):
             self[path] << {"major": "1", "minor": "33", "gitVersion": "v1.33.0"}
         for version, plurals in KINDS.items():
@@ -59,6 +80,11 @@ class Apiserver(kmock.KubernetesEmulator):
                 info.subresources = {"status", "scale"}
 
     async def _handle(self, request: Any) -> Any:
+        account = request.headers.get("Authorization", "").partition("Bearer ")[2]
+        if account.startswith("dneuro-") and request.resource is not None and request.action is not None:
+            asked = (account, request.resource.group, request.resource.plural, VERBS[request.action])
+            if asked not in self.rules:
+                raise kmock.KubernetesError(403, "Forbidden", f"{account} may not {asked[3]} {asked[2]}")
         if request.action == kmock.action.CREATE:
             meta = request.data.setdefault("metadata", {})
             meta.setdefault("namespace", request.namespace)
@@ -145,10 +171,10 @@ class Node:
                  for pod in pods if pod not in alive]  # fmt: skip
         final = spec["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
         if 0 in codes:
-            return await self.patch("batch/v1/jobs", name, {"status": {"conditions": [condition("Complete")]}})
-        if len(codes) > spec["backoffLimit"] or set(codes) & set(final):
-            return await self.patch("batch/v1/jobs", name, {"status": {"conditions": [condition("Failed")]}})
-        if not alive:
+            await self.patch("batch/v1/jobs", name, {"status": {"conditions": [condition("Complete")]}})
+        elif len(codes) > spec["backoffLimit"] or set(codes) & set(final):
+            await self.patch("batch/v1/jobs", name, {"status": {"conditions": [condition("Failed")]}})
+        elif not alive:
             labels = {"job-name": name, "batch.kubernetes.io/controller-uid": job["metadata"]["uid"]}
             await self.make_pod(job, f"{name}-{uuid.uuid4().hex[:5]}", labels)
 
@@ -164,10 +190,9 @@ class Node:
     async def route(self, service: Object, pods: list[Object]) -> None:
         wanted = service["spec"]["selector"].items()
         for pod in pods:
-            if wanted <= pod["metadata"]["labels"].items():
-                if service["spec"].get("clusterIP") != pod["status"]["podIP"]:
-                    change = {"spec": {"clusterIP": pod["status"]["podIP"]}}
-                    await self.patch("v1/services", service["metadata"]["name"], change)
+            address = pod["status"]["podIP"]
+            if wanted <= pod["metadata"]["labels"].items() and service["spec"].get("clusterIP") != address:
+                await self.patch("v1/services", service["metadata"]["name"], {"spec": {"clusterIP": address}})
 
     async def tend_pod(self, pod: Object) -> None:
         uid, name, status = pod["metadata"]["uid"], pod["metadata"]["name"], pod["status"]
@@ -180,7 +205,7 @@ class Node:
                 await self.patch("v1/pods", name, {"status": {"told": True}})
         elif status["phase"] == "Pending" and process is None:
             if why := self.why_not(pod):
-                if not any(why.items() <= status.items() for _ in [0]):
+                if not why.items() <= status.items():
                     await self.patch("v1/pods", name, {"status": why})
                 return
             with contextlib.suppress(LookupError):  # a Secret that is not there yet
@@ -229,6 +254,11 @@ class Node:
                 value = value.replace(f"{found[1]}.{NAMESPACE}.svc", services[found[1]])
             environment[variable["name"]] = value
         environment["HOME"] = str(home)
+        environment["KUBERNETES_SERVICE_HOST"] = "127.0.0.1"
+        token = pod["spec"].get("automountServiceAccountToken") and pod["spec"]["serviceAccountName"]
+        environment["KUBECONFIG"] = str(home / "kubeconfig")
+        if token:
+            (home / "kubeconfig").write_text(kubeconfig(self.url, token))
         command = [re.sub(r"\$\((\w+)\)", lambda match: environment[match[1]], word) for word in container["command"]]
         command = [word.replace("/run/dneuro", str(home / "keys")) for word in command]
         command = [f"{address}{word}" if word == ":8787" else word for word in command]
@@ -239,7 +269,7 @@ class Node:
 
     async def mount_keys(self, pod: Object, place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
-        secrets = {one["metadata"]["name"]: one["data"] for one in await self.list("v1/secrets")}
+        secrets = {one["metadata"]["name"]: one.get("data", {}) for one in await self.list("v1/secrets")}
         for volume in pod["spec"]["volumes"]:
             for item in volume.get("secret", {}).get("items", []):
                 data = secrets[volume["secret"]["secretName"]][item["key"]]
@@ -284,6 +314,16 @@ class Node:
                 process.wait()
 
 
+def kubeconfig(url: str, token: str) -> str:
+    """Return a kubeconfig for whoever has this token."""
+    return yaml.safe_dump({
+        "apiVersion": "v1", "kind": "Config", "current-context": "test",
+        "clusters": [{"name": "test", "cluster": {"server": url}}],
+        "users": [{"name": "test", "user": {"token": token}}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": NAMESPACE}}],
+    })  # fmt: skip
+
+
 def owned(one: Object, by: Object) -> bool:
     return any(owner["uid"] == by["metadata"]["uid"] for owner in one["metadata"].get("ownerReferences", []))
 
@@ -297,17 +337,11 @@ async def cluster(folder: Path) -> AsyncIterator[Node]:
     async with Apiserver() as api, kmock.Server(api) as server, aiohttp.ClientSession() as session:
         url = str(server.url).rstrip("/")
         api.objects["v1/namespaces", None, NAMESPACE] = {"metadata": {"name": NAMESPACE}}
-        config = {
-            "apiVersion": "v1", "kind": "Config", "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": url}}],
-            "users": [{"name": "test", "user": {"token": "none"}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": NAMESPACE}}],
-        }  # fmt: skip
-        os.environ["KUBECONFIG"] = str(folder / "kubeconfig")
-        part = folder / "kubeconfig.part"
-        part.write_text(yaml.safe_dump(config))
+        os.environ["KUBECONFIG"] = str(folder / "operator.kubeconfig")
+        (folder / "operator.kubeconfig").write_text(kubeconfig(url, "operator"))
+        (folder / "kubeconfig").write_text(kubeconfig(url, "dneuro-login"))
+        (folder / "admin.kubeconfig").write_text(kubeconfig(url, "admin"))
         node = Node(url, session, folder)
-        (folder / "kubeconfig").write_text(part.read_text())
         try:
             yield node
         finally:
@@ -319,7 +353,14 @@ async def main(folder: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     async with cluster(folder) as node:
-        import dask_kubernetes.operator.controller.controller  # noqa: F401 - registers its handlers
+        from dask_kubernetes.operator.controller import controller  # registers its handlers
+
+        async def address(service_name: str, namespace: str, port_name: str = "tcp-comm", **_: Any) -> str:
+            found = await node.call("GET", "v1/services", service_name)  # as there are no names here
+            port = next(one["port"] for one in found["spec"]["ports"] if one["name"] == port_name)
+            return f"tcp://{found['spec']['clusterIP']}:{port}"
+
+        controller.get_scheduler_address = address
 
         ready = asyncio.Event()
         tasks = [asyncio.create_task(node.run()),
