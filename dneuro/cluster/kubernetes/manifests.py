@@ -131,7 +131,8 @@ class Cluster:
         command = ["dask", "scheduler", "--protocol", "tls", "--port", str(SCHEDULER_PORT), *_tls("scheduler"),
                    "--no-dashboard", "--no-show", "--dashboard-address", http]  # fmt: skip
         # No page of HTTP at all: what dask serves there by default, it serves to everybody.
-        settings = {**scheduler_settings(), "distributed.scheduler.http.routes": []}
+        patience = max(map(self.profile.timeout, self.profile.groups))
+        settings = {**scheduler_settings(patience), "distributed.scheduler.http.routes": []}
         ports = {"tcp-comm": SCHEDULER_PORT, "http-dashboard": REFUSING_PORT}
         return Container("scheduler", command, site.scheduler.cpus, site.scheduler.memory,
                          environment=_as_variables(settings), ports=ports)  # fmt: skip

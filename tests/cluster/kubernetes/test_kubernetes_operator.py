@@ -31,6 +31,9 @@ from dneuro.cluster.kubernetes.backend import KubernetesBackend
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import DneuroError, UsageError
 from dneuro.jobs.driver import run_job
+from dneuro.jobs.ending import cancel
+from dneuro.jobs.submitting import submit
+from dneuro.jobs.watching import driver_state, status
 from dneuro.spec import read_job
 from dneuro.spec.profile import ProfileSpec
 
@@ -119,30 +122,29 @@ def output(kubernetes: Path, folder: Path) -> str:
 
 
 def test_job__submitted_to_kubernetes_ends_as_it_does_here(
-    kubernetes: Path, start: Any, admin: Api, tmp_path: Path, threads: ThreadExecutor,
+    kubernetes: Path, make_profile: MakeProfile, admin: Api, tmp_path: Path, threads: ThreadExecutor,
     write_job: Callable[..., Path], same_store: Callable[[Path, Path], None],
 ) -> None:  # fmt: skip
     steps: list[Any] = [{"moments": None}, {"svd": {"rank": 2, "layer": "fc"}}]
     job = ROOT / "jobs" / "demo.yaml" if WHOLE_DEMO else write_job(*steps)
-    store = tmp_path / "there.zarr"
-    backend, ref, folder = start("-m", "dneuro", "run", str(job), "--cluster", "PROFILE", "--set", f"store={store}")
-    # Rights: whoever submits may not make clusters, a driver may not make Jobs; each of their requests was allowed.
+    # Whoever submits may not make clusters, a driver may not make Jobs: each of their requests has to be allowed.
+    folder, _ = submit(read_job(job, [f"store={tmp_path / 'there.zarr'}"]), make_profile())
     groups = until(lambda: [one for one in admin.list("DaskWorkerGroup") if one["spec"]["worker"]["replicas"]])
     sizes = {one["metadata"]["name"].rpartition("-")[2]: one["spec"]["worker"]["replicas"] for one in groups}
     assert sizes == {"extract": 2, "memory": 1}
     until(lambda: len(names(admin, "Deployment")) == 4)
     until(lambda: len([pod for pod in admin.list("Pod") if pod["status"]["phase"] == "Running"]) == 5)
-    assert backend.driver_state(ref) == "running"
     nothing_answers_without_a_key(admin)
     try:
-        until(lambda: backend.driver_state(ref) == "gone")
-        assert admin.read("Job", ref.id)["status"]["conditions"][0]["type"] == "Complete"  # type: ignore[index]
+        until(lambda: status(folder).is_over)
+        assert status(folder).state == "done"
     except AssertionError:
-        raise AssertionError(output(kubernetes, folder)) from None
-    same_store(store, run_job(read_job(job, [f"store={tmp_path / 'here.zarr'}"]), threads).store)
-    assert "store" in (folder / "driver.log").read_text()
+        raise AssertionError(output(kubernetes, Path(str(folder.path)))) from None
+    here = run_job(read_job(job, [f"store={tmp_path / 'here.zarr'}"]), threads)
+    same_store(tmp_path / "there.zarr", Path(str(here.store)))
+    until(lambda: driver_state(folder, backend_of(make_profile())) == "gone")
     until(lambda: names(admin, *LEFT) == [], 30)
-    assert backend.clean_up(folder) == []
+    assert cancel(folder).ended == [], "it has ended in order"
     until(lambda: names(admin, "Job", "Pod") == [], 30)
 
 
