@@ -23,6 +23,15 @@ def test_dockerfile__passes_the_linter() -> None:
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def test_bases__are_pinned_by_version_and_digest() -> None:
+    (base,) = re.findall(r"^ARG BASE=(.+)$", TEXT, re.MULTILINE)
+    assert re.fullmatch(r"docker\.io/library/python:3\.\d+\.\d+-slim-[a-z]+@sha256:[0-9a-f]{64}", base)
+    foreign = {stage_base for stage_base, _ in STAGES.values()} - STAGES.keys()
+    assert foreign == {"${BASE}"}, "every stage starts from it, or from another one"
+    assert not TEXT.startswith("# syntax="), "which would fetch an image that nobody pinned"
+    assert set(re.findall(r"^COPY --from=(\S+)", TEXT, re.MULTILINE)) <= STAGES.keys()
+
+
 @pytest.mark.parametrize("target", ["cpu", "cuda"])
 def test_targets__run_as_a_number_that_is_not_roots(target: str) -> None:
     base, body = STAGES[target]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,36 @@ def test_rights__end_at_the_namespace_and_name_everything() -> None:
 def test_namespace__enforces_the_restricted_level() -> None:
     labels = named("Namespace")["dneuro"]["metadata"]["labels"]
     assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_pods__satisfy_the_restricted_level(violations: Callable[[dict[str, Any]], list[str]]) -> None:
+    workloads = [one for one in objects() if "template" in one.get("spec", {})]
+    assert [one["metadata"]["name"] for one in workloads] == ["dneuro-login"]
+    assert [violations(one["spec"]["template"]["spec"]) for one in workloads] == [[]]
+    assert not named("Pod")
+
+
+@pytest.mark.parametrize(
+    ("where", "change", "why"),
+    [
+        ("pod", {"hostNetwork": True}, "pod: hostNetwork"),
+        ("pod", {"securityContext": {"runAsUser": 1000}}, "login has no seccomp profile"),
+        ("container", {"ports": [{"containerPort": 8786, "hostPort": 8786}]}, "login has a port of the node"),
+        ("container", {"securityContext": {"procMount": "Unmasked"}}, "login changes what the node does"),
+        ("container", {"securityContext": {"privileged": True}}, "login is privileged"),
+        ("pod", {"volumes": [{"name": "node", "hostPath": {"path": "/"}}]}, "volume node"),
+    ],
+)
+def test_restricted_level__refuses_what_it_should(
+    violations: Callable[[dict[str, Any]], list[str]], where: str, change: dict[str, Any], why: str
+) -> None:
+    spoilt = copy.deepcopy(LOGIN["spec"])
+    if where == "container":
+        spoilt["containers"][0].update(change)
+    else:
+        spoilt["containers"][0]["securityContext"].pop("seccompProfile")
+        spoilt.update(change)
+    assert why in violations(spoilt)
 
 
 def test_login__is_as_hardened_as_the_pods_of_a_job() -> None:

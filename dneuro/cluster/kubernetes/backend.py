@@ -17,7 +17,7 @@ import yaml
 
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder
-from dneuro.cluster.kubernetes import waiting
+from dneuro.cluster.kubernetes import scheduler
 from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.manifests import (
     OWN_JOB,
@@ -30,21 +30,21 @@ from dneuro.cluster.kubernetes.manifests import (
     owner_of,
 )
 from dneuro.cluster.kubernetes.names import CLUSTER, label, slug
-from dneuro.cluster.kubernetes.pods import JOB_LABEL, SCHEDULER_PORT, Manifest, section
+from dneuro.cluster.kubernetes.pods import JOB_LABEL, Manifest, section
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import Record, job_folder_of
-from dneuro.cluster.security import make_credentials, read_credentials
+from dneuro.cluster.security import make_credentials
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import check_versions
-from dneuro.errors import DneuroError, UsageError
-from dneuro.quantities import MiB, format_duration
+from dneuro.errors import UsageError
+from dneuro.quantities import MiB
 from dneuro.spec.profile import ProfileSpec
 
 NANNY = 192 * MiB
 """Of a pod's memory, what the process takes that watches over the worker (120 MiB measured)."""
 
 POLL = 1.0
-"""Seconds between two looks at the pods."""
+"""Seconds between two looks at a driver that was told to stop."""
 
 
 class KubernetesBackend:
@@ -86,6 +86,8 @@ class KubernetesBackend:
             If this process is not in a pod: it would not reach the scheduler.
         ApiError
             If Kubernetes refuses something.
+        SchedulerLostError
+            From the block, if the scheduler's pod ends under it.
         DneuroError
             If a pool has no worker within its ``start_timeout``, with the pods' reason; or versions differ.
         """
@@ -107,8 +109,9 @@ class KubernetesBackend:
             began = time.monotonic()
             with self.api:
                 self._make(cluster, keys)
-                client = stack.enter_context(self._connect(cluster, read_credentials(keys), began))
-                self._wait(cluster, client, began)
+                client = stack.enter_context(scheduler.connect(self.api, cluster, keys, began))
+                stack.enter_context(scheduler.noticed_when_lost(client))
+                scheduler.wait_for_workers(self.api, cluster, client, began)
             check_versions(client)
             yield DaskMachines(client, self.profile)
 
@@ -222,56 +225,6 @@ class KubernetesBackend:
         for pool in self.profile.groups:
             self.api.create(cluster.worker_group(pool, above))
 
-    def _connect(self, cluster: Cluster, security: Any, began: float) -> Any:
-        """Return a client, once the scheduler's pod runs and answers."""
-        from distributed import Client
-
-        timeout = max(self.profile.timeout(group) for group in self.profile.groups)
-        its = waiting.scheduler_labels(cluster.name)
-        address = None
-        while True:
-            if any(waiting.is_running(pod) for pod in self.api.list("Pod", its)):
-                address = address or self._address(cluster)
-                try:
-                    return Client(address, security=security, timeout=5, name=cluster.name)
-                except (OSError, TimeoutError):
-                    pass  # it runs, and does not listen yet
-            if time.monotonic() - began > timeout or waiting.hopeless(self.api, its):
-                raise DneuroError(
-                    f"the scheduler did not come up within {format_duration(timeout)}: "
-                    f"{waiting.why_none(self.api, its)}",
-                    hint=f"kubectl describe pods -n {self.site.namespace} -l dask.org/cluster-name={cluster.name}",
-                )
-            time.sleep(POLL)
-
-    def _address(self, cluster: Cluster) -> str:
-        # A name that was asked for before it was there is not found for another half a minute: clients remember that.
-        service = self.api.read("Service", cluster.service) or {}
-        number = service.get("spec", {}).get("clusterIP")
-        return cluster.address if number in (None, "", "None") else f"tls://{_host(number)}:{SCHEDULER_PORT}"
-
-    def _wait(self, cluster: Cluster, client: Any, began: float) -> None:
-        """Wait until each pool has a worker."""
-        missing = {pool: self.profile.timeout(pool) for pool in self.profile.groups}
-        looked = began
-        while missing:
-            there = client.scheduler_info(n_workers=-1)["workers"].values()
-            missing = {pool: timeout for pool, timeout in missing.items()
-                       if not any(pool in worker.get("resources", {}) for worker in there)}  # fmt: skip
-            now = time.monotonic()
-            for pool, timeout in missing.items():
-                its = waiting.group_labels(cluster.groups[pool])
-                if now - began > timeout or (now - looked > POLL and waiting.hopeless(self.api, its)):
-                    raise DneuroError(
-                        f"pool {pool} has no worker after {format_duration(now - began)}: "
-                        f"{waiting.why_none(self.api, its)}",
-                        hint=f"memory, cpus, gpus, node_selector of pools.{pool} and kubernetes.image in the profile; "
-                        "a longer start_timeout where nodes are started on demand",
-                    )
-            if now - looked > POLL:
-                looked = now
-            time.sleep(0.1)
-
     def _end_clusters(self, job: str) -> list[str]:
         """Delete the clusters of a job; return their names."""
         names = [one["metadata"]["name"] for one in self.api.list("DaskCluster", {JOB_LABEL: job})]
@@ -299,10 +252,6 @@ def _own() -> Manifest:
 def _is_over(job: Manifest) -> bool:
     conditions = job.get("status", {}).get("conditions", [])
     return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
-
-
-def _host(number: str) -> str:
-    return f"[{number}]" if ":" in number else number
 
 
 def _as_yaml(manifest: Manifest) -> str:

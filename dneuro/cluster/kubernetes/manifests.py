@@ -24,7 +24,7 @@ from dneuro.cluster.kubernetes.pods import (
 from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import versions
-from dneuro.errors import DneuroError, FingerprintError, PartialError, UsageError
+from dneuro.errors import CancelledError, DneuroError, FingerprintError, PartialError, UsageError
 from dneuro.spec.profile import ProfileSpec
 
 KEPT = 7 * 24 * 3600
@@ -36,9 +36,9 @@ GRACE = 60
 DEATH_TIMEOUT = 120
 """Seconds without a scheduler after which a worker ends itself, to be started again."""
 
-FINAL = [kind.exit_code for kind in (UsageError, PartialError, DneuroError, FingerprintError)]
-"""Exit codes of a driver that said why it failed: to start it again would end the same way. One that was told to stop
-is started again, unless its Job is deleted."""
+FINAL = [kind.exit_code for kind in (UsageError, PartialError, DneuroError, CancelledError, FingerprintError)]
+"""Exit codes of a driver that said why it ended: to start it again would end the same way. One that was killed, or told
+to stop by its node, or that has lost its scheduler, is started again."""
 
 OWN_JOB, OWN_UID, OWN_POD, OWN_POD_UID = "DNEURO_JOB", "DNEURO_JOB_UID", "DNEURO_POD", "DNEURO_POD_UID"
 """Variables that tell a driver who it is; what it makes is owned by its Job, and ends with that."""
@@ -182,10 +182,12 @@ def driver_job(profile: ProfileSpec, command: Sequence[str], name: str, job: str
     run = ["python", *command[1:]]
     if log is not None:
         run = ["python", "-m", "dneuro.cluster.kubernetes.keeping_log", log, *run]
-    fields = {OWN_POD: "metadata.name", OWN_POD_UID: "metadata.uid",
+    # The next pod of a Job is made when the last one has ended: by these its driver knows, and need not wait.
+    lives = {"DNEURO_DRIVER_LIFE": "metadata.uid"}
+    fields = {OWN_POD: "metadata.name", OWN_POD_UID: "metadata.uid", **lives,
               OWN_UID: "metadata.labels['batch.kubernetes.io/controller-uid']"}  # fmt: skip
-    container = Container("driver", run, driver.cpus, driver.memory, fields=fields,
-                          environment={OWN_JOB: name, **thread_variables(driver.cpus)})  # fmt: skip
+    environment = {OWN_JOB: name, "DNEURO_DRIVER": name, **thread_variables(driver.cpus)}
+    container = Container("driver", run, driver.cpus, driver.memory, fields=fields, environment=environment)
     spec = pod_spec(profile, container) | {
         "restartPolicy": "Never",
         "serviceAccountName": site.service_account,
@@ -201,7 +203,7 @@ def driver_job(profile: ProfileSpec, command: Sequence[str], name: str, job: str
         "spec": {
             "backoffLimit": driver.max_restarts,
             "ttlSecondsAfterFinished": KEPT,
-            # A second driver of a job would only wait until it knows that the first is dead.
+            # A second driver of a job beside the first would only be refused.
             "podReplacementPolicy": "Failed",
             "podFailurePolicy": {
                 "rules": [

@@ -1,4 +1,4 @@
-"""Profiles for Kubernetes, and what is asked of every pod."""
+"""Profiles for Kubernetes, the schemas of what is sent, and what the operator makes of it."""
 
 from __future__ import annotations
 
@@ -110,36 +110,3 @@ def operator_made() -> Iterator[Any]:
         return found
 
     yield SimpleNamespace(scheduler=scheduler, service=service, worker=worker)
-
-
-def _restricted(pod: dict[str, Any]) -> list[str]:
-    own = pod.get("securityContext", {})
-    wrong = [f"pod: {key}" for key in ("hostNetwork", "hostPID", "hostIPC") if pod.get(key)]
-    for container in [*pod.get("initContainers", []), *pod["containers"]]:
-        context, name = container.get("securityContext", {}), container["name"]
-        seccomp = context.get("seccompProfile", own.get("seccompProfile", {})).get("type")
-        checks = {
-            "may gain privileges": context.get("allowPrivilegeEscalation") is not False,
-            "is privileged": bool(context.get("privileged")),
-            "keeps capabilities": context.get("capabilities") != {"drop": ["ALL"]},
-            "may be root": not context.get("runAsNonRoot", own.get("runAsNonRoot")),
-            "is root": context.get("runAsUser", own.get("runAsUser")) in (None, 0),
-            "has no seccomp profile": seccomp != "RuntimeDefault",
-            # Beyond the level:
-            "can write to its image": context.get("readOnlyRootFilesystem") is not True,
-            "has no limits": set(container["resources"]["limits"]) < {"cpu", "memory"},
-            "has no /tmp": "/tmp" not in [mount["mountPath"] for mount in container["volumeMounts"]],
-            "has no home": {"name": "HOME", "value": "/tmp"} not in container["env"],
-        }
-        wrong += [f"{name} {what}" for what, is_so in checks.items() if is_so]
-    kinds = {"emptyDir", "secret", "configMap", "persistentVolumeClaim"}
-    wrong += [f"volume {volume['name']}" for volume in pod["volumes"] if not set(volume) - {"name"} <= kinds]
-    if pod.get("automountServiceAccountToken") is not False and not pod.get("serviceAccountName"):
-        wrong.append("pod: has a token it does not need")
-    return wrong
-
-
-@pytest.fixture(scope="session")
-def violations() -> Callable[[dict[str, Any]], list[str]]:
-    """Return what in a PodSpec the ``restricted`` level of pod security, and we, do not allow."""
-    return _restricted

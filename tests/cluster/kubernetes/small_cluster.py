@@ -220,7 +220,10 @@ class Node:
                 now = {**before, "state": ended}
                 phase = "Failed" if code else "Succeeded"
             else:
-                self.processes[uid] = await self.start(pod)
+                try:
+                    self.processes[uid] = await self.start(pod)
+                except LookupError:  # its cluster is being deleted, Secret and Service first: so will it be
+                    return
                 now = {**before, "lastState": ended, "restartCount": before["restartCount"] + 1}
                 phase = "Running"
             await self.patch("v1/pods", name, {"status": {"phase": phase, "containerStatuses": [now]}})

@@ -152,6 +152,20 @@ def test_pods__start_dask_by_the_commands_that_there_are(manifests: Manifests) -
     assert variables(pods(manifests)["scheduler"])["DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"] == "[]"
 
 
+@pytest.mark.parametrize(("scale_down", "listens"), [(True, ":8787"), (False, "127.0.0.1:0")])
+def test_http__is_open_only_where_workers_are_to_be_taken_away(
+    make_profile: MakeProfile, tmp_path: Path, scale_down: bool, listens: str
+) -> None:
+    found = preview(make_profile(scale_down=scale_down), tmp_path / "state" / "jobs" / "x")
+    (cluster,) = [one for one in found if one["kind"] == "DaskCluster"]
+    groups = [one for one in found if one["kind"] == "DaskWorkerGroup"]
+    command = cluster["spec"]["scheduler"]["spec"]["containers"][0]["command"]
+    assert command[command.index("--dashboard-address") + 1] == listens
+    for group in groups:
+        command = group["spec"]["worker"]["spec"]["containers"][0]["command"]
+        assert command[command.index("--dashboard-address") + 1] == "127.0.0.1:0"
+
+
 def test_settings__arrive_as_dask_reads_them(manifests: Manifests) -> None:
     import dask
 
@@ -171,10 +185,18 @@ def test_driver__is_started_again_only_when_it_was_lost(manifests: Manifests) ->
     assert (job["backoffLimit"], pod["restartPolicy"]) == (5, "Never")
     evicted, failed = job["podFailurePolicy"]["rules"]
     assert (evicted["action"], evicted["onPodConditions"][0]["type"]) == ("Ignore", "DisruptionTarget")
-    assert (failed["action"], failed["onExitCodes"]["values"]) == ("FailJob", [2, 3, 4, 64])
+    assert (failed["action"], failed["onExitCodes"]["values"]) == ("FailJob", [2, 3, 4, 5, 64])
+    assert not {1, 137, 143} & set(failed["onExitCodes"]["values"]), "a crash, a kill, a lost machine"
     assert pod["activeDeadlineSeconds"] == 3600
     assert pod["containers"][0]["command"][-5:] == ["python", *COMMAND[1:]], "the image's Python, not this machine's"
     assert "/driver.log" in " ".join(pod["containers"][0]["command"])
+
+
+def test_driver__knows_that_the_pod_before_it_is_dead(manifests: Manifests) -> None:
+    environment = {one["name"]: one for one in pods(manifests)["driver"]["containers"][0]["env"]}
+    assert environment["DNEURO_DRIVER"]["value"] == manifests["Job"]["metadata"]["name"]
+    assert environment["DNEURO_DRIVER_LIFE"]["valueFrom"]["fieldRef"]["fieldPath"] == "metadata.uid"
+    assert manifests["Job"]["spec"]["podReplacementPolicy"] == "Failed", "it has ended before the next one is made"
 
 
 def test_everything__belongs_to_the_driver_and_ends_with_it(manifests: Manifests) -> None:

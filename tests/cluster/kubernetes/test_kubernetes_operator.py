@@ -24,12 +24,12 @@ import psutil
 import pytest
 import yaml
 
-from dneuro.cluster import backend_of
+from dneuro.cluster import backend_of, standing
 from dneuro.cluster.backends import DriverRef
 from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.backend import KubernetesBackend
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import DneuroError, UsageError
+from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.ending import cancel
 from dneuro.jobs.submitting import submit
@@ -49,7 +49,8 @@ PATIENCE = 240.0
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        "DNEURO_TEST_KUBERNETES" not in os.environ, reason="takes minutes: DNEURO_TEST_KUBERNETES=1"
+        "DNEURO_TEST_KUBERNETES" not in os.environ,
+        reason="takes minutes: make test-kubernetes, or DNEURO_TEST_KUBERNETES=1 in the environment",
     ),
 ]
 
@@ -194,6 +195,65 @@ def listening() -> set[tuple[str, int]]:
                 found |= {(one.laddr.ip, one.laddr.port) for one in process.net_connections("inet")
                           if one.status == psutil.CONN_LISTEN}  # fmt: skip
     return found
+
+
+UNITS = 40
+
+
+def test_scheduler__that_is_lost_has_the_driver_started_again_and_the_job_done(
+    kubernetes: Path, make_profile: MakeProfile, admin: Api, tmp_path: Path, threads: ThreadExecutor,
+    write_job: Callable[..., Path], same_store: Callable[[Path, Path], None],
+) -> None:  # fmt: skip
+    job = write_job({"moments": None}, images={"source": "digits", "sample": 16 * UNITS}, batch=1)
+    one_pool = make_profile({"extract": {"workers": 1, "memory": "2GiB"}})
+    folder, _ = submit(read_job(job, [f"store={tmp_path / 'there.zarr'}"]), one_pool)
+    until(lambda: len(list(tmp_path.glob("there.zarr.units/extract/fc/*.done"))) >= 3)
+    (scheduler,) = [one for one in in_pods(kubernetes, "-scheduler-") if "scheduler" in one.cmdline()]
+    scheduler.kill()
+    try:
+        until(lambda: status(folder).is_over)
+        assert status(folder).state == "done"
+    except AssertionError:
+        raise AssertionError(output(kubernetes, Path(str(folder.path)))) from None
+    assert status(folder).found["attempt"] == 2
+    first = Path(str(folder.path)) / "attempts" / "001" / "events.jsonl"
+    assert "has ended, or was restarted" in json.loads(first.read_text().splitlines()[-1])["message"]
+    redone = [json.loads(line) for line in (first.parents[1] / "002" / "events.jsonl").read_text().splitlines()]
+    before = next(one for one in redone if (one["kind"], one.get("step")) == ("started", "extract"))
+    assert 3 <= before["data"]["units"]["done"] < UNITS, "what was done stays done"
+    run_job(read_job(job, [f"store={tmp_path / 'here.zarr'}"]), threads)
+    same_store(tmp_path / "there.zarr", tmp_path / "here.zarr")
+    until(lambda: driver_state(folder, backend_of(one_pool)) == "gone")
+    assert cancel(folder).ended == []
+    until(lambda: names(admin, *LEFT, "Job", "Pod") == [], 60)
+
+
+def in_pods(kubernetes: Path, name: str) -> list[psutil.Process]:
+    """Processes of the pods that have this in their names."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            home = Path(process.environ().get("HOME", "/"))
+            if home.parent == kubernetes / "pods" and name in home.name:
+                found.append(process)
+    return found
+
+
+def test_cluster__that_stands_serves_whoever_has_its_credentials_and_ends(
+    kubernetes: Path, make_profile: MakeProfile, admin: Api, tmp_path: Path
+) -> None:
+    file = tmp_path / "standing.yaml"
+    profile = make_profile({"extract": {"workers": 1, "memory": "1GiB"}})
+    file.write_text(yaml.safe_dump(profile.model_dump(mode="json", exclude_none=True)))
+    cluster = standing.up(file)
+    assert (cluster.state, cluster.workers) == ("running", {"extract": 1})
+    assert cluster.address.startswith("tls://127.")
+    with standing.connect(file) as client:
+        assert client.submit(sum, [1, 2]).result() == 3
+    with pytest.raises(BusyError, match="stands already"):
+        standing.up(file)
+    assert standing.down(file) == []
+    until(lambda: names(admin, *LEFT, "Job", "Pod") == [], 60)
 
 
 HOLD = """
