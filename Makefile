@@ -1,6 +1,7 @@
 # make demo    install into .venv, run the main job on what is embedded, say where the report is
 # make test    install into .venv, pass the tests
 # make test-slurm   the tests that need a Slurm: one is started on this machine (deploy/slurm/README.md)
+# make test-kubernetes   jobs in pods that the real operator makes, against an API in memory; takes minutes
 # make lint    ruff and mypy
 # make faults  lose workers, drivers, disks in every way; writes docs/reliability.md; takes a quarter of an hour
 # make bench   speed and memory against what one would use instead
@@ -10,7 +11,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slurm lint faults bench schema clean
+.PHONY: demo test test-slurm test-kubernetes lint faults bench schema clean
 
 demo: .venv/installed
 	$(BIN)/dneuro run jobs/demo.yaml
@@ -21,6 +22,9 @@ test: .venv/installed
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm -rs
+
+test-kubernetes: .venv/installed
+	DNEURO_TEST_KUBERNETES=demo $(BIN)/python -m pytest tests/cluster/kubernetes tests/deploy -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check dneuro tests benchmarks

@@ -220,7 +220,8 @@ def _document(found: dict[Promise, Found]) -> str:
         *(_row(promise, found.get(promise)) for promise in PROMISES),
         "",
         "How a unit becomes done, and when a driver may take over, is in [jobs.md](jobs.md). The faults of Slurm",
-        "(`scancel`, requeue, a stopped slurmd, walltime) have tests of their own: `make test-slurm`.",
+        "(`scancel`, requeue, a stopped slurmd, walltime) have tests of their own, `make test-slurm`, and those of",
+        "[Kubernetes](kubernetes.md#when-pods-are-lost) (a lost driver, a lost scheduler) too: `make test-kubernetes`.",
         "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -15,6 +15,7 @@
     │   ├── NotAStoreError          2     something else lies where the store would go
     │   └── FingerprintError        64    the store was made from something else
     ├── BusyError                   4     another run is at work on the same store
+    ├── SchedulerLostError          4     the scheduler that hands out the work has ended under a run
     ├── PartialError                3     some units failed, everything else is done
     └── CancelledError              5     stopped by the user
 """
@@ -111,6 +112,10 @@ class FingerprintError(StoreError):
 
 class BusyError(DneuroError):
     """Another run is at work on the same store."""
+
+
+class SchedulerLostError(DneuroError):
+    """The dask scheduler of a run has ended, or was started anew; what is done stays done."""
 
 
 class PartialError(DneuroError):

@@ -1,4 +1,4 @@
-"""What tests of several folders need: small jobs, small pictures, threads that end with the test."""
+"""What tests of several folders need: small jobs, small pictures, threads that end with the test, what pods may do."""
 
 from __future__ import annotations
 
@@ -155,3 +155,39 @@ def counted() -> Any:
         return xr.DataArray(lazy, dims=dims[: values.ndim]), array.reads
 
     return make
+
+
+def _restricted(pod: dict[str, Any]) -> list[str]:
+    own = pod.get("securityContext", {})
+    wrong = [f"pod: {key}" for key in ("hostNetwork", "hostPID", "hostIPC", "ephemeralContainers") if pod.get(key)]
+    for container in [*pod.get("initContainers", []), *pod["containers"]]:
+        context, name = container.get("securityContext", {}), container["name"]
+        seccomp = context.get("seccompProfile", own.get("seccompProfile", {})).get("type")
+        foreign = {"procMount", "seLinuxOptions", "appArmorProfile", "windowsOptions", "sysctls"}
+        checks = {
+            "may gain privileges": context.get("allowPrivilegeEscalation") is not False,
+            "is privileged": bool(context.get("privileged")),
+            "keeps capabilities": context.get("capabilities") != {"drop": ["ALL"]},
+            "may be root": not context.get("runAsNonRoot", own.get("runAsNonRoot")),
+            "is root": context.get("runAsUser", own.get("runAsUser")) in (None, 0),
+            "has no seccomp profile": seccomp != "RuntimeDefault",
+            "changes what the node does": bool(foreign & (set(context) | set(own))),
+            "has a port of the node": any("hostPort" in port for port in container.get("ports", [])),
+            # Beyond the level:
+            "can write to its image": context.get("readOnlyRootFilesystem") is not True,
+            "has no limits": set(container["resources"]["limits"]) < {"cpu", "memory"},
+            "has no /tmp": "/tmp" not in [mount["mountPath"] for mount in container["volumeMounts"]],
+            "has no home": {"name": "HOME", "value": "/tmp"} not in container["env"],
+        }
+        wrong += [f"{name} {what}" for what, is_so in checks.items() if is_so]
+    kinds = {"emptyDir", "secret", "configMap", "persistentVolumeClaim"}
+    wrong += [f"volume {volume['name']}" for volume in pod["volumes"] if not set(volume) - {"name"} <= kinds]
+    if pod.get("automountServiceAccountToken") is not False and not pod.get("serviceAccountName"):
+        wrong.append("pod: has a token it does not need")
+    return wrong
+
+
+@pytest.fixture(scope="session")
+def violations() -> Callable[[dict[str, Any]], list[str]]:
+    """Return what in a PodSpec the ``restricted`` level of pod security, and we, do not allow."""
+    return _restricted

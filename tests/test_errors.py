@@ -22,6 +22,7 @@ CODES = {
     "NotAStoreError": 2,
     "FingerprintError": 64,
     "BusyError": 4,
+    "SchedulerLostError": 4,
     "PartialError": 3,
     "CancelledError": 5,
 }

@@ -191,7 +191,7 @@ def gc(
 def drive(folder: Annotated[str, typer.Argument(help="Folder of a job.")]) -> None:
     """Run the job of a folder: what a driver does."""
     from dneuro.cli.running import ended_by_signals
-    from dneuro.errors import CancelledError
+    from dneuro.errors import CancelledError, SchedulerLostError
     from dneuro.jobs.attempt import INTERRUPTED
     from dneuro.jobs.drive import drive as run
     from dneuro.jobs.drive import was_cancelled
@@ -203,6 +203,9 @@ def drive(folder: Annotated[str, typer.Argument(help="Folder of a job.")]) -> No
         except (KeyboardInterrupt, CancelledError):
             if was_cancelled(folder):
                 raise
+            raise typer.Exit(INTERRUPTED) from None
+        except SchedulerLostError as error:
+            typer.echo(f"error: {error}", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
 

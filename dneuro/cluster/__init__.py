@@ -1,6 +1,6 @@
 """Machines: from a profile to a dask client. Knows no analysis.
 
-One file or package per backend (`local`, `slurm`, `address`), all of them behind `backends.Backend`;
+One file or package per backend (`local`, `slurm`, `kubernetes`, `address`), all of them behind `backends.Backend`;
 `standing` is a cluster that outlives the process that starts it.
 """
 

@@ -15,7 +15,6 @@ from typing import Any, Literal, Protocol, Self
 
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.executors import Executor
-from dneuro.errors import UsageError
 from dneuro.spec.profile import ProfileSpec
 
 DriverState = Literal["pending", "running", "gone", "unknown"]
@@ -118,23 +117,13 @@ class Backend(Protocol):
 _WHERE = {
     "local": "dneuro.cluster.local:LocalBackend",
     "slurm": "dneuro.cluster.slurm:SlurmBackend",
+    "kubernetes": "dneuro.cluster.kubernetes:KubernetesBackend",
     "address": "dneuro.cluster.address:AddressBackend",
 }
 
 
 def backend_of(profile: ProfileSpec) -> Backend:
-    """Return the backend of a profile; starts nothing.
-
-    Raises
-    ------
-    UsageError
-        If there is none: profiles for Kubernetes are checked, but nothing here can start its pods.
-    """
-    if profile.backend not in _WHERE:
-        raise UsageError(
-            f"backend {profile.backend}: dneuro cannot start workers there by itself",
-            hint="backend: address, with the address of a dask scheduler that runs there",
-        )
+    """Return the backend of a profile; starts nothing."""
     # Each is imported when it is asked for: nobody needs the clients of all clusters.
     module, _, name = _WHERE[profile.backend].partition(":")
     backend: Backend = getattr(importlib.import_module(module), name)(profile)

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from dneuro.allocation import keep_memory, release_memory
 from dneuro.engine import stopping
 from dneuro.engine.memory import available
-from dneuro.errors import DneuroError, UsageError
+from dneuro.errors import DneuroError, SchedulerLostError, UsageError
 from dneuro.quantities import MiB, format_duration
 
 Future = Any
@@ -160,6 +160,7 @@ class DaskExecutor:
                 hint="client=distributed.Client(address)",
             )
         self.client = client
+        self.address = client.scheduler.address  # a client that has lost its scheduler no longer knows it
         self.pool = pool
         self.patience = patience
         self._asks: dict[str, Any] = {} if pool is None else {"resources": {pool: 1}}
@@ -169,7 +170,7 @@ class DaskExecutor:
         self._look()
         if not self._workers:
             raise UsageError(
-                f"the dask cluster at {client.scheduler.address} has no workers{self._of_pool} yet",
+                f"the dask cluster at {self.address} has no workers{self._of_pool} yet",
                 hint="client.wait_for_workers(1)" if pool is None else f"dask worker --resources {pool}=1 …",
             )
         self.slots_per_process = max(w["nthreads"] for w in self._workers)
@@ -214,8 +215,10 @@ class DaskExecutor:
 
         Raises
         ------
+        SchedulerLostError
+            If the scheduler has ended, or was restarted.
         DneuroError
-            If there is no worker, and none comes within `patience`; or if the scheduler is lost.
+            If there is no worker, and none comes within `patience`.
         """
         while True:
             self._changed.clear()
@@ -251,8 +254,8 @@ class DaskExecutor:
 
     def _refuse_lost(self, futures: Collection[Future]) -> None:
         if any(future.status in ("cancelled", "lost") for future in futures):
-            raise DneuroError(
-                f"the dask scheduler at {self.client.scheduler.address} has ended, or was restarted",
+            raise SchedulerLostError(
+                f"the dask scheduler at {self.address} has ended, or was restarted",
                 hint="the same command again: what is done stays done",
             )
 

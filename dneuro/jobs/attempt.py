@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dneuro import events
-from dneuro.errors import CancelledError, DneuroError, PartialError
+from dneuro.errors import CancelledError, DneuroError, PartialError, SchedulerLostError
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Asked, Lease
 from dneuro.jobs.progress import Progress
@@ -28,7 +28,7 @@ REMOTE_TICK = 5.0
 """Seconds between two states written into an object store, where each of them is a request that is paid for."""
 
 INTERRUPTED = 143
-"""Exit code of a driver that was told to end by its machine, not by the user: it is to be started again."""
+"""Exit code of a driver whose machine, or the scheduler's, was taken away: it is to be started again."""
 
 ENDED = ("done", "partial", "failed", "cancelled")
 """States in which a job stays until somebody acts."""
@@ -133,6 +133,8 @@ class Attempt:
             if self.detached and not self.folder.read("cancel"):
                 return "interrupted", INTERRUPTED
             return "cancelled", CancelledError.exit_code
+        if isinstance(error, SchedulerLostError) and self.detached:
+            return "interrupted", INTERRUPTED
         return "failed", getattr(error, "exit_code", DneuroError.exit_code)
 
     def _keep(self, event: events.Event) -> None:

@@ -30,8 +30,8 @@ class JobStatus:
         Its id.
     state : str
         ``pending`` (its driver waits to be started), ``starting`` (its workers are), ``running``, ``done``, ``partial``
-        (some units failed again and again), ``failed``, ``cancelled``, ``interrupted`` (its driver's machine was taken
-        away) or ``lost`` (its driver died).
+        (some units failed again and again), ``failed``, ``cancelled``, ``interrupted`` (its driver's machine, or the
+        scheduler's, was taken away) or ``lost`` (its driver died).
     advice : str
         What to do; empty if nothing.
     found : dict

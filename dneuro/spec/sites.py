@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from dneuro.spec.base import Bytes, PathText, Positive, Seconds, Spec
+from dneuro.spec.base import Bytes, OrBlank, PathText, Positive, Seconds, Spec
 from dneuro.spec.problems import refusal, shown
 
 
@@ -24,8 +25,34 @@ def _check_address(address: str) -> str:
     return address
 
 
+def _check_image(image: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][\w.:/-]*@sha256:[0-9a-f]{64}", image):
+        raise refusal(
+            f"{shown(image)} does not name an image by its digest, so that pods could run different ones",
+            "registry/dneuro@sha256:…; the digest is what `docker push` or `skopeo inspect` prints",
+        )
+    return image
+
+
+def _check_label(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name):
+        raise refusal(f"{shown(name)} is no name of a Kubernetes object", "small letters, digits and -, at most 63")
+    return name
+
+
+def _check_mount(path: str) -> str:
+    if not path.startswith("/") or ":" in path or ".." in path.split("/"):
+        raise refusal(f"{shown(path)} is no absolute path", "such as /data")
+    if path.rstrip("/") in ("", "/tmp"):
+        raise refusal(f"nothing can be mounted at {shown(path)}, which the pods need themselves", "such as /data")
+    return path
+
+
 Text = Annotated[str, AfterValidator(_one_line)]
 """One line; it goes as it is into a batch script or a manifest."""
+
+ObjectName = Annotated[str, AfterValidator(_check_label)]
+"""Name of an object in Kubernetes, a DNS label."""
 
 
 class SecuritySpec(Spec):
@@ -80,29 +107,50 @@ class SlurmSpec(Spec):
 class VolumeSpec(Spec):
     """A volume that driver and workers see."""
 
-    claim: Text
+    claim: ObjectName
     """Name of the PersistentVolumeClaim."""
-    path: Text
+    path: Annotated[str, AfterValidator(_check_mount)]
     """Where it is mounted."""
     read_only: bool = False
     """Nothing can be written to it."""
 
 
+class SchedulerSpec(Spec):
+    """The pod that hands out the work."""
+
+    cpus: Positive = 1
+    """Cores; it uses no more than one."""
+    memory: Bytes = 2 * 1024**3
+    """Memory."""
+
+
 class KubernetesSpec(Spec):
     """Where in Kubernetes, and from which image."""
 
-    namespace: Text = "dneuro"
+    namespace: ObjectName = "dneuro"
     """Namespace of all pods."""
-    image: Text | None = None
+    image: Annotated[str, AfterValidator(_check_image)] | None = None
     """Image of driver and workers, by digest: `registry/dneuro@sha256:…`."""
-    service_account: Text = "dneuro-driver"
+    service_account: ObjectName = "dneuro-driver"
     """Service account of the driver, which may make worker groups in the namespace."""
     context: Text | None = None
     """Context of the kubeconfig; the default is the current one."""
-    image_pull_secret: Text | None = None
+    image_pull_secret: ObjectName | None = None
     """Secret with the registry's password, if it needs one."""
     volumes: tuple[VolumeSpec, ...] = ()
     """Volumes that driver and workers see, such as the images and the stores."""
+    environment_secret: ObjectName | None = None
+    """Secret whose keys become environment variables of driver and workers, such as those of an object store."""
+    scheduler: Annotated[SchedulerSpec, OrBlank()] = SchedulerSpec()
+    """The pod that hands out the work."""
+    scratch: Bytes = 8 * 1024**3
+    """Disk that each pod may fill below /tmp."""
+    user: Positive = 1000
+    """Number of the user and group that all pods run as, never root; the volumes must be writable for it."""
+    gpu_resource: Text = "nvidia.com/gpu"
+    """What the cluster calls a GPU, such as `amd.com/gpu` or `nvidia.com/mig-3g.40gb`."""
+    scale_down: bool = True
+    """Let `kubectl scale` take workers away: the operator asks for it by HTTP, and is answered 404, as everybody is."""
 
 
 class AddressSpec(Spec):

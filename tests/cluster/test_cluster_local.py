@@ -18,11 +18,11 @@ from dneuro import events
 from dneuro.cluster import WorkerSizes, backend_of, profile_folders
 from dneuro.cluster.profiles import shipped
 from dneuro.engine.executors import DaskExecutor, ThreadExecutor, get_executor
-from dneuro.errors import DneuroError, UsageError
+from dneuro.errors import DneuroError
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.face import extract
 from dneuro.quantities import GiB
-from dneuro.spec import JobSpec, parse_profile
+from dneuro.spec import JobSpec
 from dneuro.spec.profile import PoolSpec, ProfileSpec
 
 MakeJob = Callable[..., JobSpec]
@@ -209,13 +209,3 @@ def test_profiles__are_looked_for_here_then_among_those_shipped(
     assert profile_folders()[:2] == [tmp_path, Path("cluster")]
     assert any((folder / "local.yaml").is_file() for folder in profile_folders())
     assert any((folder / "demo.yaml").is_file() for folder in shipped("jobs"))
-
-
-def test_backend__that_is_not_there_says_what_is() -> None:
-    profile = parse_profile(
-        "backend: kubernetes\npools: {extract: {workers: 1, memory: 1GiB}}\n"
-        "kubernetes: {namespace: lab, image: lab/dneuro}\n"
-    )
-    with pytest.raises(UsageError, match="backend kubernetes: dneuro cannot start workers there") as caught:
-        backend_of(profile)
-    assert "backend: address" in str(caught.value.hint)

@@ -146,3 +146,22 @@ def test_lease__is_over_though_the_disk_is_too_full_to_say_so(folder: Path, monk
     again = Lease.acquire(folder)
     assert again.attempt.number == 2
     again.release()
+
+
+@pytest.mark.parametrize(
+    ("driver", "life", "taken"), [("demo-1", "2", True), ("demo-1", "1", False), ("x", "2", False)]
+)
+def test_lease__of_an_earlier_life_of_the_same_driver_is_taken_over_at_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, driver: str, life: str, taken: bool
+) -> None:
+    # As the pods of a Kubernetes Job: each on a host of its own, the next one made when the last one has ended.
+    leave(folder, 1.0, {"host": "demo-1-abcde", "batch": "demo-1", "life": "1"})
+    monkeypatch.setenv("DNEURO_DRIVER", driver)
+    monkeypatch.setenv("DNEURO_DRIVER_LIFE", life)
+    if taken:
+        held = Lease.acquire(folder)
+        assert held.attempt.number == 2
+        held.release()
+    else:
+        with pytest.raises(BusyError, match="on demo-1-abcde is at work"):
+            Lease.acquire(folder)

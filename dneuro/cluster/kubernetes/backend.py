@@ -1,0 +1,262 @@
+"""Kubernetes as a backend: the driver in a Job, scheduler and workers made by the operator of dask-kubernetes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dneuro.cluster import processes
+from dneuro.cluster.backends import DriverRef, DriverState, Folder
+from dneuro.cluster.kubernetes import scheduler
+from dneuro.cluster.kubernetes.api import Api, ApiError
+from dneuro.cluster.kubernetes.manifests import (
+    OWN_JOB,
+    OWN_POD,
+    OWN_POD_UID,
+    OWN_UID,
+    Cluster,
+    driver_job,
+    owner,
+    owner_of,
+)
+from dneuro.cluster.kubernetes.names import CLUSTER, label, slug
+from dneuro.cluster.kubernetes.pods import JOB_LABEL, Manifest, section
+from dneuro.cluster.machines import DaskMachines
+from dneuro.cluster.record import Record, job_folder_of
+from dneuro.cluster.security import make_credentials
+from dneuro.cluster.sizes import WorkerSizes
+from dneuro.cluster.versions import check_versions
+from dneuro.errors import UsageError
+from dneuro.quantities import MiB
+from dneuro.spec.profile import ProfileSpec
+
+NANNY = 192 * MiB
+"""Of a pod's memory, what the process takes that watches over the worker (120 MiB measured)."""
+
+POLL = 1.0
+"""Seconds between two looks at a driver that was told to stop."""
+
+
+class KubernetesBackend:
+    """Pods, one for each worker, around a scheduler in a pod of its own.
+
+    Parameters
+    ----------
+    profile : ProfileSpec
+        With ``backend: kubernetes``.
+    """
+
+    def __init__(self, profile: ProfileSpec) -> None:
+        self.profile = profile
+        self.site = section(profile)
+
+    @functools.cached_property
+    def api(self) -> Api:
+        """The namespace; nothing is sent before it is used."""
+        return Api(self.site.namespace, self.site.context)
+
+    def sizes(self, pool: str) -> WorkerSizes:
+        """Return what the workers of a pool have: what the profile says."""
+        spec = self.profile.groups[self.profile.group(pool)]
+        assert spec.memory is not None  # the profile was checked
+        if spec.memory <= 2 * NANNY:
+            raise UsageError(f"{spec.memory} bytes are too few for a worker", hint=f"memory: at least {4 * NANNY}")
+        cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
+        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus)
+
+    @contextlib.contextmanager
+    def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:
+        """Have a scheduler and the workers of all pools made; they end with the block, or with this pod's Job.
+
+        Everything is encrypted and needs a certificate of this run.
+
+        Raises
+        ------
+        UsageError
+            If this process is not in a pod: it would not reach the scheduler.
+        ApiError
+            If Kubernetes refuses something.
+        SchedulerLostError
+            From the block, if the scheduler's pod ends under it.
+        DneuroError
+            If a pool has no worker within its ``start_timeout``, with the pods' reason; or versions differ.
+        """
+        if OWN_POD not in os.environ:
+            raise UsageError(
+                "workers in Kubernetes are reached from its pods only, and this process is in none",
+                hint="dneuro submit JOB --cluster PROFILE; or the same command in the login pod: "
+                f"kubectl exec -it -n {self.site.namespace} deploy/dneuro-login -- dneuro run …",
+            )
+        with contextlib.ExitStack() as stack:
+            keys = make_credentials(self._keys(stack, folder))
+            stack.callback(shutil.rmtree, keys, ignore_errors=True)  # worth nothing any more
+            cluster = self._cluster(folder, name)
+            with self.api:
+                self._end_clusters(cluster.job)  # of an attempt whose driver was killed
+            if folder is not None:
+                Record(folder).write(kind="kubernetes", namespace=self.site.namespace, name=cluster.name)
+            stack.callback(self._end, cluster.name)
+            began = time.monotonic()
+            with self.api:
+                self._make(cluster, keys)
+                client = stack.enter_context(scheduler.connect(self.api, cluster, keys, began))
+                stack.enter_context(scheduler.noticed_when_lost(client))
+                scheduler.wait_for_workers(self.api, cluster, client, began)
+            check_versions(client)
+            yield DaskMachines(client, self.profile)
+
+    def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
+        """Have a Job made whose pod runs the driver.
+
+        Raises
+        ------
+        UsageError
+            If the job's folder is on no volume that the pod has.
+        ApiError
+            If Kubernetes refuses it.
+        """
+        self._check_folder(job_folder)
+        unique = f"{slug(name, CLUSTER)}-{secrets.token_hex(3)}"
+        made = self.api.create(self._driver(job_folder, command, unique))
+        details = {"namespace": self.site.namespace, "uid": made["metadata"]["uid"]}
+        if self.site.context:
+            details["context"] = self.site.context
+        return DriverRef("kubernetes", unique, details)
+
+    def driver_state(self, ref: DriverRef) -> DriverState:
+        """Return what Kubernetes says of the driver's Job; ``"unknown"`` where the API does not answer."""
+        try:
+            with self.api:
+                job = self.api.read("Job", ref.id)
+                if job is None or job["metadata"]["uid"] != ref.details["uid"] or _is_over(job):
+                    return "gone"
+                pods = self.api.list("Pod", {"job-name": ref.id})
+        except ApiError:
+            return "unknown"
+        return "running" if any(pod.get("status", {}).get("phase") == "Running" for pod in pods) else "pending"
+
+    def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
+        """Tell the driver to stop and wait for it; after `grace` seconds end its pod for certain."""
+        job = self.api.read("Job", ref.id)
+        if job is None or job["metadata"]["uid"] != ref.details["uid"]:
+            return
+        # Suspended, its pod is told to end and no other one made, and what it owns lives until it is deleted.
+        self.api.patch("Job", ref.id, {"spec": {"suspend": True}})
+        over = time.monotonic() + grace
+        while (alive := self._pods_of(ref.id)) and time.monotonic() < over:
+            time.sleep(min(POLL, grace))
+        for pod in alive:
+            self.api.delete("Pod", pod, at_once=True)
+        self.api.delete("Job", ref.id)
+
+    def clean_up(self, job_folder: Folder) -> list[str]:
+        """Delete every Job and cluster of a job, with their pods and keys; return their names."""
+        job = label(Path(str(job_folder)).name)
+        ended = self._end_clusters(job)
+        for one in self.api.list("Job", {JOB_LABEL: job}):
+            name = one["metadata"]["name"]
+            if name != os.environ.get(OWN_JOB) and self.api.delete("Job", name) and not _is_over(one):
+                ended.append(f"job/{name}")
+        return ended
+
+    def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
+        """Return the manifests: the Job that is sent from here, and what its driver sends."""
+        self._check_folder(job_folder)
+        job, unique = label(Path(str(job_folder)).name), f"{slug(name, CLUSTER)}-000000"
+        cluster = Cluster(self.profile, unique, job, {group: self.sizes(group) for group in self.profile.groups})
+        mine = owner("batch/v1", "Job", unique, "00000000-0000-0000-0000-000000000000")
+        files = dict.fromkeys(("ca.pem", "scheduler.pem", "scheduler.key", "worker.pem", "worker.key"), b"of each run")
+        above = owner("kubernetes.dask.org/v1", "DaskCluster", unique, mine["uid"])
+        parts = {
+            "sent by `dneuro submit`; the digits at the end of names differ each time":
+                [self._driver(job_folder, command, unique)],
+            "sent by the driver, with the uid of its Job, and keys made for the run":
+                [cluster.secret(files, mine), cluster.dask_cluster(mine),
+                 *(cluster.worker_group(pool, above) for pool in self.profile.groups)],
+        }  # fmt: skip
+        return "".join(f"# {title}\n" + "".join(f"---\n{_as_yaml(one)}" for one in manifests)
+                       for title, manifests in parts.items())  # fmt: skip
+
+    def _driver(self, job_folder: Folder, command: Sequence[str], unique: str) -> Manifest:
+        log = None if "://" in str(job_folder) else str(Path(str(job_folder)) / processes.LOG)
+        return driver_job(self.profile, command, unique, label(Path(str(job_folder)).name), log)
+
+    def _check_folder(self, job_folder: Folder) -> None:
+        """Refuse a folder that the driver's pod would not find."""
+        place = str(job_folder)
+        if "://" in place:
+            return
+        seen = [volume.path for volume in self.site.volumes if not volume.read_only]
+        if not any(Path(place).is_relative_to(path) for path in seen):
+            raise UsageError(
+                f"the job's folder {place} is on no volume that the pods can write to"
+                + (f" ({', '.join(seen)})" if seen else ""),
+                hint="state: a folder on one of kubernetes.volumes, or s3://…",
+            )
+
+    def _cluster(self, folder: Path | None, name: str) -> Cluster:
+        whose = "" if folder is None else (job_folder_of(folder) or folder).name
+        unique = f"{slug(name, CLUSTER - 7)}-{secrets.token_hex(3)}"
+        sizes = {group: self.sizes(group) for group in self.profile.groups}
+        return Cluster(self.profile, unique, label(whose or unique), sizes)
+
+    def _keys(self, stack: contextlib.ExitStack, folder: Path | None) -> Path:
+        if self.profile.security.folder is not None:
+            return Path(self.profile.security.folder) / f"{(folder or Path('run')).name}-{secrets.token_hex(4)}"
+        if folder is not None:
+            return folder / "keys"
+        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-"))) / "keys"
+
+    def _make(self, cluster: Cluster, keys: Path) -> None:
+        mine = _own()
+        files = {path.name: path.read_bytes() for path in keys.iterdir() if not path.name.startswith("client")}
+        self.api.create(cluster.secret(files, mine))
+        above = owner_of(self.api.create(cluster.dask_cluster(mine)))
+        for pool in self.profile.groups:
+            self.api.create(cluster.worker_group(pool, above))
+
+    def _end_clusters(self, job: str) -> list[str]:
+        """Delete the clusters of a job; return their names."""
+        names = [one["metadata"]["name"] for one in self.api.list("DaskCluster", {JOB_LABEL: job})]
+        return [f"daskcluster/{name}" for name in names if self._end(name)]
+
+    def _end(self, name: str) -> bool:
+        """Delete a cluster: what it owns, its workers, goes with it; its keys lie beside it."""
+        there = self.api.delete("DaskCluster", name)
+        self.api.delete("Secret", name)
+        return there
+
+    def _pods_of(self, job: str) -> list[str]:
+        return [pod["metadata"]["name"] for pod in self.api.list("Pod", {"job-name": job})
+                if pod.get("status", {}).get("phase") in (None, "Pending", "Running")]  # fmt: skip
+
+
+def _own() -> Manifest:
+    """Return the owner of what this process makes: the driver's Job, else the pod itself."""
+    known = os.environ
+    if known.get(OWN_JOB) and known.get(OWN_UID):
+        return owner("batch/v1", "Job", known[OWN_JOB], known[OWN_UID])
+    return owner("v1", "Pod", known[OWN_POD], known[OWN_POD_UID])
+
+
+def _is_over(job: Manifest) -> bool:
+    conditions = job.get("status", {}).get("conditions", [])
+    return any(one["type"] in ("Complete", "Failed") and one["status"] == "True" for one in conditions)
+
+
+def _as_yaml(manifest: Manifest) -> str:
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    return yaml.dump(manifest, Dumper=Plain, sort_keys=False, width=110)

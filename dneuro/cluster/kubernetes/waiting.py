@@ -1,0 +1,103 @@
+"""Waiting for pods, and saying why they do not come: Kubernetes knows, but in many places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dneuro.cluster.kubernetes.api import Api
+from dneuro.cluster.kubernetes.pods import Manifest
+
+HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
+"""Reasons that no waiting mends."""
+
+RESTARTS = 3
+"""Ends of a container in a row after which its pod counts as one that will not come up."""
+
+
+def scheduler_labels(cluster: str) -> dict[str, str]:
+    """Return the labels that the operator gives to the scheduler of a cluster."""
+    return {"dask.org/cluster-name": cluster, "dask.org/component": "scheduler"}
+
+
+def group_labels(group: str) -> dict[str, str]:
+    """Return the labels that the operator gives to the workers of a group."""
+    return {"dask.org/workergroup-name": group, "dask.org/component": "worker"}
+
+
+def is_running(pod: Manifest) -> bool:
+    """Return whether the containers of a pod run."""
+    status = pod.get("status", {})
+    states = [one.get("state", {}) for one in status.get("containerStatuses", [])]
+    return status.get("phase") == "Running" and all("running" in state for state in states)
+
+
+def reasons(pod: Manifest) -> Iterator[str]:
+    """Yield why a pod does not run, or did not the last time, in Kubernetes' own words."""
+    status, name = pod.get("status", {}), pod["metadata"]["name"]
+    for one in status.get("containerStatuses", []):
+        state, last = one.get("state", {}), one.get("lastState", {}).get("terminated")
+        for end in (state.get("terminated"), last):
+            if end and end.get("exitCode"):
+                yield f"pod {name}: {end.get('reason', 'Error')} (exit code {end['exitCode']}" + _said(end) + ")"
+        waiting = state.get("waiting")
+        if waiting and waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            yield f"pod {name}: {waiting['reason']}" + _said(waiting)
+    for condition in status.get("conditions", []):
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            yield f"pod {name}: {condition.get('reason', 'Unschedulable')}" + _said(condition)
+    if status.get("phase") == "Failed" and status.get("reason"):
+        yield f"pod {name}: {status['reason']}" + _said(status)
+
+
+def is_hopeless(pod: Manifest) -> bool:
+    """Return whether waiting longer for a pod is in vain."""
+    for one in pod.get("status", {}).get("containerStatuses", []):
+        if one.get("state", {}).get("waiting", {}).get("reason") in HOPELESS:
+            return True
+        if one.get("restartCount", 0) >= RESTARTS and "running" not in one.get("state", {}):
+            return True
+    return False
+
+
+def why_none(api: Api, labels: Mapping[str, str]) -> str:
+    """Return why no pod with these labels runs: what its pods say, else its Deployments, else who should make them."""
+    pods = api.list("Pod", labels)
+    if said := list(dict.fromkeys(reason for pod in pods for reason in reasons(pod))):
+        return "; ".join(said)
+    running = [pod["metadata"]["name"] for pod in pods if is_running(pod)]
+    if running:
+        return f"pod {running[0]} runs, but its worker has not come to the scheduler: kubectl logs {running[0]}"
+    if pods:
+        phases = sorted({str(pod.get("status", {}).get("phase", "Pending")) for pod in pods})
+        events = _events(api, {pod["metadata"]["name"] for pod in pods})
+        return f"{len(pods)} pods are {', '.join(phases)}" + (f"; {events}" if events else "")
+    deployments = api.list("Deployment", labels)
+    for deployment in deployments:
+        for condition in deployment.get("status", {}).get("conditions", []):
+            if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
+                return f"no pod may be made: {condition.get('message', condition.get('reason'))}"
+    if deployments:
+        return "there are no pods yet"
+    return "the operator of dask-kubernetes has made nothing: does it run, and does it watch this namespace?"
+
+
+def hopeless(api: Api, labels: Mapping[str, str]) -> bool:
+    """Return whether there are pods with these labels, and none of them will run."""
+    pods = api.list("Pod", labels)
+    return bool(pods) and all(is_hopeless(pod) for pod in pods)
+
+
+def _events(api: Api, names: set[str]) -> str:
+    """Return the last warning about one of these pods, such as a volume that is not there."""
+    about: Callable[[Manifest], Any] = lambda event: event.get("involvedObject", {}).get("name") in names  # noqa: E731
+    warnings = [event for event in api.list("Event") if event.get("type") == "Warning" and about(event)]
+    if not warnings:
+        return ""
+    last = max(warnings, key=lambda event: str(event.get("lastTimestamp") or event.get("eventTime") or ""))
+    return f"{last.get('reason', '')}: {last.get('message', '')}"
+
+
+def _said(state: Manifest) -> str:
+    message = " ".join(str(state.get("message", "")).split())
+    return f": {message[:300]}" if message else ""
