@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dneuro.analysis import plan
     from dneuro.analysis.clusters import clusters
+    from dneuro.analysis.connections import connections
     from dneuro.analysis.cooccurrence import cooccurrence
     from dneuro.analysis.ica import ica
     from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
@@ -27,18 +28,23 @@ if TYPE_CHECKING:
     from dneuro.analysis.moments import moments
     from dneuro.analysis.nonnegative import coupled_nmf, nmf
     from dneuro.analysis.random_projections import random_projections
+    from dneuro.analysis.regression import regression
     from dneuro.analysis.selection import select
     from dneuro.analysis.selectivity import selectivity
+    from dneuro.analysis.similar_places import similar_places
     from dneuro.analysis.similarity import similarity
+    from dneuro.analysis.single_neurons import single_neurons
     from dneuro.analysis.svd import svd
     from dneuro.analysis.top_images import top_images
     from dneuro.cluster.standing import connect
     from dneuro.errors import DneuroError
     from dneuro.events import listening
+    from dneuro.jobs.exporting import export
     from dneuro.jobs.face import extract, open_cluster, run
     from dneuro.jobs.handle import Job, jobs, submit
     from dneuro.jobs.reporting import report
     from dneuro.jobs.verifying import verify
+    from dneuro.jobs.wiring import weights_between
     from dneuro.store.opening import Store
     from dneuro.store.opening import open_store as open  # noqa: A004
 
@@ -49,8 +55,10 @@ _WHERE = {
     "class_selectivity": "dneuro.analysis",
     "clusters": "dneuro.analysis",
     "connect": "dneuro.cluster.standing",
+    "connections": "dneuro.analysis",
     "cooccurrence": "dneuro.analysis",
     "coupled_nmf": "dneuro.analysis",
+    "export": "dneuro.jobs.exporting",
     "extract": "dneuro.jobs.face",
     "gini": "dneuro.analysis",
     "ica": "dneuro.analysis",
@@ -63,16 +71,20 @@ _WHERE = {
     "open_cluster": "dneuro.jobs.face",
     "plan": "dneuro.analysis",
     "random_projections": "dneuro.analysis",
+    "regression": "dneuro.analysis",
     "report": "dneuro.jobs.reporting",
     "run": "dneuro.jobs.face",
     "select": "dneuro.analysis",
     "selectivity": "dneuro.analysis",
+    "similar_places": "dneuro.analysis",
     "similarity": "dneuro.analysis",
+    "single_neurons": "dneuro.analysis",
     "spectral_flatness": "dneuro.analysis",
     "submit": "dneuro.jobs.handle",
     "svd": "dneuro.analysis",
     "top_images": "dneuro.analysis",
     "verify": "dneuro.jobs.verifying",
+    "weights_between": "dneuro.jobs.wiring",
 }
 
 __all__ = [
@@ -82,8 +94,10 @@ __all__ = [
     "class_selectivity",
     "clusters",
     "connect",
+    "connections",
     "cooccurrence",
     "coupled_nmf",
+    "export",
     "extract",
     "gini",
     "ica",
@@ -96,16 +110,20 @@ __all__ = [
     "open_cluster",
     "plan",
     "random_projections",
+    "regression",
     "report",
     "run",
     "select",
     "selectivity",
+    "similar_places",
     "similarity",
+    "single_neurons",
     "spectral_flatness",
     "submit",
     "svd",
     "top_images",
     "verify",
+    "weights_between",
 ]
 
 

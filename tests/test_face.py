@@ -29,10 +29,11 @@ KNOWN: dict[str, Any] = {"images": {"source": "digits", "sample": 40}, "weights"
 def test_names__are_these() -> None:
     assert dn.__all__ == sorted(dn.__all__)
     assert set(dn.__all__) == {
-        "DneuroError", "Job", "Store", "class_selectivity", "clusters", "connect", "cooccurrence", "coupled_nmf",
-        "extract", "gini", "ica", "jobs", "kmeans", "listening", "moments", "nmf", "open", "open_cluster", "plan",
-        "random_projections", "report", "run", "select", "selectivity", "similarity", "spectral_flatness", "submit",
-        "svd", "top_images", "verify",
+        "DneuroError", "Job", "Store", "class_selectivity", "clusters", "connect", "connections", "cooccurrence",
+        "coupled_nmf", "export", "extract", "gini", "ica", "jobs", "kmeans", "listening", "moments", "nmf", "open",
+        "open_cluster", "plan", "random_projections", "regression", "report", "run", "select", "selectivity",
+        "similar_places", "similarity", "single_neurons", "spectral_flatness", "submit", "svd", "top_images",
+        "verify", "weights_between",
     }  # fmt: skip
     assert set(dir(dn)) >= set(dn.__all__)
     assert all(getattr(dn, name) is not None for name in dn.__all__)

@@ -12,6 +12,7 @@ from typing import Any
 import xarray as xr
 
 from dneuro.analysis.clusters import clusters, plan_clusters
+from dneuro.analysis.connections import connections, plan_connections
 from dneuro.analysis.cooccurrence import cooccurrence, plan_cooccurrence
 from dneuro.analysis.ica import ica, plan_ica
 from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
@@ -19,9 +20,12 @@ from dneuro.analysis.kmeans import kmeans, plan_kmeans
 from dneuro.analysis.moments import moments, plan_moments
 from dneuro.analysis.nonnegative import coupled_nmf, nmf, plan_coupled_nmf, plan_nmf
 from dneuro.analysis.random_projections import plan_random_projections, random_projections
+from dneuro.analysis.regression import plan_regression, regression
 from dneuro.analysis.selection import counts_selection, select
 from dneuro.analysis.selectivity import plan_selectivity, selectivity
+from dneuro.analysis.similar_places import plan_similar_places, similar_places
 from dneuro.analysis.similarity import plan_similarity, similarity
+from dneuro.analysis.single_neurons import plan_single_neurons, single_neurons
 from dneuro.analysis.svd import plan_svd, svd
 from dneuro.analysis.top_images import plan_top_images, top_images
 from dneuro.engine.plan import Plan
@@ -33,6 +37,7 @@ __all__ = [
     "PLANS",
     "class_selectivity",
     "clusters",
+    "connections",
     "cooccurrence",
     "coupled_nmf",
     "gini",
@@ -42,9 +47,12 @@ __all__ = [
     "nmf",
     "plan",
     "random_projections",
+    "regression",
     "select",
     "selectivity",
+    "similar_places",
     "similarity",
+    "single_neurons",
     "spectral_flatness",
     "svd",
     "top_images",
@@ -58,9 +66,13 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "svd": svd,
     "random_projections": random_projections,
     "nmf": nmf,
+    "single_neurons": single_neurons,
     "similarity": similarity,
+    "similar_places": similar_places,
     "clusters": clusters,
     "kmeans": kmeans,
+    "regression": regression,
+    "connections": connections,
 }
 """Every analysis of one array, by the name it has in ``dn.`` and in a job file."""
 
@@ -77,9 +89,13 @@ _PLANS: dict[str, Callable[..., Plan]] = {
     "nmf": plan_nmf,
     "coupled_nmf": plan_coupled_nmf,
     "ica": plan_ica,
+    "single_neurons": plan_single_neurons,
     "similarity": plan_similarity,
+    "similar_places": plan_similar_places,
     "clusters": plan_clusters,
     "kmeans": plan_kmeans,
+    "regression": plan_regression,
+    "connections": plan_connections,
 }
 
 PLANS = {name: counts_selection(plan) for name, plan in _PLANS.items()}

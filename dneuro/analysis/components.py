@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,11 +32,20 @@ class Wanted:
         Those with a singular value of at least this.
     explained_variance : float or None
         As few as explain this share of ‖Z‖²_F.
+    threshold_images : int or None
+        Number of images that `threshold` was given for, where it is another than there are.
     """
 
     rank: Rank = None
     threshold: float | None = None
     explained_variance: float | None = None
+    threshold_images: int | None = None
+
+    def scaled(self, images: int) -> Wanted:
+        """Return the same with the threshold as it stands for so many images: σ grows with √n."""
+        if self.threshold is None or not self.threshold_images:
+            return self
+        return replace(self, threshold=self.threshold * math.sqrt(images / self.threshold_images))
 
     def check(self, images: int, neurons: int) -> None:
         """Refuse what cannot be had of so many images × neurons.
@@ -63,6 +73,10 @@ class Wanted:
             check_number("threshold", self.threshold, above=0, hint="threshold=200.0, a singular value")
         if self.explained_variance is not None:
             check_number("explained_variance", self.explained_variance, above=0, most=1, hint="explained_variance=0.5")
+        at = self.threshold_images
+        if at is not None and (self.threshold is None or isinstance(at, bool) or not at >= 1):
+            what = "without a threshold" if self.threshold is None else "is no number of images"
+            raise ArrayError(f"threshold_images={at!r} {what}", hint="threshold=200.0, threshold_images=6000")
 
     def first(self, smallest: int) -> int:
         """Return how many to look for first."""

@@ -36,6 +36,7 @@ app.command()(jobs.gc)
 app.command(hidden=True)(jobs.drive)
 app.command()(networks.layers)
 app.command()(stores.report)
+app.command()(stores.export)
 app.command()(stores.verify)
 app.add_typer(clusters.app, name="cluster")
 

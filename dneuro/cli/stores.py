@@ -1,4 +1,4 @@
-"""Commands about a store that is there: report, verify."""
+"""Commands about a store that is there: report, export, verify."""
 
 from __future__ import annotations
 
@@ -19,6 +19,21 @@ def report(
     from dneuro.jobs.reporting import report as write
 
     typer.echo(str(write(store, out=out, neurons=neurons, images=images)))
+
+
+def export(
+    store: Annotated[str, typer.Argument(help="A store, or its URL.")],
+    to: Annotated[str | None, typer.Option(help="Folder of the files; the default is STORE.export.")] = None,
+    figures: Annotated[bool, typer.Option(help="Draw the figures, as PNG and SVG.")] = True,
+    quiet: Quiet = False,
+) -> None:
+    """Write results as files: tables (Parquet, CSV), datasets (netCDF), figures (PNG, SVG)."""
+    from dneuro.jobs.exporting import export as write
+    from dneuro.progress import showing
+
+    with showing(quiet=quiet):
+        folder = write(store, to=to, figures=figures)
+    typer.echo(str(folder))
 
 
 def verify(

@@ -17,10 +17,19 @@ from dneuro.jobs.analyses import Question, lacking, plan_step, rows_of, stand_in
 from dneuro.jobs.coupled import names_of
 from dneuro.jobs.pools import SizesOf
 from dneuro.jobs.study import Study
+from dneuro.jobs.wiring import source_of
 from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed, channel_look, join
 from dneuro.quantities import MiB, format_bytes
-from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, CoupledNmfStep
+from dneuro.spec.steps import (
+    AnalysisStep,
+    ConnectionsStep,
+    CooccurrenceStep,
+    CoupledNmfStep,
+    SimilarPlacesStep,
+    SourceStep,
+    SvdStep,
+)
 from dneuro.store.layout import LayerPlan
 from dneuro.store.units import Unit, units_folder
 
@@ -136,6 +145,12 @@ def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Qu
 
 def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> Iterator[Question]:
     """Yield what a step asks of a layer, and let it be taken along; nothing where that cannot be."""
+    if isinstance(step, SourceStep):
+        yield from _ask_of_two(along, step, plan, named=named)
+        return
+    if isinstance(step, SimilarPlacesStep) and len(plan.shape) < 3 and not named:
+        events.emit("note", step.id, f"leaves out layer {plan.name}, which has no positions")
+        return
     rows = rows_of(along.study, step)
     question = Question(step, plan.name, recorded=rows is not None, rows=rows)
     if rows is not None and (rows.id, plan.name) in along.counted:
@@ -161,6 +176,37 @@ def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> I
         return
     along.add(plan, wishes, required=bool(missing))
     yield replace(question, recorded=whole, feeds=wishes)
+
+
+def _ask_of_two(along: Along, step: SourceStep, plan: LayerPlan, *, named: bool) -> Iterator[Question]:
+    """Yield what a step asks of a layer and the one before; nothing where there is none, or too little is kept."""
+    source = source_of(along.study, step, plan)
+    if source is None:
+        return
+    if isinstance(step, ConnectionsStep):
+        if step.of != "channel" and not _has_directions(along.study, step.of, plan):
+            events.emit("note", step.id, f"leaves out layer {plan.name}, of which step {step.of} gives no directions")
+            return
+        yield Question(step, plan.name, recorded=True, source=source)
+        return
+    question = Question(step, plan.name, recorded=False, source=source)
+    for one in (plan, source):
+        if missing := lacking(question, one):
+            if named:
+                raise UsageError(
+                    f"step {step.id}: layer {one.name} has keep: {one.keep}, {missing}",
+                    hint=f"extract: {{layers: {{{one.name}: {{keep: full}}}}}}",
+                )
+            events.emit("note", step.id, f"leaves out layer {plan.name}: of {one.name} keep: {one.keep} is stored")
+            return
+    yield question
+
+
+def _has_directions(study: Study, name: str, plan: LayerPlan) -> bool:
+    """Return whether an svd step is asked of a layer that keeps what it needs."""
+    step = next(s for s in study.job.steps if isinstance(s, SvdStep) and s.id == name)
+    wanted = not step.layers or plan.name in step.layers
+    return wanted and not lacking(Question(step, plan.name, recorded=False), plan)
 
 
 def _wishes(along: Along, question: Question, plan: LayerPlan, *, readable: bool) -> tuple[tuple[Feed, ...], bool]:

@@ -23,16 +23,20 @@ from dneuro.extract.run import merge_feeds
 from dneuro.extract.work import ExtractWork
 from dneuro.jobs.coupled import answer_coupled, done, identity, layers_of, plan_coupled
 from dneuro.jobs.study import Study
+from dneuro.jobs.wiring import read_weights, stand_in_weights
 from dneuro.kernels.feeds import Feed
 from dneuro.spec.steps import (
     PLACING,
     AnalysisStep,
+    ConnectionsStep,
     CooccurrenceStep,
     CoupledNmfStep,
     NmfStep,
     RandomProjectionsStep,
     RowsStep,
     SimilarityStep,
+    SimilarPlacesStep,
+    SingleNeuronsStep,
     SvdStep,
 )
 from dneuro.store import results
@@ -62,6 +66,8 @@ class Question:
         Why the store is read though the answer could have been taken along.
     rows : CooccurrenceStep or None
         The step whose counts are asked, in place of the activations.
+    source : LayerPlan or None
+        The earlier layer, of a step about two.
     """
 
     step: AnalysisStep
@@ -70,12 +76,13 @@ class Question:
     feeds: tuple[Feed, ...] = ()
     why: str = ""
     rows: CooccurrenceStep | None = None
+    source: LayerPlan | None = None
 
     @property
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the function in `dneuro.analysis`."""
         of_activations = {"per", "pool"} if self.rows is not None else set()
-        return self.step.model_dump(exclude={"name", "workers", "layer", "of", "select"} | of_activations)
+        return self.step.model_dump(exclude={"name", "workers", "layer", "of", "select", "source"} | of_activations)
 
     def selected(self, x: xr.DataArray) -> xr.DataArray:
         """Return `x` with the images that take part chosen, if the step says which."""
@@ -97,7 +104,8 @@ def lacking(question: Question, plan: LayerPlan) -> str:
     if plan.keep == "stats":
         return "and the step needs its activations"
     pool = getattr(step, "pool", plan.keep)
-    if isinstance(step, SvdStep | NmfStep | RandomProjectionsStep) or getattr(step, "per", "channel") != "channel":
+    whole = SvdStep | NmfStep | RandomProjectionsStep | SingleNeuronsStep | SimilarPlacesStep
+    if isinstance(step, whole) or getattr(step, "per", "channel") != "channel":
         return "and the step needs every neuron" if len(plan.shape) > 1 else ""
     return f"and the step needs the {pool} over positions" if pool != plan.keep and len(plan.shape) > 1 else ""
 
@@ -178,7 +186,12 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     x = stand_in(study, layer, _taken(question, study.plan.unit))
     if question.rows is not None:
         x = stand_in_rows(x, question.rows, len(study.class_names))
-    plan = plan_step(question, x, executor, **_placed(study, question, x))
+    beside = _placed(study, question, x)
+    if isinstance(question.step, ConnectionsStep) and question.source is not None:
+        x = stand_in_weights(study, question.source, question.layer)
+    elif question.source is not None:
+        beside["source"] = question.selected(stand_in(study, question.source))
+    plan = plan_step(question, x, executor, **beside)
     plan = replace(plan, operation=name, method="; ".join(filter(None, (plan.method, question.why))))
     if question.rows is not None:  # a table in the memory of the driver is no reading
         plan = replace(plan, passes=0, read_bytes=0, method="in the driver")
@@ -225,8 +238,10 @@ def answer(
         "parameters": _said(step),
         "layer": identity(study, step) if isinstance(step, CoupledNmfStep) else study.layer_identity(layer),
     }
+    if question.source is not None:
+        inputs["source"] = study.layer_identity(question.source.name)
     of = getattr(step, "of", "activation")
-    if of != "activation":
+    if of not in ("activation", "channel"):
         inputs["of"] = results.unit(study.store, of, layer).read()
     wanted = fingerprint(inputs)
     position = 1000 * [s.id for s in study.job.steps].index(step.id)
@@ -280,6 +295,9 @@ def _compute(
         result.attrs["parameters"] = {"of": question.rows.id, **result.attrs["parameters"]}
         return result
 
+    if isinstance(step, ConnectionsStep) and question.source is not None:
+        return _connections(study, store, question, step)
+
     def found(feed: Feed) -> Found:
         merged = merge_feeds(work, [(layer, feed)], executor)
         if not merged:
@@ -291,7 +309,19 @@ def _compute(
     x = x.assign_attrs({TAKEN: _taken(question, study.plan.unit, found)})
     chosen = question.selected(x)
     settings = {**question.parameters, **_placed(study, question, chosen), **goes_on}
+    if question.source is not None:
+        settings["source"] = question.selected(store[question.source.name])
     return ANALYSES[step.kind](chosen, client=executor, **settings)
+
+
+def _connections(study: Study, store: Store, question: Question, step: ConnectionsStep) -> xr.Dataset:
+    """Read the weights between two layers, and follow back channels or the directions of another step."""
+    assert question.source is not None
+    weights = read_weights(study, question.source.name, question.layer)
+    directions = None if step.of == "channel" else store.results[step.of][question.layer]["vector"].load()
+    result = ANALYSES[step.kind](weights, directions=directions, **question.parameters)
+    result.attrs["parameters"] = {"of": step.of, **result.attrs["parameters"]}
+    return result
 
 
 def _all_images(result: xr.Dataset, store: Store) -> xr.Dataset:

@@ -9,7 +9,7 @@ from pathlib import Path
 import xarray as xr
 from matplotlib.figure import Figure
 
-from dneuro.report.canvas import save
+from dneuro.report.canvas import save, save_vector
 from dneuro.report.contents import Contents, Images, Layer, Result, file_names
 from dneuro.report.grids import TILE, Box, Gallery, Picture
 from dneuro.report.neurons.paging import Paging
@@ -92,6 +92,8 @@ class Studio:
     shown: int
     paging: Mapping[str, Paging] = field(default_factory=dict)
     """Where the pages of single neurons are, by layer; nothing for a report without them."""
+    vector: bool = False
+    """Whether each figure is written as SVG too."""
     _names: set[str] = field(default_factory=set)
 
     @property
@@ -114,6 +116,8 @@ class Studio:
         self._names.add(name)
         (self.folder / "figures").mkdir(exist_ok=True)
         width, height = save(figure, self.folder / name)
+        if self.vector:
+            save_vector(figure, (self.folder / name).with_suffix(".svg"))
         return Plate(name, width, height, alt, caption)
 
     def tile(

@@ -15,8 +15,10 @@ import io
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -39,6 +41,12 @@ def save(figure: Figure, path: Path) -> tuple[int, int]:
         few.save(path, optimize=True)
         ratio = _FILE_DPI // _LAYOUT_DPI
         return drawn.width // ratio, drawn.height // ratio
+
+
+def save_vector(figure: Figure, path: Path) -> None:
+    """Write a figure as SVG, letters as paths; the same figure gives the same file."""
+    with rc_context({"svg.hashsalt": "dneuro"}):
+        FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})  # type: ignore[no-untyped-call]
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:

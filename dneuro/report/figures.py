@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from dneuro.report.canvas import BLUE, ORANGE, canvas, count_along, label, plain
+from dneuro.report.canvas import BLUE, INK, ORANGE, canvas, count_along, label, plain
 
 _MOST_POINTS = 2000  # of a curve; more cannot be told apart in a figure this wide
 _WIDE_RANGE = 200.0  # largest ÷ median beyond which an axis is logarithmic
@@ -79,6 +82,31 @@ def spectrum(singular: Numbers, explained: Numbers | None) -> Figure:
         other.set_ylim(0, 1)
         other.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         other.set_ylabel("explained variance, cumulative", color=ORANGE, fontsize=9.5)
+    return figure
+
+
+def spectra(curves: Mapping[str, Numbers], y: str, limit: float | None = None, said: str = "") -> Figure:
+    """Draw the singular values of several layers over each other, on a logarithmic axis.
+
+    Parameters
+    ----------
+    curves : mapping of str to ndarray (components,)
+        Of each layer, the earliest first: the later, the lighter.
+    y : str
+        What they are.
+    limit : float, optional
+        A line across, with what it is (`said`).
+    """
+    figure, ax = canvas(5.6, 3.8)
+    shades = mpl.colormaps["viridis"](np.linspace(0, 0.88, max(1, len(curves))))
+    for shade, (name, values) in zip(shades, curves.items(), strict=True):
+        ax.plot(np.arange(1, values.size + 1), values, color=shade, lw=1.5, label=name.replace("$", r"\$"))
+    if limit is not None:
+        ax.axhline(limit, color=INK, lw=1.0, ls="--", label=said)
+    ax.set_yscale("log", nonpositive="mask")
+    count_along(ax, max((values.size for values in curves.values()), default=1))
+    label(ax, "component", y)
+    ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

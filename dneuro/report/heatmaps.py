@@ -169,3 +169,35 @@ def _brief(name: str) -> str:
 @cache
 def _drawable() -> frozenset[int]:
     return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())
+
+
+def shared(values: Values, names: Sequence[str], name: str, what: str) -> Figure:
+    """Draw shares between every two features, from 0 to the largest; NaN grey."""
+    figure, ax = canvas(5.6, 4.7)
+    figure.set_layout_engine("compressed")
+    _heat(figure, ax, values, "viridis_r", name, square=True)
+    name_ticks(ax, names, names)
+    label(ax, what, what)
+    return figure
+
+
+def plane(values: Values, down: NDArray[np.integer], along: NDArray[np.integer], name: str, what: str) -> Figure:
+    """Draw a number for every offset (y, x), the middle being none; NaN grey."""
+    figure, ax = canvas(5.6, 4.7)
+    figure.set_layout_engine("compressed")
+    _heat(figure, ax, values, "viridis_r", name, square=True)
+    name_ticks(ax, [str(int(offset)) for offset in down], [str(int(offset)) for offset in along])
+    label(ax, f"{what} x", f"{what} y")
+    return figure
+
+
+def signed(values: Values, name: str, x: str, y: str) -> Figure:
+    """Draw a matrix of numbers of either sign about 0; the one per cent that is largest saturates."""
+    figure, ax = canvas(8.4, 4.9)
+    sizes = np.abs(values[np.isfinite(values)])
+    most = float(np.quantile(sizes, 0.99)) if sizes.size else 1.0
+    _heat(figure, ax, values, "RdBu_r", name, limits=(-(most or 1.0), most or 1.0))
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    label(ax, x, y)
+    return figure

@@ -9,7 +9,7 @@ from dneuro.report import overview, sections
 from dneuro.report.blocks import Studio
 from dneuro.report.contents import Layer
 from dneuro.report.rendering import GENERATOR, render
-from dneuro.report.sections import other
+from dneuro.report.sections import beside, other
 
 
 def shared(studio: Studio, job: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -18,7 +18,7 @@ def shared(studio: Studio, job: Mapping[str, Any] | None) -> dict[str, Any]:
     title = str((job or {}).get("name") or attrs.get("name") or attrs.get("job") or "Activations")
     return {
         "title": title, "generator": GENERATOR, "pictureless": studio.gallery.empty,
-        "searchable": bool(studio.paging),
+        "searchable": bool(studio.paging), "sided": beside.there(studio.contents),
     }  # fmt: skip
 
 
@@ -27,6 +27,8 @@ def write(studio: Studio, job: Mapping[str, Any] | None) -> None:
     common = shared(studio, job)
     for place, layer in enumerate(studio.contents.layers):
         render(studio.folder, layer.file, "layer.html.j2", **common, **_layer(place, layer, studio))
+    if common["sided"]:
+        render(studio.folder, "layers.html", "layers.html.j2", **common, tables=beside.tables(studio))
     render(studio.folder, "index.html", "index.html.j2", **common, **_index(studio, job))
 
 

@@ -14,11 +14,12 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.errors import UsageError
-from dneuro.report import contents, pages
-from dneuro.report.blocks import Studio
+from dneuro.report import contents, pages, sections
+from dneuro.report.blocks import Plate, Studio
 from dneuro.report.grids import Gallery
 from dneuro.report.neurons import pages as neuron_pages
 from dneuro.report.rendering import GENERATOR, copy
+from dneuro.report.sections import beside
 
 
 def write_report(
@@ -91,6 +92,31 @@ def write_report(
             neuron_pages.write(studio, rosters, pages.shared(studio, job))
         copy(folder, "style.css")
     return out / "index.html"
+
+
+def write_figures(tree: xr.DataTree, folder: Path) -> list[Plate]:
+    """Draw the figures of all results of a store, as PNG and SVG, into ``figures/`` of a folder.
+
+    Parameters
+    ----------
+    tree : DataTree
+        A store, as `write_report` takes it.
+    folder : Path
+        Where ``figures`` goes.
+
+    Returns
+    -------
+    list of Plate
+        Each with the path of its PNG, relative to `folder`, and its caption; the SVG has the same name.
+    """
+    found = contents.read(tree)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    studio = Studio(folder, found, Gallery(folder, None), neurons=1, shown=1, vector=True)
+    plates = [plate for table in beside.tables(studio) for plate in table.plates]
+    for layer in found.layers:
+        for section in sections.build(layer, studio):
+            plates += [plate for block in section.blocks for plate in block.plates]
+    return plates
 
 
 def check_replaceable(out: Path) -> None:

@@ -25,6 +25,7 @@ from dneuro.spec.problems import Problem, ProblemsError, refusal, shown
 from dneuro.spec.steps import (
     STEPS,
     ClustersStep,
+    ConnectionsStep,
     CooccurrenceStep,
     CoupledNmfStep,
     ExtractStep,
@@ -32,9 +33,12 @@ from dneuro.spec.steps import (
     MomentsStep,
     NmfStep,
     RandomProjectionsStep,
+    RegressionStep,
     ReportStep,
     SelectivityStep,
     SimilarityStep,
+    SimilarPlacesStep,
+    SingleNeuronsStep,
     Step,
     SvdStep,
     TopImagesStep,
@@ -106,9 +110,13 @@ AnyStep = Annotated[
     | Annotated[NmfStep, Tag(NmfStep.kind)]
     | Annotated[CoupledNmfStep, Tag(CoupledNmfStep.kind)]
     | Annotated[RandomProjectionsStep, Tag(RandomProjectionsStep.kind)]
+    | Annotated[SingleNeuronsStep, Tag(SingleNeuronsStep.kind)]
     | Annotated[SimilarityStep, Tag(SimilarityStep.kind)]
+    | Annotated[SimilarPlacesStep, Tag(SimilarPlacesStep.kind)]
     | Annotated[ClustersStep, Tag(ClustersStep.kind)]
     | Annotated[KmeansStep, Tag(KmeansStep.kind)]
+    | Annotated[RegressionStep, Tag(RegressionStep.kind)]
+    | Annotated[ConnectionsStep, Tag(ConnectionsStep.kind)]
     | Annotated[ReportStep, Tag(ReportStep.kind)],
     Discriminator(_kind),
     BeforeValidator(_check_kind),

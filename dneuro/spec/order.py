@@ -7,7 +7,16 @@ from typing import TypeVar
 
 from dneuro.errors import suggest
 from dneuro.spec.problems import KeyPath, Problem, ProblemsError, repeated
-from dneuro.spec.steps import AnalysisStep, CooccurrenceStep, ExtractStep, RowsStep, Step
+from dneuro.spec.steps import (
+    AnalysisStep,
+    ConnectionsStep,
+    CooccurrenceStep,
+    ExtractStep,
+    RowsStep,
+    SourceStep,
+    Step,
+    SvdStep,
+)
 
 Steps = TypeVar("Steps", bound=Sequence[Step])
 
@@ -21,7 +30,7 @@ def check_order(steps: Steps) -> Steps:
         With every problem: steps of the same name, not exactly one extract step, a step before what it
         needs, a layer that is not extracted, one about the rows of something that is no step.
     """
-    if problems := [*_names(steps), *_places(steps), *_layers(steps), *_rows(steps)]:
+    if problems := [*_names(steps), *_places(steps), *_layers(steps), *_rows(steps), *_sources(steps)]:
         raise ProblemsError(*problems)
     return steps
 
@@ -76,6 +85,19 @@ def _rows(steps: Sequence[Step]) -> Iterator[Problem]:
         elif counted := earlier[step.of].layers:
             why = f"step {step.of!r} does not count"
             yield from _unknown_layers(step, counted, why, _at(steps, index, "layer"))
+
+
+def _sources(steps: Sequence[Step]) -> Iterator[Problem]:
+    stored = [layer for step in steps if isinstance(step, ExtractStep) for layer in step.layers]
+    for index, step in enumerate(steps):
+        if isinstance(step, SourceStep) and step.source is not None and stored and step.source not in stored:
+            yield Problem(f"the extract step does not store layer {step.source!r}", suggest(step.source, stored),
+                          _at(steps, index, "source"))  # fmt: skip
+        if isinstance(step, ConnectionsStep) and step.of != "channel":
+            earlier = [s.id for s in steps[:index] if isinstance(s, SvdStep)]
+            if step.of not in earlier:
+                yield Problem(f"no svd step named {step.of!r} comes before this one",
+                              suggest(step.of, ["channel", *earlier]), _at(steps, index, "of"))  # fmt: skip
 
 
 def _unknown_layers(step: AnalysisStep, known: Sequence[str], why: str, at: KeyPath) -> Iterator[Problem]:

@@ -17,7 +17,17 @@ from dneuro.spec.job import AnyStep, JobSpec
 from dneuro.spec.network import NetworkSpec
 from dneuro.spec.order import check_order
 from dneuro.spec.problems import ProblemsError, refusal, repeated
-from dneuro.spec.steps import AnalysisStep, ExtractStep, Layers, LayerSpec, RowsStep, Step, TrainStep
+from dneuro.spec.steps import (
+    AnalysisStep,
+    ConnectionsStep,
+    ExtractStep,
+    Layers,
+    LayerSpec,
+    RowsStep,
+    SourceStep,
+    Step,
+    TrainStep,
+)
 
 
 def member_of(path: str) -> str:
@@ -133,5 +143,9 @@ def _steps_of(steps: Sequence[Step], layers: dict[str, LayerSpec]) -> list[Step]
                 step = step.model_copy(update={"layer": there})
         if isinstance(step, RowsStep) and step.of != "activation" and step.of not in {earlier.id for earlier in found}:
             continue
-        found.append(step)
+        if isinstance(step, SourceStep) and step.source is not None and step.source not in layers:
+            continue
+        lost = isinstance(step, ConnectionsStep) and step.of not in {"channel", *(earlier.id for earlier in found)}
+        if not lost:
+            found.append(step)
     return found

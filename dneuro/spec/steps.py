@@ -287,6 +287,8 @@ class SvdStep(AnalysisStep):
     """Number of singular triplets, or ``all``: the whole spectrum, of narrow layers."""
     threshold: Annotated[float, Field(gt=0)] | None = None
     """Instead of ``rank``: all with a singular value of at least this."""
+    threshold_images: Positive | None = None
+    """Number of images that ``threshold`` was found for: it is multiplied by √(n / this), as σ grows with √n."""
     explained_variance: Annotated[float, Field(gt=0, le=1)] | None = None
     """Instead of ``rank``: as few as explain this share of the variance; 1 for the whole spectrum."""
     standardize: Literal["image", "neuron", "center"] | None = "image"
@@ -308,6 +310,9 @@ class SvdStep(AnalysisStep):
         if len(given) != 1:
             raise refusal(f"takes one of rank, threshold and explained_variance, got {' and '.join(given) or 'none'}",
                           "write `rank: 16`")  # fmt: skip
+        if self.threshold_images is not None and self.threshold is None:
+            raise refusal("threshold_images scales a threshold, and there is none", "leave it out",
+                          ("threshold_images",))  # fmt: skip
         return self
 
 
@@ -376,6 +381,66 @@ class RandomProjectionsStep(AnalysisStep):
         if self.cutoff is not None and self.quantile is not None:
             raise refusal("cutoff and quantile both say what is kept", "leave one out", ("quantile",))
         return self
+
+
+class SingleNeuronsStep(AnalysisStep):
+    """Neurons ranked by variance: those that vary most and a random choice, with the images at their ends."""
+
+    kind: ClassVar[str] = "single_neurons"
+    count: Positive = 16
+    """Neurons of largest variance that are looked at."""
+    baseline: Positive = 16
+    """Neurons drawn at random, to compare."""
+    standardize: Literal["image", "center"] | None = "image"
+    """``image``: each image to mean 0, variance 1 over its neurons; ``center``: each neuron to mean 0; null: as it
+    is. After ``neuron`` all variances would be 1."""
+    k: Positive = 100
+    """Images at either end of each neuron."""
+    seed: Seed = 0
+    """Seed of the random choice."""
+
+
+class SimilarPlacesStep(AnalysisStep):
+    """Where the neurons lie that say most nearly the same as each neuron: how far away, and in which channel."""
+
+    kind: ClassVar[str] = "similar_places"
+    neighbours: Positive = 5
+    """Most similar others of each neuron that are looked at."""
+    metric: Literal["pearson", "cosine", "euclidean"] = "pearson"
+    """What similar means."""
+
+
+class SourceStep(AnalysisStep):
+    """A step that asks how the features of one layer come from those of an earlier one."""
+
+    source: Annotated[str, Field(min_length=1)] | None = None
+    """The earlier layer; the default is the one before in the extract step."""
+
+
+class RegressionStep(SourceStep):
+    """Which features of an earlier layer predict those of a later one: ridge regression of activations."""
+
+    kind: ClassVar[str] = "regression"
+    ridge: NotNegative = 1e-3
+    """Penalty on the squared coefficients of standardised features, as a share of the number of images."""
+    folds: Annotated[int, Field(ge=0), no_bool] = 5
+    """Parts that the images are dealt into: each is predicted from the others; 0 for none."""
+    pool: Pool = "max"
+    """How one number is made of all positions of a channel, in both layers."""
+    k: Positive = 5
+    """Sources listed of each channel, largest coefficient first."""
+    seed: Seed = 0
+    """Of the dealing."""
+
+
+class ConnectionsStep(SourceStep):
+    """Which channels of the layer before feed a layer most strongly, by the weights between the two."""
+
+    kind: ClassVar[str] = "connections"
+    of: Annotated[str, Field(min_length=1)] = "channel"
+    """``channel``, or the name of an ``svd`` step whose directions are followed back."""
+    k: Positive = 5
+    """Sources listed of each channel or component, the strongest first."""
 
 
 def _refuse_images_of_counts(step: RowsStep) -> None:
@@ -501,9 +566,13 @@ STEPS: dict[str, type[Step]] = {
         NmfStep,
         CoupledNmfStep,
         RandomProjectionsStep,
+        SingleNeuronsStep,
         SimilarityStep,
+        SimilarPlacesStep,
         ClustersStep,
         KmeansStep,
+        RegressionStep,
+        ConnectionsStep,
         ReportStep,
     )
 }

@@ -169,3 +169,23 @@ def test_svd__of_few_images_of_many_neurons_holds_no_square_of_the_neurons(metho
     found = dn.svd(x, rank=6, method=method, standardize=None, client=executor)
     expected = np.linalg.svd(values.astype(np.float64), compute_uv=False)[:6]
     np.testing.assert_allclose(found["singular_value"], expected, rtol=1e-6)
+
+
+@METHODS
+def test_svd__threshold_of_other_images_is_scaled_to_these(method: Any) -> None:
+    x = labelled(made(200, SIZES))
+    found = dn.svd(x, threshold=40.0, threshold_images=50, method=method, standardize=None)
+    assert found.attrs["threshold"] == pytest.approx(80.0)  # √(200 / 50) = 2
+    assert found.sizes["component"] == (SIZES >= 80).sum()
+    assert found.attrs["entries"] == 200 * 60
+    some = dn.select(x, images=list(range(128)))
+    assert dn.svd(some, threshold=1.0, threshold_images=50, method=method, standardize=None).attrs["threshold"] == 1.6
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"rank": 2, "threshold_images": 50}, "without a threshold"), ({"threshold": 9.0, "threshold_images": 0}, "no n")],
+)
+def test_svd__threshold_images_belongs_to_a_threshold(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArrayError, match=message):
+        dn.svd(labelled(made(200, SIZES)), **given)

@@ -25,7 +25,8 @@ def plan(name: str, *overrides: str) -> JobPlan:
 
 
 def test_files__every_job_is_planned_here() -> None:
-    assert {path.name for path in JOBS.glob("*.yaml")} == {"demo.yaml", "photos.yaml", "imagenet.yaml", "vgg16.yaml"}
+    assert {path.name for path in JOBS.glob("*.yaml")} == {"demo.yaml", "photos.yaml", "imagenet.yaml", "vgg16.yaml",
+                                                        "zhang-features.yaml"}  # fmt: skip
 
 
 def test_demo__is_planned(tmp_path: Path) -> None:
@@ -81,3 +82,23 @@ def test_submit__runs_a_job_and_opens_its_store(tmp_path: Path) -> None:
     )  # fmt: skip
     assert f"<dneuro store {tmp_path / 'd.zarr'}: 40 images>" in done.stdout
     assert (tmp_path / "d.zarr.report" / "index.html").is_file()
+
+
+def test_zhang__is_planned_for_imagenet_and_for_the_convolutions_on_photographs(tmp_path: Path) -> None:
+    small = ["steps.svd.rank=8", *imagenet(tmp_path)]
+    found = plan("zhang-features.yaml", *small)
+    asked = {(question.step.id, question.layer) for question, _ in found.steps}
+    assert ("svd", "classifier.6") in asked
+    assert {layer for step, layer in asked if step == "connections"} == {
+        "features.5", "features.7", "features.9", "features.12", "classifier.2", "classifier.5", "classifier.6"
+    }  # fmt: skip
+    for number in range(12):
+        paint(tmp_path / "photos" / "n01440764" / f"{number}.JPEG")
+    layers = "{features.2: {}, features.5: {}, features.7: {}, features.9: {}, features.12: {}}"
+    images = f"{{source: folder, root: {tmp_path / 'photos'}, classes: imagenet}}"
+    fewer = ["steps.svd.rank=8", f"images={images}", f"store={tmp_path / 'b.zarr'}"]
+    photos = plan("zhang-features.yaml", *fewer, f"steps.extract.layers={layers}")
+    assert {layer.name for layer in photos.extract.layers} == {f"features.{n}" for n in (2, 5, 7, 9, 12)}
+    methods = {question.step.id: one.method for question, one in photos.steps}
+    assert methods["connections"] == "from the weights"
+    assert methods["regression"] == "on features.9"

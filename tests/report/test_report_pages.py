@@ -30,7 +30,7 @@ def figures_of(page) -> list[str]:
 
 def test_report__every_link_and_picture_is_there(written, written_in):
     assert set(written) == {
-        "index.html", "layer-conv.9.html", "layer-conv.10.html", "layer-fc.html", "neurons.html",
+        "index.html", "layer-conv.9.html", "layer-conv.10.html", "layer-fc.html", "layers.html", "neurons.html",
         *(f"neurons/{layer}/0.html" for layer in ("conv.9", "conv.10", "fc")),
     }  # fmt: skip
     for page in written.values():
@@ -284,7 +284,9 @@ def test_report__is_called_what_the_job_of_the_store_was_called(small, tmp_path,
 def test_report__any_part_of_a_store_will_do(parts, pictures, tmp_path, read_pages, kept: str):
     part = {path: data for path, data in parts.items() if path == "/" or (kept != "/" and path.startswith(kept))}
     pages = read_pages(write_report(xr.DataTree.from_dict(part), tmp_path / "out", pictures=pictures))
-    assert len([name for name in pages if "neurons" not in name]) == (1 if kept == "/" else 4)
+    assert len([name for name in pages if "neurons" not in name]) == (
+        {"/": 1, "/results/svd": 5}.get(kept, 4)  # with spectra to lay side by side one page more
+    )
     assert ("neurons.html" in pages) == (kept == "/layers/")
     if kept == "/":
         assert "holds no layers" in pages["index.html"].text

@@ -13,13 +13,16 @@ from dneuro.report.contents import Layer, Result
 from dneuro.report.sections import (
     clusters,
     cooccurrence,
+    feeding,
     kmeans,
     moments,
     nmf,
     other,
     random_projections,
     selectivity,
+    similar_places,
     similarity,
+    single_neurons,
     svd,
     top_images,
 )
@@ -44,8 +47,9 @@ class Kind:
 SECTIONS = (
     Kind("moments", "Moments", ("variance",), moments.build),
     Kind("top_images", "Top images", ("top_image",), top_images.build),
-    Kind("svd", "Singular value decomposition", ("singular_value",), svd.build),
+    Kind("single_neurons", "Single neurons", ("variance",), single_neurons.build),
     Kind("random_projections", "Random projections", ("variance",), random_projections.build),
+    Kind("svd", "Singular value decomposition", ("singular_value",), svd.build),
     Kind("nmf", "Non-negative factorisation", ("neuron_weight",), nmf.build),
     Kind("coupled_nmf", "Coupled non-negative factorisation", ("neuron_weight",), nmf.build),
     Kind("cooccurrence", "Co-occurrence with classes", ("count",), cooccurrence.build),
@@ -53,6 +57,9 @@ SECTIONS = (
     Kind("similarity", "Similarity", similarity.NEEDS, similarity.build),
     Kind("clusters", "Clusters of neurons", ("leaf_neuron",), clusters.build),
     Kind("clusters", "Clusters of images: trees", ("leaf_image",), clusters.build, "clusters-of-images"),
+    Kind("similar_places", "Where similar neurons lie", ("own",), similar_places.build),
+    Kind("regression", "Fed by: regression", ("coefficient",), feeding.build_regression),
+    Kind("connections", "Fed by: weights", ("strength",), feeding.build_connections),
     Kind("kmeans", "Clusters of images", ("cluster",), kmeans.build),
 )
 """In the order of the page."""

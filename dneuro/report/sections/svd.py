@@ -51,7 +51,13 @@ def _spectrum(result: Result, layer: Layer, studio: Studio) -> Plate:
     if "reconstruction_error" in data.attrs:
         total = data.attrs.get("total_variance")
         whole = f" of ‖Z‖ = {number(float(np.sqrt(total)))}" if total is not None else ""
-        caption += f" Reconstruction error ‖Z − USVᵀ‖ = {number(float(data.attrs['reconstruction_error']))}{whole}."
+        error = float(data.attrs["reconstruction_error"])
+        caption += f" Reconstruction error ‖Z − USVᵀ‖ = {number(error)}{whole}"
+        entries = data.attrs.get("entries")
+        each = f", {number(error / float(np.sqrt(entries)))} per entry (root mean square)" if entries else ""
+        caption += f"{each}."
+    if "threshold" in data.attrs:
+        caption += f" These are all σ of at least {number(float(data.attrs['threshold']))}."
     if "method" in data.attrs:
         passes = data.attrs.get("passes")
         reads = f", {counted(int(passes), 'pass', 'passes')}" if passes else ""
@@ -144,8 +150,7 @@ def _span(scores: NDArray[np.float64], result: Result, layer: Layer, studio: Stu
     k = min(_MOST_TOP, ranks, _usable(scores))
     if k < 2:
         return None
-    orders = [_by_score(scores[:, component])[:k] for component in range(scores.shape[1])]
-    ours = np.array([_classes(_numbers(result, order), studio) or 0 for order in orders], dtype=np.float64)
+    ours = _spans(scores, k, result, studio)
     theirs = None
     if top is not None:
         theirs = neuron_spans(top, k, labels)
@@ -161,6 +166,19 @@ def _span(scores: NDArray[np.float64], result: Result, layer: Layer, studio: Stu
         )
     alt = f"Classes spanned by the top {k} images of each of {counted(ours.size, 'component')}"
     return studio.plate(figures.spans(ours, theirs, classes, k), result, "span", alt, caption + ".")
+
+
+def _spans(scores: NDArray[np.float64], k: int, result: Result, studio: Studio) -> NDArray[np.float64]:
+    orders = [_by_score(scores[:, component])[:k] for component in range(scores.shape[1])]
+    return np.array([_classes(_numbers(result, order), studio) or 0 for order in orders], dtype=np.float64)
+
+
+def component_spans(result: Result, k: int, studio: Studio) -> NDArray[np.float64] | None:
+    """Return how many classes the top `k` images of each component span; None where no class is known."""
+    labels = studio.images.labels
+    if labels is None or not (labels >= 0).any() or "score" not in result.data:
+        return None
+    return _spans(_scores(result, studio), k, result, studio)
 
 
 def neuron_spans(top: Result, k: int, labels: NDArray[np.int64]) -> NDArray[np.float64]:

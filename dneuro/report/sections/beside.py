@@ -1,0 +1,134 @@
+"""What lays the layers side by side: their spectra over each other, and a line of numbers for each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dneuro.report import figures
+from dneuro.report.blocks import Plate, Studio
+from dneuro.report.contents import Contents, Layer, Result
+from dneuro.report.sections.svd import component_spans, neuron_spans
+from dneuro.report.words import NOTHING, counted, listed, number, percent, quoted
+
+PAPER_SIGMA, PAPER_IMAGES = 200.0, 6000
+"""From which singular value on Zhang calls it large, and of how many images."""
+_RANK = 8
+
+
+@dataclass(frozen=True)
+class Line:
+    """A layer's line in the table of one step."""
+
+    name: str
+    file: str
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The layers that one svd step was asked of, side by side."""
+
+    title: str
+    plates: list[Plate]
+    heads: tuple[str, ...]
+    lines: list[Line]
+    caption: str
+
+
+def tables(studio: Studio) -> list[Table]:
+    """Return a table for every svd step that was asked of more than one layer."""
+    steps: dict[str, list[tuple[Layer, Result]]] = {}
+    for layer in studio.contents.layers:
+        for result in layer.results:
+            if result.analysis == "svd" and "singular_value" in result.data:
+                steps.setdefault(result.step, []).append((layer, result))
+    return [_table(step, found, studio) for step, found in steps.items() if len(found) > 1]
+
+
+def there(contents: Contents) -> bool:
+    """Return whether there is anything to lay side by side."""
+    steps = [r.step for layer in contents.layers for r in layer.results if r.analysis == "svd"]
+    return any(steps.count(step) > 1 for step in steps)
+
+
+def _table(step: str, found: list[tuple[Layer, Result]], studio: Studio) -> Table:
+    images = max(studio.taking_part(result) for _, result in found)
+    large = PAPER_SIGMA * float(np.sqrt(images / PAPER_IMAGES))
+    heads = (
+        "Neurons", "‖Z‖", "Largest σ", f"σ ≥ {PAPER_SIGMA:.0f}", f"σ ≥ {large:.3g}", "σ ≥ 10 % of the largest",
+        f"Explained by the first {_RANK}", "Explained by all", "Classes of a component's top images",
+        "of a high-variance neuron's", "of a channel's",
+    )  # fmt: skip
+    k = _top_images(found)
+    lines = [Line(layer.name, layer.file, tuple(_cells(layer, result, large, k, studio))) for layer, result in found]
+    caption = (
+        "Per layer: neurons, the norm of the standardised activations ‖Z‖ = √(Σσ²), and how many singular values are "
+        f"large: at least {PAPER_SIGMA:.0f}, the paper's limit for {PAPER_IMAGES:,} images; {large:.3g}, the same for "
+        f"n = {images:,}, as σ grows with √n; and a tenth of the layer's largest, which does not depend on its width "
+        "(‖Z‖² is images × neurons). “≥” stands before a count where all that were computed pass. Last, the mean "
+        f"number of classes among the top {k} images of a component, of a neuron of large variance (step "
+        f"single_neurons), and of a channel (by its maximum).{quoted(found[0][1].parameters)}"
+    )
+    plates = [_spectra(found, studio, large, absolute=True), _spectra(found, studio, large, absolute=False)]
+    return Table(f"Step {step}", plates, heads, lines, caption)
+
+
+def _top_images(found: list[tuple[Layer, Result]]) -> int:
+    lengths = [top.data.sizes["rank"] for layer, _ in found if (top := layer.first("top_images", "top_image"))]
+    return min([100, *lengths])
+
+
+def _cells(layer: Layer, result: Result, large: float, k: int, studio: Studio) -> Iterator[str]:
+    data = result.data
+    singular = np.asarray(data["singular_value"].values, dtype=np.float64)
+    yield NOTHING if layer.shape is None else f"{int(np.prod(layer.shape)):,}"
+    total = data.attrs.get("total_variance")
+    yield NOTHING if total is None else number(float(np.sqrt(total)))
+    yield number(float(singular[0])) if singular.size else NOTHING
+    for limit in (PAPER_SIGMA, large, 0.1 * float(singular[0])):
+        count = int((singular >= limit).sum())
+        yield f"≥ {count:,}" if count == singular.size else f"{count:,}"
+    shares = np.cumsum(np.asarray(data["explained_variance_ratio"].values, dtype=np.float64))
+    yield percent(float(shares[min(_RANK, shares.size) - 1]))
+    yield f"{percent(float(shares[-1]))} ({counted(shares.size, 'component')})"
+    ours = component_spans(result, k, studio)
+    yield NOTHING if ours is None else number(float(ours.mean()))
+    labels = studio.images.labels
+    for kind in ("single_neurons", "top_images"):
+        top = layer.first(kind, "top_image")
+        theirs = np.empty(0)
+        if top is not None and labels is not None:
+            theirs = neuron_spans(_of_large_variance(top), k, labels)
+        yield number(float(theirs.mean())) if theirs.size else NOTHING
+
+
+def _of_large_variance(top: Result) -> Result:
+    """Return the result without the neurons that were drawn at random, where there are such."""
+    if "random" not in top.data:
+        return top
+    return replace(top, data=top.data[["top_image"]].isel(chosen=~np.asarray(top.data["random"].values, dtype=bool)))
+
+
+def _spectra(found: list[tuple[Layer, Result]], studio: Studio, large: float, *, absolute: bool) -> Plate:
+    curves: dict[str, NDArray[np.float64]] = {}
+    for layer, result in found:
+        singular = np.asarray(result.data["singular_value"].values, dtype=np.float64)
+        curves[layer.name] = singular if absolute else singular / singular[:1]
+    names = listed(list(curves))
+    images = counted(max(studio.taking_part(result) for _, result in found), "image")
+    first = found[0][1]
+    if absolute:
+        figure = figures.spectra(curves, "singular value σ", large, f"{PAPER_SIGMA:.0f}, scaled to n")
+        caption = (
+            f"Singular values of {names}, n = {images}; dashed: the paper's limit of {PAPER_SIGMA:.0f}, scaled by "
+            f"√(n / {PAPER_IMAGES:,}). ‖Z‖, and with it every σ, grows with the square root of a layer's neurons."
+        )
+    else:
+        figure = figures.spectra(curves, "σ ÷ largest σ", 0.1, "a tenth")
+        caption = f"The same, each as a share of the layer's largest: how fast the spectrum falls. n = {images}."
+    kind = "spectra" if absolute else "spectra-relative"
+    return studio.plate(figure, first, kind, f"Singular values of {names}", caption + quoted(first.parameters))
