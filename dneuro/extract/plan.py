@@ -136,7 +136,7 @@ class ExtractPlan:
                 waiting.add((layer, feed.look))
                 whole, work = feed.memory(self.images, self.batch, shapes[layer])
                 merging.append(2 * whole + state + work)
-        gathered = (len(waiting) + 1) * GATHERED  # of one look a copy that joins the batches
+        gathered = len(waiting) * GATHERED
         per_slot = max(gathered + 2 * sum(states) + max(works), max(merging))
         return replace(
             self,

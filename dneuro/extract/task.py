@@ -180,7 +180,7 @@ class _Layer:
         self._plan: LayerPlan = next(plan for plan in work.plan.layers if plan.name == name)
         self._arrays = self._plan.arrays(work.plan.images, work.plan.unit)
         self.writers = _writers(work, self._arrays, start, stop)
-        self._feeding = Feeding(work.feeds.get(name, ()))
+        self._feeding = Feeding(work.feeds.get(name, ()), self._plan.shape, self._plan.dtype, stop - start)
 
     def add(self, batch: Batch) -> None:
         values = batch.outputs.pop(self._plan.name)  # nobody else takes it, and it may be large

@@ -167,11 +167,16 @@ class Runner:
             inputs = torch.cat([inputs, inputs.new_zeros(blank, *inputs.shape[1:])])
         run = program(self._network, self._layers, to_end=self._to_end, pooled=self._pooled, shape=inputs.shape)
         outputs, last = run(inputs)
-        found = {}
-        for name, output in zip(self._layers, outputs, strict=True):
-            some = _each(output, lambda part: part[:images])
-            found[name] = self._room(some.shape).copy_(some) if self._room and isinstance(some, Tensor) else some
+        found = {name: _each(output, lambda part: self._own(part[:images]))
+                 for name, output in zip(self._layers, outputs, strict=True)}  # fmt: skip
         return found, None if last is None else last[:images]
+
+    def _own(self, part: Tensor) -> Tensor:
+        """Return what a program yields in a room of its own, where it stays on the CPU."""
+        if self._room is None:
+            return part
+        dtype = torch.float32 if part.is_floating_point() else part.dtype
+        return self._room(part.shape, dtype).copy_(part)
 
     def _to_cpu(self, values: Tensor) -> Tensor:
         values = values.float() if values.is_floating_point() else values

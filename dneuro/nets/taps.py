@@ -15,7 +15,7 @@ from dneuro.nets.calls import LayerNames
 from dneuro.nets.output import layer_output, main_output
 from dneuro.nets.strongest import Strongest, strongest
 
-Room = Callable[[torch.Size], Tensor]
+Room = Callable[..., Tensor]
 
 Output = Tensor | Strongest
 """What is taken of a layer: all of it, or the maximum per channel."""
@@ -134,7 +134,7 @@ class Tap:
             yielded = _check_output(f"layer {name!r}", layer_output(output), seen.batch)
             kept = _channels_first(yielded, self._dims.get(name))
             if name in self._pooled:
-                seen.outputs[name] = strongest(kept)
+                seen.outputs[name] = self._in_rooms(strongest(kept))
             elif self._room is None:
                 seen.outputs[name] = kept.clone(memory_format=torch.contiguous_format)
             else:
@@ -143,6 +143,11 @@ class Tap:
                 raise _Stop
 
         return part.register_forward_hook(hook)
+
+    def _in_rooms(self, found: Strongest) -> Strongest:
+        if self._room is None:
+            return found
+        return Strongest(*(self._room(part.shape, part.dtype).copy_(part) for part in found))
 
 
 def tap(
@@ -171,8 +176,8 @@ def tap(
         the shape that `Layer.stored` says. Without it outputs come as the network has them.
 
     room : callable, optional
-        From a shape to the tensor, of float32 on the CPU, that an output is copied to; the default makes new ones of
-        the output's own kind.
+        From a shape, and a dtype if it is not float32, to the tensor on the CPU that an output is copied to; the
+        default makes new ones of the output's own kind.
     pooled : collection of str
         Layers (channel, y, x) of which only the maximum per channel is wanted: they are not copied.
 
