@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import check_labelled, is_count
+from dneuro.analysis.arrays import check_labelled
+from dneuro.analysis.checks import check_count
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 
@@ -117,13 +118,19 @@ def _check(x: xr.DataArray, directions: xr.DataArray | None, k: int) -> None:
             f"expected weights (channel, source_channel, y, x), got {dims}",
             hint="dn.weights_between(network, source=…, target=…)",
         )
-    if not is_count(k):
-        raise ArrayError(f"k={k!r} is not a whole number, at least 1")
-    if directions is not None and (
-        directions.sizes.get("channel") != x.sizes["channel"]
-        or len([dim for dim in directions.dims if dim not in ("channel", "y", "x")]) != 1
-    ):
+    check_count("k", k, hint="k=5")
+    if directions is not None and not _fit(directions, x.sizes["channel"]):
         raise ArrayError(
-            f"directions {dict(directions.sizes)} do not fit weights to {x.sizes['channel']} channels",
+            f"directions {_shown(directions)} do not fit weights to {x.sizes['channel']} channels",
             hint="directions=dn.svd(layer, …)['vector'] of the later layer",
         )
+
+
+def _fit(directions: object, channels: int) -> bool:
+    if not isinstance(directions, xr.DataArray) or directions.sizes.get("channel") != channels:
+        return False
+    return len([dim for dim in directions.dims if dim not in ("channel", "y", "x")]) == 1
+
+
+def _shown(directions: object) -> str:
+    return str(dict(directions.sizes)) if isinstance(directions, xr.DataArray) else repr(directions)

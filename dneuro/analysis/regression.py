@@ -10,7 +10,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Pool, Prepare, View, is_count, view
+from dneuro.analysis.arrays import Pool, Prepare, View, choose, view
+from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.nonnegative.asked import same_images
 from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
@@ -165,10 +166,11 @@ class PreparePair:
 def _setup(
     x: xr.DataArray, source: xr.DataArray, ridge: float, folds: int, pool: Pool, k: int, seed: int
 ) -> tuple[tuple[View, View], NDArray[np.bool_] | None, PairedProducts]:
-    if isinstance(ridge, bool) or not 0 <= ridge < np.inf:
-        raise ArrayError(f"ridge={ridge!r} is not a number, at least 0", hint="ridge=1e-3")
-    if not is_count(k):
-        raise ArrayError(f"k={k!r} is not a whole number, at least 1")
+    check_number("ridge", ridge, least=0, hint="ridge=1e-3")
+    check_count("k", k, hint="k=5")
+    check_count("folds", folds, least=0, hint="folds=5, or 0 for none")
+    check_seed(seed)
+    choose("pool", pool, ("max", "mean"))
     views = view(x, per="channel", pool=pool), view(source, per="channel", pool=pool)
     for seen in views:
         if len(seen.labels.dims) != 1:
@@ -176,7 +178,7 @@ def _setup(
     names = [seen.layer or what for seen, what in zip(views, ("the array", "its source"), strict=True)]
     rows = same_images(views, names)
     images = len(views[0].images) if rows is None else int(rows.sum())
-    if folds not in (0, 1) and (not is_count(folds) or folds > images):
+    if folds > max(1, images):
         raise ArrayError(f"folds={folds!r} of {images} images", hint="folds=5, or 0 for none")
     dealt = _deal(len(views[0].images), rows, max(1, folds), seed)
     return views, rows, PairedProducts(dealt, max(1, folds), views[1].labels.count, views[0].labels.count)

@@ -9,7 +9,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import choose, is_count, view
+from dneuro.analysis.arrays import choose, view
+from dneuro.analysis.checks import check_count
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.similarity import plan_similarity, similarity
 from dneuro.engine.executors import get_executor
@@ -130,8 +131,7 @@ def plan_similar_places(
             f"the array has dims {tuple(map(str, x.dims))}: where neurons lie is about a layer (channel, y, x)",
             hint="a layer with positions, kept in full",
         )
-    if not is_count(neighbours):
-        raise ArrayError(f"neighbours={neighbours!r} is not a whole number, at least 1")
+    check_count("neighbours", neighbours, hint="neighbours=5")
     plan = plan_similarity(x, metric=metric, per="neuron", neighbours=neighbours, client=client)
     plane = (2 * x.sizes["y"] - 1) * (2 * x.sizes["x"] - 1)
     size = plan.result_bytes + 40 * plane + 8 * x.sizes["channel"] * (x.sizes["channel"] + 1)

@@ -8,7 +8,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import View, choose, is_count, view
+from dneuro.analysis.arrays import View, choose, view
+from dneuro.analysis.checks import check_count, check_seed
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.executors import Executor, get_executor
@@ -146,16 +147,16 @@ def plan_single_neurons(
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `single_neurons`; reads no data."""
+    choose("standardize", standardize, ("image", "neuron", "center", None))
     if standardize == "neuron":
         raise ArrayError(
             "standardize='neuron' gives every neuron that varies variance 1: nothing is left to rank them by",
             hint="standardize='image', 'center' or None",
         )
-    choose("standardize", standardize, ("image", "center", None))
     executor, seen = get_executor(client), view(x, per="neuron")
     for name, number in (("count", count), ("baseline", baseline), ("k", k)):
-        if not is_count(number):
-            raise ArrayError(f"{name}={number!r} is not a whole number, at least 1")
+        check_count(name, number, hint=f"{name}=16")
+    check_seed(seed)
     n, p = len(seen.taking_part), seen.labels.count
     for name, number in (("count", count), ("baseline", baseline)):
         if number > p:

@@ -25,7 +25,10 @@ ALL: dict[str, dict[str, Any]] = {
     "selectivity": {},
     "clusters": {"count": 2},
     "kmeans": {"count": 2},
+    "single_neurons": {"count": 2, "baseline": 1, "k": 2},
 }
+OTHERS = {"similar_places", "regression", "connections"}
+"""Those that do not take one array of any layer: what they take is tested with them."""
 EVERY = pytest.mark.parametrize(("analysis", "parameters"), ALL.items())
 RNG = np.random.default_rng(0)
 
@@ -42,7 +45,7 @@ def layer(*shape: int, dtype: str = "f4") -> xr.DataArray:
 
 
 def test_analyses__are_all_tested_here() -> None:
-    assert set(ALL) == set(ANALYSES)
+    assert set(ALL) | OTHERS == set(ANALYSES)
 
 
 @EVERY
@@ -304,10 +307,22 @@ NAMES = [(name, key) for name, function in ANALYSES.items() for key in inspect.s
 @pytest.mark.parametrize(("analysis", "key"), NAMES)
 @pytest.mark.parametrize("value", ODD, ids=map(repr, ODD))
 def test_argument__is_right_or_refused_with_a_way_out(analysis: str, key: str, value: Any) -> None:
-    parameters = {**ALL[analysis], key: value}
+    x, parameters = given(analysis)
+    parameters[key] = value
     try:
-        dn.plan(analysis, layer(6, 4), **parameters)
+        dn.plan(analysis, x, **parameters)
     except UsageError as error:
         assert error.hint, error.message
         with pytest.raises(UsageError):
-            ANALYSES[analysis](layer(6, 4), **parameters)
+            ANALYSES[analysis](x, **parameters)
+
+
+def given(analysis: str) -> tuple[xr.DataArray, dict[str, Any]]:
+    """What an analysis can be asked of, and how."""
+    if analysis == "similar_places":
+        return layer(6, 4, 3, 3), {"neighbours": 2}
+    if analysis == "regression":
+        return layer(6, 4), {"source": layer(6, 3), "folds": 2, "k": 1}
+    if analysis == "connections":
+        return xr.DataArray(np.ones((4, 3, 2, 2)), dims=("channel", "source_channel", "y", "x")), {"k": 1}
+    return layer(6, 4), dict(ALL[analysis])

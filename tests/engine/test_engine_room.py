@@ -110,11 +110,14 @@ LARGE_ANSWERS: list[tuple[str, dict[str, Any]]] = [
     ("similarity", {}),
     ("clusters", {"count": 2}),
     ("kmeans", {"count": 300}),
+    ("single_neurons", {}),
 ]
+OTHERS = {"similar_places", "regression", "connections"}
+"""Those that take something else than one array of any layer."""
 
 
 def test_check__is_tried_on_all_analyses() -> None:
-    assert {name for name, _ in LARGE_ANSWERS} == set(ANALYSES)
+    assert {name for name, _ in LARGE_ANSWERS} | OTHERS == set(ANALYSES)
 
 
 @pytest.mark.parametrize(("analysis", "parameters"), LARGE_ANSWERS)
