@@ -168,6 +168,10 @@ def _read(
         except UnreadableImageError as error:
             reasons.append((name, error.message))
             continue
+        except OSError as error:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, name) from error  # a failing read does not say of what
         if pixels.shape[:2] != size:
             raise ImageSourceError(
                 f"{name} is {pixels.shape[1]}×{pixels.shape[0]} pixels, the first image is {size[1]}×{size[0]}: a "

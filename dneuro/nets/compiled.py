@@ -98,6 +98,8 @@ def _format(network: Network) -> torch.memory_format:
 
 
 def _hint(error: Exception) -> str:
-    if "C++" in str(error) or "compiler" in str(error):
+    if "No working C++ compiler" in str(error):
         return "install a C++ compiler (g++) on the workers, or leave network.compile out"
+    if "data-dependent" in str(error):
+        return "it computes what to do next from its numbers: leave network.compile out"
     return "leave network.compile out"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import shutil
 import threading
 import time
@@ -109,6 +110,13 @@ def test_reading__an_error_ends_it_where_it_belongs(work: ExtractWork, error: Ex
         for pictures in read_ahead(work, source, PictureMemory(), 0, 40, room):
             seen += pictures.numbers.tolist()
     assert seen == list(range(20)), "all batches before it, and none after it"
+
+
+def test_reading__says_of_which_file_the_disk_would_not_give(work: ExtractWork) -> None:
+    source = Source(source_of(work), {22: OSError(errno.EIO, "Input/output error")})
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        list(read_ahead(work, source, PictureMemory(), 0, 40, room))
+    assert (caught.value.errno, caught.value.filename) == (errno.EIO, source.manifest.names[22])
 
 
 def test_batches__a_consumer_that_fails_leaves_no_thread(work: ExtractWork) -> None:
