@@ -197,9 +197,10 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
         plan = replace(plan, passes=0, read_bytes=0, method="in the driver")
     plan.check(
         executor,
-        hint="a lower rank, method: krylov, per: channel, or a profile with more memory per worker (--cluster)",
-        driver_hint="a lower rank, a smaller k, per: channel, neighbours: 20 of a similarity; or a machine with more "
-        "memory for the process that drives the job (--cluster; in Slurm driver: {memory: …})",
+        hint="a lower rank, method: krylov, per: channel, fewer folds, or a profile with more memory per worker "
+        "(--cluster)",
+        driver_hint="a lower rank, a smaller k, per: channel, neighbours: 20 of a similarity, fewer folds; or a "
+        "machine with more memory for the process that drives the job (--cluster; in Slurm driver: {memory: …})",
     )
     return plan
 
