@@ -256,6 +256,8 @@ class Node:
             if found := re.match(rf"tls://([^.]+)\.{NAMESPACE}\.svc:", value):
                 value = value.replace(f"{found[1]}.{NAMESPACE}.svc", services[found[1]])
             environment[variable["name"]] = value
+        # What an image has: the Python of this environment, whether or not it is the first here.
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment.get('PATH', '')}"
         environment["HOME"] = str(home)
         environment["KUBERNETES_SERVICE_HOST"] = "127.0.0.1"
         token = pod["spec"].get("automountServiceAccountToken") and pod["spec"]["serviceAccountName"]
