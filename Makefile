@@ -24,7 +24,7 @@ test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm -rs
 
 test-kubernetes: .venv/installed
-	DNEURO_TEST_KUBERNETES=demo $(BIN)/python -m pytest tests/cluster/kubernetes tests/deploy -rs
+	DNEURO_TEST_KUBERNETES=$${DNEURO_TEST_KUBERNETES:-demo} $(BIN)/python -m pytest tests/cluster/kubernetes tests/deploy -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check dneuro tests benchmarks
