@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import View, choose, view
+from dneuro.analysis.arrays import View, choose, label_numbers, view
 from dneuro.analysis.checks import check_count, check_seed
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
@@ -124,7 +124,7 @@ def single_neurons(
         "overlap": (two, _overlap(top)),
         "bottom_overlap": (two, _overlap(bottom)),
     }
-    labels = np.asarray(x.coords["label"].values, dtype=np.int64) if "label" in x.coords else None
+    labels = label_numbers(x) if "label" in x.coords else None
     for end, order in (("top", top), ("bottom", bottom)):
         data[f"{end}_value"] = (ends, np.take_along_axis(value.T, order, axis=1))
         data[f"{end}_image"] = (ends, seen.images[rows[order]])

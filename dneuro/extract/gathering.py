@@ -11,8 +11,8 @@ from dneuro.kernels.base import Array, State, state_to_numpy
 from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB
 
-Look = tuple[Array, Array | None]
-"""What is looked at of a layer, and, of maxima, their positions."""
+Seen = tuple[Array, Array | None]
+"""What a look at a layer shows, and, of maxima, their positions."""
 
 GATHERED = MiB
 """Bytes of a look that wait for more; a batch that is larger does not wait."""
@@ -47,7 +47,7 @@ class Feeding:
         """What the statistics see of the layer: ``max``, ``mean``, ``neuron``."""
         return frozenset(feed.look for feed in self._feeds)
 
-    def add(self, looks: Mapping[str, Look], numbers: NDArray[np.int64]) -> None:
+    def add(self, looks: Mapping[str, Seen], numbers: NDArray[np.int64]) -> None:
         """Take what is seen of the images `numbers`."""
         for look, rows in self._rows.items():
             if not rows.has_room(len(numbers)):
@@ -63,7 +63,7 @@ class Feeding:
             self._feed(look, *rows.taken())
         return {key: state_to_numpy(state) for key, state in self._states.items()}
 
-    def _feed(self, look: str, blocks: Look, numbers: NDArray[np.int64]) -> None:
+    def _feed(self, look: str, blocks: Seen, numbers: NDArray[np.int64]) -> None:
         if not len(numbers):
             return
         for feed in self._feeds:
@@ -85,7 +85,7 @@ class _Rows:
     def has_room(self, count: int) -> bool:
         return self._filled + count <= len(self._numbers)
 
-    def add(self, look: Look, numbers: NDArray[np.int64]) -> None:
+    def add(self, look: Seen, numbers: NDArray[np.int64]) -> None:
         values, positions = look
         where = slice(self._filled, self._filled + len(numbers))
         self._values[where], self._numbers[where] = values, numbers
@@ -93,8 +93,8 @@ class _Rows:
             self._positions[where] = positions
         self._filled = where.stop
 
-    def taken(self) -> tuple[Look, NDArray[np.int64]]:
-        """Return the rows, valid until the next ones are added; there are none left then."""
+    def taken(self) -> tuple[Seen, NDArray[np.int64]]:
+        """Return the rows, valid until the next ones are added, and their numbers, which kernels may keep."""
         count, self._filled = self._filled, 0
         positions = None if self._positions is None else self._positions[:count]
-        return (self._values[:count], positions), self._numbers[:count]
+        return (self._values[:count], positions), self._numbers[:count].copy()

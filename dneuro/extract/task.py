@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dneuro.engine import stopping
 from dneuro.errors import BusyError, DneuroError
 from dneuro.extract.behind import Behind, Writer
-from dneuro.extract.gathering import Feeding, Look
+from dneuro.extract.gathering import Feeding, Seen
 from dneuro.extract.pipeline import Batch, Output, batches, cast, source_of
 from dneuro.extract.same import SameImages
 from dneuro.extract.work import IMAGES, ExtractWork
@@ -195,14 +195,14 @@ class _Layer:
         self._feeding.add(looks, numbers)
         return self._rows(looks)
 
-    def _looks(self, output: Output, numbers: NDArray[np.int64]) -> dict[str, Look]:
+    def _looks(self, output: Output, numbers: NDArray[np.int64]) -> dict[str, Seen]:
         """Return what the statistics and the store see of a layer's output."""
         largest, places = output if isinstance(output, tuple) else (output, None)
         values = cast(largest, self._plan.dtype, self._plan.name, numbers)
         check_finite(values, {"image": numbers}, self._plan.name)
         if isinstance(output, tuple):
             return {"max": (values, places)}
-        looks: dict[str, Look] = {"neuron": (values, None)}
+        looks: dict[str, Seen] = {"neuron": (values, None)}
         if self._plan.keep == "max" or "max" in self._feeding.looks:
             looks["max"] = pool(values, "max")
         if self._plan.keep == "mean":
@@ -212,7 +212,7 @@ class _Layer:
             looks["mean"] = pool(values, "mean")
         return looks
 
-    def _rows(self, looks: dict[str, Look]) -> dict[str, Array]:
+    def _rows(self, looks: dict[str, Seen]) -> dict[str, Array]:
         """Return what is kept of a batch, by array."""
         if self._plan.keep == "full":
             return {"activation": looks["neuron"][0]}

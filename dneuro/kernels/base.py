@@ -38,7 +38,8 @@ class Kernel(Protocol):
 
     ``merge`` is associative up to rounding, and the state of one task may live across many blocks. Blocks of
     one task arrive in image order; `merge` gets the lower images first. `update` may work in place, as its state
-    belongs to the task; `merge` may not, as a scheduler may hold on to its arguments and merge them again.
+    belongs to the task, and may keep what `origin` holds, but no view of a block; `merge` may not, as a scheduler may
+    hold on to its arguments and merge them again.
     """
 
     whole_rows: ClassVar[bool]

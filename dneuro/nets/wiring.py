@@ -104,10 +104,7 @@ def weights_of(network: Network, found: Wiring, source: str, target: str) -> NDA
     -----
     Cost: two forward passes of one random image, which prove that the way is the one that was found.
     """
-    torch_state = torch.random.get_rng_state()
-    torch.manual_seed(0)
-    image = torch.rand(1, *network.input_shape)
-    torch.random.set_rng_state(torch_state)
+    image = torch.rand(1, *network.input_shape, generator=torch.Generator().manual_seed(0))
     with tap(network.module, [source, target]) as tapped:
         outputs = {name: cast(Tensor, output) for name, output in tapped(image)[0].items()}
     part = network.module.get_submodule(found.module)
