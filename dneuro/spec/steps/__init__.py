@@ -1,0 +1,78 @@
+"""The steps of a job: one model per step, keys as the keyword arguments of the ``dn.`` function."""
+
+from __future__ import annotations
+
+from dneuro.spec.steps.base import (
+    DEFAULT_CODEC,
+    PLACING,
+    AnalysisStep,
+    Codec,
+    RowsStep,
+    SelectSpec,
+    Step,
+    WorkersStep,
+)
+from dneuro.spec.steps.components import CoupledNmfStep, NmfStep, RandomProjectionsStep, SvdStep
+from dneuro.spec.steps.extraction import ExtractStep, Layers, LayerSpec, TrainStep
+from dneuro.spec.steps.layers import ConnectionsStep, RegressionStep, SourceStep
+from dneuro.spec.steps.neurons import CooccurrenceStep, MomentsStep, SelectivityStep, SingleNeuronsStep, TopImagesStep
+from dneuro.spec.steps.pairs import ClustersStep, KmeansStep, SimilarityStep, SimilarPlacesStep
+from dneuro.spec.steps.report import ReportStep
+
+__all__ = [
+    "DEFAULT_CODEC",
+    "PLACING",
+    "STEPS",
+    "AnalysisStep",
+    "ClustersStep",
+    "Codec",
+    "ConnectionsStep",
+    "CooccurrenceStep",
+    "CoupledNmfStep",
+    "ExtractStep",
+    "KmeansStep",
+    "LayerSpec",
+    "Layers",
+    "MomentsStep",
+    "NmfStep",
+    "RandomProjectionsStep",
+    "RegressionStep",
+    "ReportStep",
+    "RowsStep",
+    "SelectSpec",
+    "SelectivityStep",
+    "SimilarPlacesStep",
+    "SimilarityStep",
+    "SingleNeuronsStep",
+    "SourceStep",
+    "Step",
+    "SvdStep",
+    "TopImagesStep",
+    "TrainStep",
+    "WorkersStep",
+]
+
+STEPS: dict[str, type[Step]] = {
+    step.kind: step
+    for step in (
+        TrainStep,
+        ExtractStep,
+        MomentsStep,
+        TopImagesStep,
+        CooccurrenceStep,
+        SelectivityStep,
+        SvdStep,
+        NmfStep,
+        CoupledNmfStep,
+        RandomProjectionsStep,
+        SingleNeuronsStep,
+        SimilarityStep,
+        SimilarPlacesStep,
+        ClustersStep,
+        KmeansStep,
+        RegressionStep,
+        ConnectionsStep,
+        ReportStep,
+    )
+}
+"""Every kind of step, by the name it has in a job file."""
