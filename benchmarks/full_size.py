@@ -212,7 +212,7 @@ def _report(job: JobSpec, submitted: Job, seen: Watched) -> None:
     print(f"  held at most, MiB: {held}; the workers' own count: {now.found.get('peak_memory', 0) / MiB:.0f}")
     store = dn.open(seen.store)
     right = float(store.images["correct"].mean())
-    disk = format_bytes(bytes_below(seen.store))
+    disk = format_bytes(bytes_below(seen.store) + bytes_below(Path(f"{seen.store}.units")))
     print(f"  {format_bytes(store[WHOLE].nbytes)} in full, {disk} on disk; {right:.1%} right")
 
 

@@ -1,4 +1,4 @@
-"""Memory of activations is kept for the next batch instead of going back to the system after each layer.
+"""Memory that a process keeps: of activations for the next batch, and what one kind of work keeps for its next task.
 
 glibc gives every block above 32 MiB back when it is freed (above 128 KiB where ``MALLOC_TRIM_THRESHOLD_`` is set, as
 dask does for its workers), and the next layer gets it again page by page, zeroed: with 16 images of SqueezeNet that
@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Callable
 from typing import Any
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 _KEPT = 1 << 30
+_USUAL = 1 << 25
+"""Largest blocks that glibc comes to keep by itself."""
 _asked = 0
 """Largest blocks that this process keeps, so far: whoever needs less leaves it."""
+_keepers: dict[str, Callable[[], bool]] = {}
 
 
 def keep_memory(blocks: int = _KEPT, kept: int = _KEPT) -> bool:
@@ -46,6 +50,38 @@ def release_memory() -> None:
     allocator = _glibc()
     if allocator is not None:
         allocator.malloc_trim(0)
+
+
+def give_up_memory() -> None:
+    """Give what was kept back to the system, and keep no large blocks any more."""
+    global _asked
+    allocator = _glibc()
+    if allocator is not None and _asked > _USUAL:
+        allocator.mallopt(_MMAP_THRESHOLD, _USUAL)
+        allocator.mallopt(_TRIM_THRESHOLD, 2 * _USUAL)
+        _asked = 0
+    release_memory()
+
+
+def keep_until_others_come(package: str, forget: Callable[[], bool]) -> None:
+    """Have `forget` called before a process does anything for another package than this one.
+
+    Parameters
+    ----------
+    package : str
+        Whose functions may find what was kept, such as ``"dneuro.extract"``.
+    forget : callable
+        Lets go of it; returns whether there was anything.
+    """
+    _keepers[package] = forget
+
+
+def make_room_for(function: Callable[..., Any]) -> None:
+    """Let go of what this process keeps for the work of other packages than the function's."""
+    where = str(getattr(function, "__module__", ""))
+    for package, forget in list(_keepers.items()):
+        if not where.startswith(package) and forget():
+            give_up_memory()
 
 
 def _glibc() -> Any | None:

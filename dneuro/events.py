@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -57,6 +58,32 @@ class Event:
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a plain dictionary, for a JSON line."""
         return asdict(self)
+
+
+class Pace:
+    """How fast a step is of late: over the later half of its time, so that starting up is soon forgotten."""
+
+    def __init__(self) -> None:
+        self._began = 0.0
+        self._seen: deque[tuple[float, float]] = deque()
+
+    def take(self, event: Event) -> None:
+        """Follow an event of the step; work that was done before its first one does not count."""
+        if event.kind == "started" or not self._seen:
+            self._began = event.time
+            self._seen.clear()
+        self._seen.append((event.time, event.done))
+        half = (self._began + event.time) / 2
+        while len(self._seen) > 2 and self._seen[1][0] <= half:
+            self._seen.popleft()
+
+    @property
+    def rate(self) -> float:
+        """Work done per second; 0 while nothing is known."""
+        if not self._seen:
+            return 0.0
+        (before, had), (now, has) = self._seen[0], self._seen[-1]
+        return max(0.0, has - had) / (now - before) if now > before else 0.0
 
 
 Listener = Callable[[Event], object]

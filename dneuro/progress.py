@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -54,23 +55,24 @@ class _Quiet:
 
 
 class _Rates:
-    """How fast a step is, from its own beginning; work that was done before it does not count."""
+    """How fast each step is: of late while it runs, on the whole once it is done."""
 
     def __init__(self) -> None:
         self._began: dict[str, tuple[float, float]] = {}
+        self._paces: defaultdict[str, events.Pace] = defaultdict(events.Pace)
 
     def text(self, event: events.Event) -> str:
         key = event.parent + "/" + event.step
         if event.kind == "started" or key not in self._began:
             self._began[key] = (event.time, event.done)
+        self._paces[key].take(event)
         began, before = self._began[key]
         seconds, done = event.time - began, event.done - before
-        if seconds <= 0 or done <= 0:
-            return ""
         if event.kind == "finished":
-            return f"{done / seconds:.1f} {event.what}/s, {format_duration(seconds)}"
-        left = (event.total - event.done) * seconds / done
-        return f"{done / seconds:.1f} {event.what}/s, {format_duration(left)} left"
+            return f"{done / seconds:.1f} {event.what}/s, {format_duration(seconds)}" if min(seconds, done) > 0 else ""
+        if rate := self._paces[key].rate:
+            return f"{rate:.1f} {event.what}/s, {format_duration((event.total - event.done) / rate)} left"
+        return ""
 
 
 class Lines:

@@ -70,3 +70,16 @@ def test_event__is_a_json_line() -> None:
         "what": "",
         "data": {"rank": 8},
     }
+
+
+def test_pace__forgets_a_slow_beginning_and_what_was_done_before() -> None:
+    pace = events.Pace()
+    assert pace.rate == 0.0
+    pace.take(Event("started", "extract", done=1000, time=0.0))
+    assert pace.rate == 0.0
+    for seconds in range(10, 41):  # ten seconds until the first image, five a second from then on
+        pace.take(Event("progress", "extract", done=1000 + 5 * (seconds - 10), time=float(seconds)))
+    assert pace.rate == pytest.approx(5.0)
+    pace.take(Event("started", "extract", done=0, time=100.0))
+    pace.take(Event("progress", "extract", done=8, time=104.0))
+    assert pace.rate == pytest.approx(2.0), "of this attempt"

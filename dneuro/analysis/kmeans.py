@@ -15,7 +15,7 @@ from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.blocks import BLOCK_BYTES
-from dneuro.engine.executors import PROCESS_BYTES, Executor, Sizes, get_executor
+from dneuro.engine.executors import Executor, Sizes, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, Moments, Standardise
@@ -187,7 +187,7 @@ def plan_kmeans(
         driver_bytes=2 * size + 32 * n + 24 * p * _sampled(count, n), method="dask-ml",
     )  # fmt: skip
     last = seen.plan("kmeans", kernels[1], executor)
-    lloyd = PROCESS_BYTES + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
+    lloyd = executor.process_bytes + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
     lloyd += _table_bytes(seen) if held else 0
     return replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, last.worker_bytes + IMPORTS, lloyd))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dneuro.engine.executors import PROCESS_BYTES
 from dneuro.engine.memory import available
 
 
@@ -25,6 +26,8 @@ class WorkerSizes:
         GPUs per process.
     driver : int, optional
         Bytes of the process that drives a job; the default is what is free on this machine.
+    process_bytes : int
+        Memory of a process before it does anything.
     """
 
     workers: int
@@ -33,6 +36,7 @@ class WorkerSizes:
     memory: int
     gpus: int = 0
     driver: int | None = None
+    process_bytes: int = PROCESS_BYTES
 
     @property
     def driver_memory(self) -> int:

@@ -15,7 +15,7 @@ import psutil
 from dask.utils import funcname
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from dneuro.allocation import keep_memory, release_memory
+from dneuro.allocation import keep_memory, make_room_for, release_memory
 from dneuro.engine import stopping
 from dneuro.engine.memory import available
 from dneuro.errors import DneuroError, SchedulerLostError, UsageError
@@ -62,6 +62,11 @@ class Sizes(Protocol):
         ...
 
     @property
+    def process_bytes(self) -> int:
+        """Memory of a process before it does anything."""
+        ...
+
+    @property
     def driver_memory(self) -> int:
         """Bytes that results may take in the process that asks."""
         ...
@@ -101,6 +106,8 @@ class ThreadExecutor:
     memory : int, optional
         Bytes to stay within; the default is what the machine has available.
     """
+
+    process_bytes = PROCESS_BYTES
 
     def __init__(self, slots: int | None = None, memory: int | None = None) -> None:
         self.slots = slots or len(psutil.Process().cpu_affinity() or [0])
@@ -152,6 +159,8 @@ class DaskExecutor:
     UsageError
         If it is no such client, or has no worker: then nobody can say what fits into one.
     """
+
+    process_bytes = PROCESS_BYTES
 
     def __init__(self, client: Any, pool: str | None = None, *, patience: float = PATIENCE) -> None:
         if not hasattr(client, "submit") or getattr(client, "asynchronous", False):
@@ -331,6 +340,7 @@ def _task(function: Callable[..., Any], *args: Any) -> Any:
 
     The kept memory counts for dask, which pauses a worker that seems to be full.
     """
+    make_room_for(function)
     keep_memory(blocks=16 * MiB, kept=64 * MiB)
     try:
         return function(*args)

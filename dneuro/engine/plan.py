@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import xarray as xr
 
 from dneuro.engine.blocks import BLOCK_BYTES, FEW_RUNS, RUNS, Grid, cut
-from dneuro.engine.executors import PROCESS_BYTES, Sizes, ThreadExecutor
+from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import MiB, format_bytes
 
@@ -134,7 +134,7 @@ def fit(
             # What such kernels find is the same however the images are cut, so it may depend on the workers.
             runs = min(RUNS, max(FEW_RUNS, 4 * executor.slots))
             grid = cut(xs, whole_rows=whole, pooled=pooled, target=target, runs=runs)
-        peak = PROCESS_BYTES + _pass_bytes(grid, images, kernels, executor.slots_per_process)
+        peak = executor.process_bytes + _pass_bytes(grid, images, kernels, executor.slots_per_process)
         if peak <= executor.memory or target <= MiB:
             return grid, peak
         target //= 2

@@ -16,7 +16,7 @@ from functools import cached_property
 import xarray as xr
 
 from dneuro.engine.blocks import edges_of, grouped
-from dneuro.engine.executors import PROCESS_BYTES, Sizes
+from dneuro.engine.executors import Sizes
 from dneuro.engine.tiling import Needs, Region, Tiling
 from dneuro.engine.visits import Span
 
@@ -85,7 +85,7 @@ def tile(
     length = strip_length(x, features)
     edges = [*range(0, x.shape[1], length), x.shape[1]]
     base = Tiling(tuple(itertools.pairwise(edges)), features, (), (), (), 0, 0)
-    room = SHARE * executor.memory - PROCESS_BYTES - taken
+    room = SHARE * executor.memory - executor.process_bytes - taken
     best: tuple[tuple[float, ...], Tiling] | None = None
     known: dict[tuple[int, int, bool], tuple[int, list[tuple[int, int]]]] = {}
     for wished in sorted({BAND_ROWS, BAND_ROWS // 2, BAND_ROWS // 4, BAND_ROWS // 8}, reverse=True):
@@ -103,7 +103,7 @@ def tile(
     shape = chosen.regions[0]
     cost = _Cost(x, chosen, needs, executor, resident, known)
     tiling = cost.cut(len(shape.rows), len(shape.columns), held=shape.held)
-    return tiling, PROCESS_BYTES + taken + executor.slots_per_process * tiling.task_bytes
+    return tiling, executor.process_bytes + taken + executor.slots_per_process * tiling.task_bytes
 
 
 def _bands(x: xr.DataArray, wished: int) -> tuple[Span, ...]:

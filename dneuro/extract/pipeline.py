@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import platform
 import threading
 from collections import deque
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dneuro.allocation import keep_memory, keep_until_others_come
 from dneuro.errors import NetworkError, NonFiniteError
 from dneuro.extract.plan import AHEAD, layer_batches, pooled
 from dneuro.extract.reading import Pictures, read_ahead
@@ -78,7 +80,6 @@ def network_of(work: ExtractWork) -> Network:
     """Return the network, loaded once per process."""
     import torch
 
-    from dneuro.allocation import keep_memory
     from dneuro.nets.load import load
 
     # The fingerprint knows the weights themselves: a file may have other content now than in an earlier run.
@@ -99,6 +100,25 @@ def network_of(work: ExtractWork) -> Network:
                 )
             _networks[key] = network
         return _networks[key]
+
+
+def forget() -> bool:
+    """Let go of what this process keeps from unit to unit, and return whether there was anything.
+
+    Notes
+    -----
+    Whoever works on a unit now has its own references; the next unit loads again what it needs.
+    """
+    with _lock:
+        kept = bool(_networks or _sources or _memories)
+        for memo in (_networks, _sources, _memories):
+            memo.clear()
+    if kept:
+        gc.collect()  # a module and its hooks refer to each other
+    return kept
+
+
+keep_until_others_come(__name__.rpartition(".")[0], forget)
 
 
 def source_of(work: ExtractWork) -> ImageSource:

@@ -11,10 +11,11 @@ from typing import Any
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.allocation import keep_memory, release_memory
+from dneuro.allocation import give_up_memory, keep_memory
 from dneuro.engine.executors import Executor
 from dneuro.engine.window import Window, each
 from dneuro.errors import DneuroError, FingerprintError, StoreError
+from dneuro.extract.pipeline import forget
 from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.kernels.base import State
@@ -118,7 +119,8 @@ def extract(work: ExtractWork, executor: Executor, *, retry: bool = True) -> Out
             else:
                 events.emit("warning", "extract", f"unit {number} failed and is tried again: {error}")
                 window.add(number, extract_unit, shared, number, missing[number])
-    release_memory()
+    forget()  # workers do so when other work comes
+    give_up_memory()
     for name, why in outcome.masked:
         events.emit("warning", "extract", f"masked {name}: {why}")
     outcome.seconds = time.perf_counter() - began

@@ -19,6 +19,7 @@ from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.spec.job import JobSpec
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import ExtractStep
+from dneuro.store.units import units_folder
 
 IMAGES = 256
 """Images that a job is tried on, if nobody says otherwise."""
@@ -76,7 +77,8 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     Notes
     -----
     Extraction and training go with the number of images; an analysis with the bytes that it reads, or else with those
-    of its result; arrays pack as those of the trial did. **Cost**: the job over so many images, in a temporary store.
+    of its result; activations, partial statistics and each step's results pack as those of the trial did.
+    **Cost**: the job over so many images, in a temporary store.
     """
     backend = backend_of(profile)
     sizes = backend.sizes(plan.study.job.extract.pool_name)
@@ -88,18 +90,19 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
             with events.only(seen.append):
                 run_job(tried, machines, threads=sizes.cpus)
             held = max(machines.client.run(most_memory).values())
-        packed = bytes_below(Path(folder))
+        packed = _packed(Path(small.store), tried, plan)
     rate = _rate(seen, sizes.slots)
     seconds = {"extract": plan.extract.images / rate}
     larger = plan.extract.images / tried.extract.images
     for name, took in _durations(seen).items():
         if name != "extract":
-            seconds[name] = took * (larger if name == "train" else _growth(name, tried, plan))
+            grown = larger if name == "train" else _growth(name, tried, plan, "read_bytes", "result_bytes")
+            seconds[name] = took * grown
     return Forecast(
         tried=tried.extract.images,
         rate=rate,
         seconds={step.id: seconds[step.id] for step in plan.study.job.steps if step.id in seconds},
-        disk_bytes=round(packed * plan.disk_bytes / tried.disk_bytes),
+        disk_bytes=packed,
         worker_bytes=held,
     )
 
@@ -138,9 +141,9 @@ def _durations(seen: Iterable[events.Event]) -> dict[str, float]:
     return found
 
 
-def _growth(step: str, tried: JobPlan, whole: JobPlan) -> float:
-    """Return how many times more a step has to do than it had in the trial."""
-    for measure in ("read_bytes", "result_bytes"):
+def _growth(step: str, tried: JobPlan, whole: JobPlan, *measures: str) -> float:
+    """Return how many times more a step is planned to take than in the trial, by the first measure that says so."""
+    for measure in measures:
         few, many = (
             sum(getattr(cost, measure) for question, cost in plan.steps if question.step.id == step)
             for plan in (tried, whole)
@@ -148,6 +151,21 @@ def _growth(step: str, tried: JobPlan, whole: JobPlan) -> float:
         if few:
             return float(many / few)
     return 1.0
+
+
+def _packed(store: Path, tried: JobPlan, whole: JobPlan) -> int:
+    """Return the bytes on disk of a whole job: each part of the trial's, as many times as it is planned to grow."""
+    few, many = tried.extract, whole.extract
+    results = {step.id: bytes_below(store / "results" / step.id) for step in tried.study.job.steps}
+    partials = bytes_below(Path(str(units_folder(store))) / "extract")
+    activations = bytes_below(store) - sum(results.values())
+    other = bytes_below(store.parent) - bytes_below(store) - partials  # the report, markers of results
+    return round(
+        activations * many.store_bytes / few.store_bytes
+        + partials * many.units / few.units * many.partial_bytes / max(1, few.partial_bytes)
+        + sum(held * _growth(step, tried, whole, "result_bytes") for step, held in results.items())
+        + other
+    )
 
 
 def most_memory() -> int:

@@ -16,7 +16,7 @@ from dneuro.jobs.analyses import answer
 from dneuro.jobs.growth import check_store, open_or_create
 from dneuro.jobs.lease import Lease
 from dneuro.jobs.planning import JobPlan, plan_job
-from dneuro.jobs.pools import ExecutorOf, executors_of
+from dneuro.jobs.pools import ExecutorOf, beside_network, executors_of
 from dneuro.jobs.recording import record
 from dneuro.jobs.reporting import write_step
 from dneuro.jobs.study import Study
@@ -99,10 +99,11 @@ def run_job(job: JobSpec | JobPlan, client: Any = None, *, threads: int = 1, ret
 def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began: float, retry: bool) -> JobResult:
     study = plan.study
     extracting = study.job.extract.pool_name
+    analysing = beside_network(executors, study.job)
     questions = [question for question, _ in plan.steps]
     if study.job.train is not None:
         study = train(study, executors(study.job.train.pool_name))
-        study, questions = settle(study, executors, store=check_store(study))
+        study, questions = settle(study, analysing, store=check_store(study))
     open_or_create(study)
     work = _work(study, lease, threads, executors(extracting).memory)
     outcome = extract(work, executors(extracting), retry=retry)
@@ -123,7 +124,7 @@ def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began
             events.emit("started", step.id, total=len(mine), what="layers")
         for number, question in enumerate(mine, 1):
             with events.inside(step.id):
-                new = answer(study, question, executors(question.step.pool_name), work, opened)
+                new = answer(study, question, analysing(question.step.pool_name), work, opened)
             computed, kept = computed + new, kept + (not new)
             note = question.layer if new else f"{question.layer} (computed before)"
             events.emit("progress", step.id, note, done=number, total=len(mine), what="layers")

@@ -13,7 +13,7 @@ from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
 from dneuro.jobs.analyses import Question, plan_question
 from dneuro.jobs.growth import check_store
-from dneuro.jobs.pools import SizesOf, sizes_of
+from dneuro.jobs.pools import SizesOf, beside_network, sizes_of
 from dneuro.jobs.study import Study, study
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import WorkersStep
@@ -109,9 +109,10 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
     extracting = sizes(job.extract.pool_name)
     checked = study(job, extracting, source)
     known = check_store(checked)
-    checked, questions = settle(checked, sizes, store=known)
+    analysing = beside_network(sizes, job)
+    checked, questions = settle(checked, analysing, store=known)
     checked.plan.check(extracting.memory)
-    steps = [(question, plan_question(checked, question, sizes(question.step.pool_name))) for question in questions]
+    steps = [(question, plan_question(checked, question, analysing(question.step.pool_name))) for question in questions]
     done = _done(checked) if known and checked.weights_sha256 is not None else 0
     pools = {step.pool_name: sizes(step.pool_name).memory for step in job.steps if isinstance(step, WorkersStep)}
     return JobPlan(checked, steps, done, pools)

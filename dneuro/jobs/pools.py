@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import is_dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from dneuro.engine.executors import Executor, Sizes, get_executor
+from dneuro.extract.plan import TORCH_BYTES
+from dneuro.spec.job import JobSpec
 
 EXTRACT = "extract"
 """The pool that trains and extracts where a job does not say otherwise."""
@@ -26,3 +30,35 @@ def executors_of(client: Any) -> ExecutorOf:
         return cache(client.executor)
     executor = get_executor(client)
     return lambda pool: executor
+
+
+Place = TypeVar("Place", bound=Sizes)
+
+
+def beside_network(of: Callable[[str], Place], job: JobSpec) -> Callable[[str], Place]:
+    """Return what analyses have in each pool: where the network ran, processes keep the libraries that it needs."""
+    pools = [step.pool_name for step in (job.train, job.extract) if step is not None]
+
+    @cache
+    def sized(pool: str) -> Place:
+        place = of(pool)
+        return _larger(place) if any(_may_be(place, of(other)) for other in pools) else place
+
+    return sized
+
+
+def _may_be(one: Sizes, other: Sizes) -> bool:
+    """Return whether two pools may be the same processes."""
+    return one is other or _looks(one) == _looks(other)
+
+
+def _looks(place: Sizes) -> tuple[Any, ...]:
+    return place.slots, place.memory, getattr(place, "pool", None)
+
+
+def _larger(place: Any) -> Any:
+    if is_dataclass(place) and not isinstance(place, type):
+        return replace(place, process_bytes=TORCH_BYTES)
+    other = copy.copy(place)
+    other.process_bytes = TORCH_BYTES
+    return other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from dneuro import events
@@ -27,7 +27,7 @@ class StepProgress:
     what : str
         Such as ``images``, ``layers``, ``epochs``.
     rate : float
-        Per second, since the step began in this attempt.
+        Per second: of late, and over all of this attempt once the step is done.
     left : float or None
         Seconds that the rest will take at this rate.
     seconds : float
@@ -43,6 +43,7 @@ class StepProgress:
     left: float | None = None
     seconds: float = 0.0
     _began: tuple[float, float] = field(default=(0.0, 0.0), repr=False)
+    _pace: events.Pace = field(default_factory=events.Pace, repr=False)
 
     def take(self, event: events.Event) -> None:
         """Follow an event of this step."""
@@ -52,15 +53,16 @@ class StepProgress:
         self.state = "done" if event.kind == "finished" else "running"
         began, before = self._began
         self.seconds = event.time - began
-        if self.seconds > 0 and self.done > before:
-            self.rate = (self.done - before) / self.seconds
-            self.left = (self.total - self.done) / self.rate
+        self._pace.take(event)
+        self.rate = self._pace.rate
+        self.left = (self.total - self.done) / self.rate if self.rate else None
         if self.state == "done":
+            self.rate = (self.done - before) / self.seconds if self.seconds > 0 else 0.0
             self.left = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
-        return {key: value for key, value in asdict(self).items() if not key.startswith("_")}
+        return {one.name: getattr(self, one.name) for one in fields(self) if not one.name.startswith("_")}
 
 
 class Progress:

@@ -213,8 +213,10 @@ def test_nmf__dead_neurons_and_silent_images_have_no_weight() -> None:
             np.testing.assert_allclose(found["image_weight"][11], 0, atol=1e-12)
 
 
-@pytest.mark.parametrize("update", ["hals", "mu"])
-@pytest.mark.parametrize("init", ["nndsvda", "random"])
+@pytest.mark.parametrize(
+    ("update", "init"),
+    [("hals", "compressed"), ("hals", "nndsvda"), ("hals", "random"), ("mu", "nndsvda"), ("mu", "random")],
+)
 def test_nmf__of_nothing(update: Any, init: Any) -> None:
     found = dn.nmf(labelled(np.zeros((12, 6), "f4"), (5, 6)), rank=2, update=update, init=init, client=EXECUTOR)
     assert found.attrs["reconstruction_error"] == pytest.approx(0, abs=1e-6)
@@ -224,7 +226,7 @@ def test_nmf__of_nothing(update: Any, init: Any) -> None:
 
 @given(
     st.integers(1, 12), st.integers(1, 9), st.sampled_from(["f2", "f4", "f8"]), st.sampled_from(["hals", "mu"]),
-    st.sampled_from(["nndsvda", "random"]), st.data(),
+    st.sampled_from([None, "nndsvda", "random"]), st.data(),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
 def test_nmf__of_any_shape(images: int, neurons: int, dtype: str, update: Any, init: Any, data: st.DataObject) -> None:

@@ -26,6 +26,7 @@ NEEDS = Needs(item=4, kept=lambda tiles, now, strips, width: (0, 0), work=lambda
 
 class Workers:
     slots_per_process = 1
+    process_bytes = PROCESS_BYTES
 
     def __init__(self, memory: int, slots: int = 2) -> None:
         self.memory, self.slots = memory, slots

@@ -25,7 +25,7 @@ VALUES = np.random.default_rng(0).standard_normal((400, 50)).astype("f4")
 class Workers:
     """Two workers of one thread."""
 
-    slots, slots_per_process = 2, 1
+    slots, slots_per_process, process_bytes = 2, 1, PROCESS_BYTES
 
     def __init__(self, memory: int) -> None:
         self.memory = self.driver_memory = memory

@@ -66,6 +66,7 @@ class Place:
     """Workers with much memory, and a driver with little, or the other way round."""
 
     slots = slots_per_process = 1
+    process_bytes = PROCESS_BYTES
 
     def __init__(self, memory: int, driver_memory: int) -> None:
         self.memory, self.driver_memory = memory, driver_memory

@@ -27,7 +27,7 @@ class Pending:
 class Controlled:
     """An executor that ends one task at a time, any of them."""
 
-    slots_per_process = memory = driver_memory = 1
+    slots_per_process = memory = driver_memory = process_bytes = 1
 
     def __init__(self, slots: int) -> None:
         self.slots = slots

@@ -10,7 +10,8 @@ import pytest
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.jobs import calibration
-from dneuro.jobs.calibration import forecast
+from dneuro.jobs.calibration import bytes_below, forecast
+from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
@@ -50,3 +51,16 @@ def test_rate__does_not_count_the_units_that_load_the_network() -> None:
     seen = [progress(10, 100.0), progress(20, 100.1), progress(30, 101.0), progress(60, 102.1)]
     assert calibration._rate(seen, slots=2) == pytest.approx(40 / 2.0)
     assert calibration._rate(seen[:1], slots=2) == 1.0, "nothing else is known"
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_the_disk_is_what_the_job_then_takes(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor
+) -> None:
+    job = make_job({"cooccurrence": {"k": 5}}, {"svd": {"rank": 2, "layer": "fc"}}, "report")
+    plan = plan_job(job, threads)
+    foretold = forecast(plan, ProfileSpec(backend="local"), images=20).disk_bytes
+    run_job(job, threads)
+    store = Path(job.store)
+    taken = sum(bytes_below(folder) for folder in store.parent.glob(f"{store.name}*"))
+    assert foretold == pytest.approx(taken, rel=0.15)

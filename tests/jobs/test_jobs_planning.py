@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import dneuro as dn
-from dneuro.engine.executors import ThreadExecutor
+from dneuro.engine.executors import PROCESS_BYTES, ThreadExecutor
 from dneuro.errors import ImageSourceError, MemoryLimitError, NetworkError, UsageError
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
@@ -29,6 +29,8 @@ STEPS: list[Any] = [
 
 class Workers:
     """Sizes of a place to compute that is never used."""
+
+    process_bytes = PROCESS_BYTES
 
     def __init__(self, memory: int) -> None:
         self.slots, self.slots_per_process, self.memory, self.driver_memory = 4, 1, memory, memory

@@ -14,7 +14,7 @@ import xarray as xr
 from dneuro import events
 from dneuro.analysis.arrays import View, choose, is_count
 from dneuro.analysis.checks import check_count, check_number, check_seed
-from dneuro.analysis.nonnegative import start
+from dneuro.analysis.nonnegative import compressed, start
 from dneuro.analysis.nonnegative.arrays import Arrays, Factors, Rule
 from dneuro.analysis.nonnegative.checkpoint import Checkpoint
 from dneuro.analysis.nonnegative.reads import Reads
@@ -27,9 +27,13 @@ from dneuro.errors import ArrayError
 from dneuro.store.files import locate
 
 Update = Literal["hals", "mu"]
-Init = Literal["nndsvda", "random"]
+Init = Literal["compressed", "nndsvda", "random"]
+STARTS = {"hals": "compressed", "mu": "nndsvda"}
+"""The start of each update, where none is asked for."""
 SWEEPS = {"hals": 10, "mu": 1}
 """Updates of a factor per read, where nothing else is asked. They cost no reading; the papers' update is one."""
+OVERSAMPLING = {"compressed": compressed.OVERSAMPLING, "nndsvda": start.OVERSAMPLING}
+"""Directions beyond the rank that the reads of a start follow."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Asked:
     arrays: Arrays
     rank: int
     update: Update
-    init: Init | Factors
+    init: Init | Factors | None
     sweeps: int | None
     max_iter: int
     tol: float
@@ -67,8 +71,13 @@ class Asked:
                 hint=f"a whole number from 1 to {smallest}",
             )
         choose("update", self.update, tuple(SWEEPS))
-        if not isinstance(self.init, Factors):
-            choose("init", self.init, ("nndsvda", "random"))
+        if isinstance(self.init, str | None):
+            choose("init", self.start, ("compressed", "nndsvda", "random"))
+        if self.start == "compressed" and self.update == "mu":
+            raise ArrayError(
+                "init='compressed' leaves zeros, which multiplicative updates cannot change",
+                hint="init='nndsvda', or update='hals'",
+            )
         for name in ("max_iter", "sweeps"):
             if not (name == "sweeps" and self.sweeps is None):
                 check_count(name, getattr(self, name), hint=f"{name}=10")
@@ -82,9 +91,14 @@ class Asked:
         return Rule(self.update, self.sweeps or SWEEPS[self.update])
 
     @property
+    def start(self) -> str:
+        """Where it begins: ``compressed``, ``nndsvda``, ``random`` or ``given``."""
+        return "given" if isinstance(self.init, Factors) else self.init or STARTS[self.update]
+
+    @property
     def _columns(self) -> int:
         """Columns that a read carries, at most."""
-        wide = self.rank + start.OVERSAMPLING * (self.init == "nndsvda")
+        wide = self.rank + OVERSAMPLING.get(self.start, 0)
         return min(wide, max(self.rank, self.arrays.images), max(self.rank, sum(self.arrays.neurons)))
 
     def _reads(self, executor: Executor) -> tuple[Reads, Plan]:
@@ -104,15 +118,20 @@ class Asked:
     def _streamed(self, executor: Executor) -> Plan:
         """Return the plan where every read goes to the disk."""
         reads, one = self._reads(executor)
-        passes = self.max_iter + reads.extra + start.READS * (self.init == "nndsvda")
+        passes = self.max_iter + reads.extra + start.READS * (self.start in OVERSAMPLING)
         passes += any(map(math.isnan, self.arrays.weights))
         images, neurons = self.arrays.images, sum(self.arrays.neurons)
         item = self.arrays.dtype.itemsize
         result = item * self.rank * (images + neurons) + 8 * self.max_iter * (1 + len(self.arrays.views))
         # Factors before and after, their products in float64, and an update in the making; or what a projection holds.
-        driver = self._columns * (2 * item + 24) * (images + neurons)
+        driver, worker = self._columns * (2 * item + 24) * (images + neurons), one.worker_bytes
+        if self.start == "compressed":
+            sizes = (images, neurons, self._columns, self.rank)
+            driver = max(driver, compressed.driver_bytes(*sizes))
+            worker = max(worker, executor.process_bytes + executor.slots_per_process * compressed.task_bytes(*sizes))
         return replace(
             one,
+            worker_bytes=worker,
             passes=passes,
             read_bytes=passes * self.arrays.nbytes,
             driver_bytes=driver + result,
@@ -162,11 +181,11 @@ class Asked:
     def _start(self, reads: Reads) -> Factors:
         if isinstance(self.init, Factors):
             return self.init
-        return (start.nndsvda if self.init == "nndsvda" else start.random)(reads, self.rank, self.seed)
+        ways = {"compressed": compressed.compressed, "nndsvda": start.nndsvda, "random": start.random}
+        return ways[self.start](reads, self.rank, self.seed)
 
     def _identity(self, reads: Reads) -> dict[str, Any]:
         """Return what a kept state must have been made with."""
-        given = isinstance(self.init, Factors)
         return {
             "format": 1,
             "images": reads.arrays.images,
@@ -175,7 +194,7 @@ class Asked:
             "dtype": reads.arrays.dtype.name,
             "rank": self.rank,
             "rule": [self.rule.update, self.rule.sweeps],
-            "start": ["given"] if given else [self.init, self.seed],
+            "start": [self.start] if self.start == "given" else [self.start, self.seed],
         }
 
 
@@ -211,7 +230,9 @@ def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> 
         If they are not those of such arrays.
     """
     if not isinstance(result, xr.Dataset | xr.DataTree):
-        raise ArrayError(f"init={result!r} is no result, nor a way to start", hint="init='nndsvda' or 'random'")
+        raise ArrayError(
+            f"init={result!r} is no result, nor a way to start", hint="init='compressed', 'nndsvda' or 'random'"
+        )
     images = arrays.views[0].images if arrays.rows is None else arrays.views[0].images[arrays.rows]
     try:
         left = result["image_weight"].transpose("image", "component").sel(image=images).values
@@ -219,13 +240,13 @@ def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> 
     except (KeyError, ValueError) as error:
         raise ArrayError(
             f"init= is no result about these images with {rank} components: {error}",
-            hint="init='nndsvda', or the result for the same images and rank",
+            hint="init='compressed', or the result for the same images and rank",
         ) from None
     shapes = [left.shape, *(right.shape for right in rights)]
     wanted = [(len(images), rank), *((count, rank) for count in arrays.neurons)]
     if shapes != wanted:
-        raise ArrayError(f"init= has factors of {shapes}, these arrays need {wanted}", hint="init='nndsvda'")
+        raise ArrayError(f"init= has factors of {shapes}, these arrays need {wanted}", hint="init='compressed'")
     if not all(np.isfinite(side).all() and (side >= 0).all() for side in (left, *rights)):
-        raise ArrayError("init= holds numbers that are negative or not finite", hint="init='nndsvda'")
+        raise ArrayError("init= holds numbers that are negative or not finite", hint="init='compressed'")
     dtype = arrays.dtype
     return Factors(left.astype(dtype), [right.astype(dtype) for right in rights])

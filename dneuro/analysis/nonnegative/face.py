@@ -30,7 +30,7 @@ def nmf(
     *,
     rank: int,
     update: Update = "hals",
-    init: Init | xr.Dataset = "nndsvda",
+    init: Init | xr.Dataset | None = None,
     sweeps: int | None = None,
     max_iter: int = 200,
     tol: float = 1e-5,
@@ -50,9 +50,10 @@ def nmf(
     update : {"hals", "mu"}
         ``"hals"``: hierarchical alternating least squares; ``"mu"``: multiplicative updates, as Saini & Papalexakis
         write them (F first, then O).
-    init : {"nndsvda", "random"} or Dataset
-        Start: from the singular vectors, zeros filled with the mean; drawn from (0, 1), as in the paper; or an
-        earlier result, to go on from.
+    init : {"compressed", "nndsvda", "random"} or Dataset, optional
+        Start: iterated from several starts on the leading directions, without reading; from the singular vectors, zeros
+        filled with the mean; drawn from (0, 1), as in the paper; or an earlier result, to go on from. The default is
+        ``"compressed"`` for ``"hals"``, and for ``"mu"``, which cannot leave zero, ``"nndsvda"``.
     sweeps : int, optional
         Updates of each factor per iteration; the default is 10 for ``"hals"`` and 1, the paper's, for ``"mu"``. They
         cost no reading.
@@ -93,9 +94,9 @@ def nmf(
 
     Notes
     -----
-    **Cost**: one pass per iteration, and 3 for ``init="nndsvda"``; state 8·P·K bytes per task plus 4·N·K. An array
-    whose chunks hold all images is read by panels of neurons: one pass more, state 8·N·K plus 4·P·K. The sequence of
-    updates is the same. Large products in float32 (float64 for such an array), sums of them in float64: the loss is
+    **Cost**: one pass per iteration, and 3 for a start that is not drawn; state 8·P·K bytes per task plus 4·N·K. An
+    array whose chunks hold all images is read by panels of neurons: one pass more, state 8·N·K plus 4·P·K. The sequence
+    of updates is the same. Large products in float32 (float64 for such an array), sums of them in float64: the loss is
     exact to about 1e-6 of ‖X‖². A neuron that is dead has weight 0 in every component.
 
     References
@@ -119,7 +120,7 @@ def coupled_nmf(
     rank: int,
     weights: Weights = None,
     update: Update = "hals",
-    init: Init | xr.DataTree = "nndsvda",
+    init: Init | xr.DataTree | None = None,
     sweeps: int | None = None,
     max_iter: int = 200,
     tol: float = 1e-5,
@@ -180,7 +181,7 @@ def plan_nmf(
     *,
     rank: int,
     update: Update = "hals",
-    init: Init | xr.Dataset = "nndsvda",
+    init: Init | xr.Dataset | None = None,
     sweeps: int | None = None,
     max_iter: int = 200,
     tol: float = 1e-5,
@@ -199,7 +200,7 @@ def plan_coupled_nmf(
     rank: int,
     weights: Weights = None,
     update: Update = "hals",
-    init: Init | xr.DataTree = "nndsvda",
+    init: Init | xr.DataTree | None = None,
     sweeps: int | None = None,
     max_iter: int = 200,
     tol: float = 1e-5,
@@ -216,7 +217,7 @@ def plan_coupled_nmf(
 def _of_one(x: xr.DataArray, rank: int, update: Update, init: Any, *rest: Any) -> Asked:
     seen = view(x, per="neuron")
     arrays = Arrays((seen,), (1.0,), seen.rows)
-    start: Any = init if isinstance(init, str) else earlier(init, [init], arrays, rank)
+    start: Any = init if isinstance(init, str | None) else earlier(init, [init], arrays, rank)
     return Asked("nmf", arrays, rank, update, start, *rest)
 
 
@@ -226,7 +227,7 @@ def _of_several(
     names, views = _named(xs)
     arrays = Arrays(tuple(views), _weights(weights, names), same_images(views, names))
     start: Any = init
-    if not isinstance(init, str):
+    if not isinstance(init, str | None):
         parts = [init[name] for name in names if name in init] if isinstance(init, xr.DataTree) else []
         start = earlier(init, parts, arrays, rank)
     return Asked("coupled_nmf", arrays, rank, update, start, *rest), names
@@ -277,7 +278,7 @@ def _parameters(asked: Asked) -> dict[str, Any]:
     return {
         "rank": asked.rank,
         "update": asked.update,
-        "init": asked.init if isinstance(asked.init, str) else "given",
+        "init": asked.start,
         "sweeps": asked.rule.sweeps,
         "max_iter": asked.max_iter,
         "tol": asked.tol,

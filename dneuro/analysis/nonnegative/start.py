@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ from dneuro.analysis.nonnegative.reads import Reads
 Matrix = NDArray[Any]
 
 OVERSAMPLING = 10
-"""Directions beyond the rank that the reads of `nndsvda` follow."""
+"""Directions beyond the rank that are followed for `nndsvda`."""
 
 READS = 3
-"""Reads of `nndsvda`: singular values good to some per cent, which a start does not need better."""
+"""Reads that the leading directions take: singular values good to some per cent, which a start needs no better."""
 
 NOTHING = 1e-6
 """Entries of `nndsvda` below this are filled up, as scikit-learn does."""
@@ -31,34 +32,70 @@ def random(reads: Reads, rank: int, seed: int) -> Factors:
     return Factors(images, [rng.random((count, rank)).astype(arrays.dtype) for count in arrays.neurons])
 
 
-def nndsvda(reads: Reads, rank: int, seed: int) -> Factors:
-    """Return factors made of the positive or negative parts of singular vectors, their zeros filled with the mean.
+@dataclass(frozen=True)
+class Leading:
+    """The leading directions of M = [√w₁ X₁, √w₂ X₂, …], uncentred.
 
-    Singular vectors of [√w₁ X₁, √w₂ X₂, …], uncentred, by subspace iteration: `READS` reads.
+    Parameters
+    ----------
+    reads : Reads
+        What gave them, in `READS` reads of subspace iteration.
+    basis : array (neurons of all, columns) of float64
+        Q, orthonormal.
+    applied : array (images, columns) of float64
+        M Q.
+    """
+
+    reads: Reads
+    basis: Matrix
+    applied: Matrix
+
+    @classmethod
+    def of(cls, reads: Reads, rank: int, oversampling: int, seed: int) -> Leading:
+        """Read, and return them: `rank` and so many more."""
+        arrays = reads.arrays
+        images, neurons = arrays.images, sum(arrays.neurons)
+        columns = min(rank + oversampling, images, neurons)
+        basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((neurons, columns)))[0]
+        return cls(reads, *reads.subspace(basis, READS))
+
+    @property
+    def mean(self) -> float:
+        """Mean entry of M."""
+        totals, arrays = self.reads.totals, self.reads.arrays
+        assert totals is not None
+        return float(np.sqrt(np.asarray(arrays.weights)) @ totals[:, 0]) / (arrays.images * sum(arrays.neurons))
+
+    def unweighted(self, images: Matrix, neurons: Matrix) -> Factors:
+        """Return factors of M as those of X₁, X₂, …."""
+        arrays = self.reads.arrays
+        sides = np.split(neurons, np.cumsum(arrays.neurons)[:-1])
+        scaled = [side / math.sqrt(weight) for side, weight in zip(sides, arrays.weights, strict=True)]
+        return Factors(images.astype(arrays.dtype), [side.astype(arrays.dtype) for side in scaled])
+
+
+def nndsvda(reads: Reads, rank: int, seed: int) -> Factors:
+    """Return factors made of the positive or negative parts of singular vectors, their zeros filled with the mean."""
+    found = Leading.of(reads, rank, OVERSAMPLING, seed)
+    return found.unweighted(*parts(found, rank))
+
+
+def parts(found: Leading, rank: int) -> tuple[Matrix, Matrix]:
+    """Return such factors of M.
 
     References
     ----------
     Boutsidis & Gallopoulos, "SVD based initialization: A head start for nonnegative matrix factorization" (2008).
     """
-    arrays = reads.arrays
-    images, neurons = arrays.images, sum(arrays.neurons)
-    columns = min(rank + OVERSAMPLING, images, neurons)
-    basis = np.linalg.qr(np.random.default_rng(seed).standard_normal((neurons, columns)))[0]
-    basis, applied = reads.subspace(basis, READS)
-    squares, turn = np.linalg.eigh(applied.T @ applied)
+    squares, turn = np.linalg.eigh(found.applied.T @ found.applied)
     values = np.sqrt(np.maximum(squares[::-1][:rank], 0.0))
     turn = turn[:, ::-1][:, :rank]
-    v, u = basis @ turn, applied @ turn
+    v, u = found.basis @ turn, found.applied @ turn
     u = np.divide(u, values, out=np.zeros_like(u), where=values > 0)
-    assert reads.totals is not None
-    roots = np.sqrt(np.asarray(arrays.weights))
-    mean = float(roots @ reads.totals[:, 0]) / (images * neurons)
     left, right = (np.stack(side, axis=1) for side in zip(*map(_parts, u.T, v.T, values), strict=True))
-    left[left < NOTHING] = mean
-    right[right < NOTHING] = mean
-    sides = np.split(right, np.cumsum(arrays.neurons)[:-1])
-    dtype = arrays.dtype
-    return Factors(left.astype(dtype), [(side / root).astype(dtype) for side, root in zip(sides, roots, strict=True)])
+    left[left < NOTHING] = found.mean
+    right[right < NOTHING] = found.mean
+    return left, right
 
 
 def _parts(u: Matrix, v: Matrix, value: float) -> tuple[Matrix, Matrix]:

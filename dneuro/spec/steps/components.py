@@ -71,8 +71,9 @@ class _Factorisation(AnalysisStep):
     """Number of components."""
     update: Literal["hals", "mu"] = "hals"
     """``hals``: hierarchical alternating least squares; ``mu``: the multiplicative updates of the paper."""
-    init: Literal["nndsvda", "random"] = "nndsvda"
-    """Start: from the singular vectors, or drawn from (0, 1) as in the paper."""
+    init: Literal["compressed", "nndsvda", "random"] | None = None
+    """Start: iterated on the leading directions without reading (the default for ``hals``), from the singular vectors
+    (for ``mu``), or drawn from (0, 1) as in the paper."""
     sweeps: Positive | None = None
     """Updates of each factor per iteration; 10 for ``hals``, 1 for ``mu``. They cost no reading."""
     max_iter: Positive = 200

@@ -1,0 +1,58 @@
+"""Memory that one kind of work keeps makes room for another kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from dneuro import allocation
+from dneuro.engine.tiling import Tiling
+from dneuro.errors import DneuroError
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Something that is kept for the functions of dneuro.engine."""
+    there = ["a network"]
+
+    def forget() -> bool:
+        had = bool(there)
+        there.clear()
+        return had
+
+    monkeypatch.setattr(allocation, "_keepers", {})
+    allocation.keep_until_others_come("dneuro.engine", forget)
+    yield there
+
+
+def test_make_room_for__others_alone(kept: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[bool] = []
+    monkeypatch.setattr(allocation, "give_up_memory", lambda: given.append(True))
+    allocation.make_room_for(Tiling)
+    assert (kept, given) == (["a network"], [])
+    allocation.make_room_for(DneuroError)
+    assert (kept, given) == ([], [True])
+    allocation.make_room_for(DneuroError)
+    assert given == [True], "there was nothing left to give up"
+
+
+def test_give_up_memory__keeps_no_large_blocks_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    class Allocator:
+        @staticmethod
+        def mallopt(parameter: int, value: int) -> None:
+            asked.append((parameter, value))
+
+        @staticmethod
+        def malloc_trim(_pad: int) -> None:
+            asked.append((0, 0))
+
+    monkeypatch.setattr(allocation, "_glibc", Allocator)
+    monkeypatch.setattr(allocation, "_asked", 0)
+    assert allocation.keep_memory()
+    allocation.give_up_memory()
+    assert asked[-3:] == [(allocation._MMAP_THRESHOLD, 1 << 25), (allocation._TRIM_THRESHOLD, 1 << 26), (0, 0)]
+    assert allocation.keep_memory(blocks=1 << 24)
+    assert (allocation._MMAP_THRESHOLD, 1 << 24) in asked, "whoever needs less is heard again"
