@@ -340,7 +340,7 @@ def _task(function: Callable[..., Any], *args: Any) -> Any:
 
     The kept memory counts for dask, which pauses a worker that seems to be full.
     """
-    make_room_for(function)
+    make_room_for(function.function if isinstance(function, stopping.Stoppable) else function)
     keep_memory(blocks=16 * MiB, kept=64 * MiB)
     try:
         return function(*args)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -15,8 +16,9 @@ import pytest
 import xarray as xr
 
 import dneuro as dn
-from dneuro import events
+from dneuro import allocation, events
 from dneuro.engine import DaskExecutor, ThreadExecutor, get_executor, reduce
+from dneuro.engine.window import each
 from dneuro.errors import NonFiniteError, UsageError
 from dneuro.kernels import CrossProducts, Moments, TopK
 
@@ -57,6 +59,28 @@ def test_cluster__active_client_is_taken(cluster: Any) -> None:
     assert executor.slots == 2
     assert executor.slots_per_process == 1
     assert executor.memory == 400 * 2**20
+
+
+def test_workers__keep_things_for_the_same_package_until_others_come(cluster: Any, lazy: xr.DataArray) -> None:
+    def keep(package: str) -> None:
+        there = ["a network"]
+        allocation.keep_until_others_come(package, lambda: bool(there and there.pop()))
+        allocation._keepers["there"] = lambda: bool(there)  # asked, not called by its package
+
+    def look(_number: int = 0) -> bool:
+        return allocation._keepers["there"]()
+
+    def forget() -> None:
+        allocation._keepers.clear()
+
+    cluster.run(keep, look.__module__)
+    try:
+        with contextlib.closing(each(DaskExecutor(cluster), [(n, look, (n,)) for n in range(6)])) as ended:
+            assert all(future.result() for _, future in ended), "a task of the package itself does not end it"
+        dn.moments(lazy, client=cluster)
+        assert False in cluster.run(look).values(), "on a worker that had part in it"
+    finally:
+        cluster.run(forget)
 
 
 def test_cluster__persisted_arrays(cluster: Any, lazy: xr.DataArray, monkeypatch: pytest.MonkeyPatch) -> None:
