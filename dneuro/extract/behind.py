@@ -27,7 +27,7 @@ class Behind:
     """
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="dneuro-write")
+        self._pool: ThreadPoolExecutor | None = None
         self._last: list[Future[None]] = []
         self._now: list[Future[None]] = []
         self._failed = False
@@ -38,6 +38,8 @@ class Behind:
 
     def submit(self, writer: Writer, rows: NDArray[Any]) -> None:
         """Have rows written."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="dneuro-write")
         self._now.append(self._pool.submit(self._write, writer, rows))
 
     def _write(self, writer: Writer, rows: NDArray[Any]) -> None:
@@ -65,7 +67,8 @@ class Behind:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Follower:

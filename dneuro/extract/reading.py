@@ -79,6 +79,11 @@ def read_ahead(
     OSError
         If the storage fails. No thread outlives the iterator: close it.
     """
+    if stop - start <= min(PIECE, work.plan.batch):  # no thread is worth it
+        pictures = _empty(work, np.arange(start, stop), room)
+        pictures.reasons += _read(work, source, memory, pictures, 0, stop - start)
+        yield pictures
+        return
     waiting: deque[tuple[Pictures, list[Future[list[tuple[str, str]]]]]] = deque()
     pool = ThreadPoolExecutor(max(1, work.threads), thread_name_prefix="dneuro-read")
 

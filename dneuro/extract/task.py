@@ -93,8 +93,9 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
     layers = [part for part in parts if part != IMAGES]
     before = None if IMAGES in parts else SameImages(work, start, stop)
     with Behind() as behind, contextlib.closing(batches(work, layers, start, stop)) as stream:
-        for maker in makers:
-            maker.writers = {name: behind.follow(writer) for name, writer in maker.writers.items()}
+        if stop - start > work.plan.batch:  # one batch has nothing to be written behind of
+            for maker in makers:
+                maker.writers = {name: behind.follow(writer) for name, writer in maker.writers.items()}
         for batch in stream:
             stopping.check()
             masked += batch.pictures.reasons

@@ -374,11 +374,18 @@ def test_progress__counts_images_and_says_what_was_done_before(make_job: MakeJob
     assert "2 of 3 units were done before" in of_extract[0].message
 
 
-def test_threads__share_one_network_without_mixing_their_outputs(make_job: MakeJob, same_store: Same) -> None:
+def test_threads__share_one_network_without_mixing_their_outputs(
+    make_job: MakeJob, same_store: Same, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Any] = []
+    network_of = pipeline.network_of
+    monkeypatch.setattr(pipeline, "network_of", lambda work: loaded.append(network_of(work)) or loaded[-1])
     one, many = ThreadExecutor(1), ThreadExecutor(6)
     settings: dict[str, Any] = {"layers": ["conv1", "relu2"], "images_per_unit": 2, "batch": 1}
     stores = [run_job(make_job(store=f"{n}.zarr", **settings), ex).store for n, ex in enumerate((one, many))]
     for executor in (one, many):
         executor._pool.shutdown()
     same_store(*stores)
-    assert len(pipeline._networks) == 1
+    assert len(loaded) == 40
+    assert len(set(map(id, loaded))) == 2, "one for each run"
+    assert not pipeline._networks, "it is let go of in the end"
