@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from dneuro.analysis.kmeans import kmeans
     from dneuro.analysis.moments import moments
     from dneuro.analysis.nonnegative import coupled_nmf, nmf
+    from dneuro.analysis.patching import patch_components
     from dneuro.analysis.random_projections import random_projections
     from dneuro.analysis.regression import regression
     from dneuro.analysis.selection import select
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from dneuro.cluster.standing import connect
     from dneuro.errors import DneuroError
     from dneuro.events import listening
+    from dneuro.extract.patches import top_patches
     from dneuro.jobs.exporting import export
     from dneuro.jobs.face import extract, open_cluster, run
     from dneuro.jobs.handle import Job, jobs, submit
@@ -69,6 +71,7 @@ _WHERE = {
     "nmf": "dneuro.analysis",
     "open": "dneuro.store.opening:open_store",
     "open_cluster": "dneuro.jobs.face",
+    "patch_components": "dneuro.analysis",
     "plan": "dneuro.analysis",
     "random_projections": "dneuro.analysis",
     "regression": "dneuro.analysis",
@@ -83,6 +86,7 @@ _WHERE = {
     "submit": "dneuro.jobs.handle",
     "svd": "dneuro.analysis",
     "top_images": "dneuro.analysis",
+    "top_patches": "dneuro.extract.patches",
     "verify": "dneuro.jobs.verifying",
     "weights_between": "dneuro.jobs.wiring",
 }
@@ -108,6 +112,7 @@ __all__ = [
     "nmf",
     "open",
     "open_cluster",
+    "patch_components",
     "plan",
     "random_projections",
     "regression",
@@ -122,6 +127,7 @@ __all__ = [
     "submit",
     "svd",
     "top_images",
+    "top_patches",
     "verify",
     "weights_between",
 ]

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": BASE,
     "tables": BASE | {"jobs", "cluster"},
     "cli": BASE | {"spec", "engine", "jobs", "cluster", "nets", "progress", "tables"},
-    "__init__": BASE | {"analysis", "cluster", "jobs", "store"},
+    "__init__": BASE | {"analysis", "cluster", "extract", "jobs", "store"},
     "__main__": {"cli"},
 }
 
@@ -134,6 +134,7 @@ def test_face__names_exactly_what_it_offers() -> None:
         "nmf",
         "open",
         "open_cluster",
+        "patch_components",
         "plan",
         "random_projections",
         "regression",
@@ -148,6 +149,7 @@ def test_face__names_exactly_what_it_offers() -> None:
         "submit",
         "svd",
         "top_images",
+        "top_patches",
         "verify",
         "weights_between",
     ]

@@ -19,6 +19,7 @@ from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
 from dneuro.analysis.kmeans import kmeans, plan_kmeans
 from dneuro.analysis.moments import moments, plan_moments
 from dneuro.analysis.nonnegative import coupled_nmf, nmf, plan_coupled_nmf, plan_nmf
+from dneuro.analysis.patching import patch_components, plan_patch_components
 from dneuro.analysis.random_projections import plan_random_projections, random_projections
 from dneuro.analysis.regression import plan_regression, regression
 from dneuro.analysis.selection import counts_selection, select
@@ -45,6 +46,7 @@ __all__ = [
     "kmeans",
     "moments",
     "nmf",
+    "patch_components",
     "plan",
     "random_projections",
     "regression",
@@ -73,6 +75,7 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
     "kmeans": kmeans,
     "regression": regression,
     "connections": connections,
+    "patch_components": patch_components,
 }
 """Every analysis of one array, by the name it has in ``dn.`` and in a job file."""
 
@@ -96,6 +99,7 @@ _PLANS: dict[str, Callable[..., Plan]] = {
     "kmeans": plan_kmeans,
     "regression": plan_regression,
     "connections": plan_connections,
+    "patch_components": plan_patch_components,
 }
 
 PLANS = {name: counts_selection(plan) for name, plan in _PLANS.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.analysis.arrays import choose, is_count
@@ -15,6 +16,9 @@ from dneuro.engine.passes import reduce
 from dneuro.engine.plan import Plan, plan_pass
 from dneuro.errors import ArrayError
 from dneuro.kernels.ica import Fun, Unmix
+
+COUNT = "count"
+"""Coordinate (problem,) that says how many samples of each problem there are, the first ones."""
 
 
 def ica(
@@ -33,7 +37,8 @@ def ica(
     ----------
     x : DataArray, dims (problem B, sample S, features…)
         Samples of each problem. One dim is named ``sample``; the first of the others, ``channel`` for instance, counts
-        the problems; the rest are features, such as row, column and color. Any real dtype, backed by dask or NumPy.
+        the problems; the rest are features, such as row, column and color. Any real dtype, backed by dask or NumPy. A
+        coordinate ``count`` (problem), as `top_patches` has it, says how many samples there are, the first ones.
     rank : int
         Components K of each problem, at most min(S, P).
     fun : {"logcosh", "exp", "cube"}
@@ -77,12 +82,13 @@ def ica(
     Hyvärinen & Oja, "Independent component analysis: algorithms and applications" (2000).
     """
     executor = get_executor(client)
-    problems, kernel = _setup(x, rank, fun, max_iter, tol, seed)
-    _plan(problems, kernel, executor).check(
+    arrays, kernel = _setup(x, rank, fun, max_iter, tol, seed)
+    problems = arrays[0]
+    _plan(arrays, kernel, executor).check(
         executor, hint="fewer samples or features, chunks of fewer problems",
         driver_hint="a lower rank, some problems at a time, or more memory for the process that asks",
     )  # fmt: skip
-    found = reduce([problems], {"ica": kernel}, executor, step="ica")["ica"]
+    found = reduce(arrays, {"ica": kernel}, executor, step="ica")["ica"]
     dim, features = str(problems.dims[0]), problems.dims[2:]
     shape = problems.shape[2:]
     pictures = {
@@ -101,7 +107,7 @@ def ica(
             "converged": (dim, found["converged"]),
             "iterations": (dim, found["iterations"]),
         },
-        coords={name: x.coords[name] for name in problems.dims if name in x.coords},
+        coords={name: x.coords[name] for name in (*problems.dims, COUNT) if name in x.coords},
     )
     count, lacking = len(found["rank"]), int((found["rank"] < rank).sum())
     unfinished = int((~found["converged"] & (found["rank"] > 0)).sum())
@@ -128,15 +134,36 @@ def plan_ica(
     return _plan(*_setup(x, rank, fun, max_iter, tol, seed), get_executor(client))
 
 
-def _plan(problems: xr.DataArray, kernel: Unmix, executor: Executor) -> Plan:
-    state, _ = kernel.memory(len(problems), 1, problems[0].size)
-    return plan_pass("ica", [problems], {"ica": kernel}, executor, result_bytes=state, method="FastICA, symmetric")
+def _plan(arrays: list[xr.DataArray], kernel: Unmix, executor: Executor) -> Plan:
+    state, _ = kernel.memory(len(arrays[0]), 1, arrays[0][0].size)
+    return plan_pass("ica", arrays, {"ica": kernel}, executor, result_bytes=state, method="FastICA, symmetric")
+
+
+def counts_of(x: xr.DataArray, dim: str) -> NDArray[np.int64] | None:
+    """Return how many samples of each problem there are, as the coordinate ``count`` says it; None for all.
+
+    Raises
+    ------
+    ArrayError
+        If it is no number of samples per problem.
+    """
+    if COUNT not in x.coords:
+        return None
+    counts = x.coords[COUNT]
+    most = x.sizes["sample"]
+    if counts.dims != (dim,) or counts.dtype.kind not in "iu" or not ((counts >= 0) & (counts <= most)).all():
+        raise ArrayError(
+            f"the coordinate {COUNT!r} is {counts.dtype} over {tuple(map(str, counts.dims))}, it says how many of the "
+            f"{most} samples of each {dim} there are",
+            hint=f"x.drop_vars({COUNT!r})",
+        )
+    return np.asarray(counts.values, dtype=np.int64)
 
 
 def _setup(
     x: xr.DataArray, rank: int, fun: Fun, max_iter: int, tol: float, seed: int
-) -> tuple[xr.DataArray, Unmix]:
-    """Return the array as (problem, sample, features…), and the kernel."""
+) -> tuple[list[xr.DataArray], Unmix]:
+    """Return the array as (problem, sample, features…), the counts of samples where it has some, and the kernel."""
     dims = tuple(getattr(x, "dims", ()))
     if "sample" not in dims or len(dims) < 3:
         what = f"dims {dims}" if dims else f"a {type(x).__name__}"
@@ -155,9 +182,22 @@ def _setup(
             f"rank={rank!r} of {x.sizes['sample']} samples × {features} features",
             hint=f"a whole number from 1 to {smallest}",
         )
+    check_search(fun, max_iter, tol, seed)
+    counts = counts_of(x, str(dim))
+    arrays = [problems, *([] if counts is None else [xr.DataArray(counts, dims=(dim,))])]
+    dtype = "f8" if problems.dtype == np.float64 else "f4"
+    return arrays, Unmix(rank, fun, max_iter, tol, seed, dtype, x.sizes["sample"])
+
+
+def check_search(fun: object, max_iter: object, tol: object, seed: object) -> None:
+    """Refuse what FastICA does not take.
+
+    Raises
+    ------
+    ArrayError
+        With the choices, or the range.
+    """
     choose("fun", fun, ("logcosh", "exp", "cube"))
     check_count("max_iter", max_iter, hint="max_iter=200")
     check_number("tol", tol, above=0, hint="tol=1e-4")
     check_seed(seed)
-    dtype = "f8" if problems.dtype == np.float64 else "f4"
-    return problems, Unmix(rank, fun, max_iter, tol, seed, dtype, x.sizes["sample"])

@@ -137,9 +137,9 @@ class Pairing:
     def result(self, collect: Collect) -> xr.Dataset:
         """Return what was collected, labelled."""
         if self.out is not None:
-            from dneuro.store import matrices
+            from dneuro.store.blocks import open_blocks
 
-            return matrices.open_matrices(self.out)
+            return open_blocks(self.out)
         labels = self.seen.labels
         if isinstance(collect, Neighbours):
             data = {}

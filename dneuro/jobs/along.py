@@ -26,6 +26,7 @@ from dneuro.spec.steps import (
     ConnectionsStep,
     CooccurrenceStep,
     CoupledNmfStep,
+    PatchComponentsStep,
     SimilarPlacesStep,
     SourceStep,
     SvdStep,
@@ -148,7 +149,7 @@ def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> I
     if isinstance(step, SourceStep):
         yield from _ask_of_two(along, step, plan, named=named)
         return
-    if isinstance(step, SimilarPlacesStep) and len(plan.shape) < 3 and not named:
+    if isinstance(step, SimilarPlacesStep | PatchComponentsStep) and len(plan.shape) < 3 and not named:
         events.emit("note", step.id, f"leaves out layer {plan.name}, which has no positions")
         return
     rows = rows_of(along.study, step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis import ANALYSES, PLANS
+from dneuro.analysis.arrays import taking_part
 from dneuro.analysis.pairing import ROWS_NEURONS, count_features
 from dneuro.analysis.selection import select
 from dneuro.analysis.taken import TAKEN, Found, Taken
@@ -22,6 +24,7 @@ from dneuro.errors import DneuroError, StoreError, UsageError
 from dneuro.extract.run import merge_feeds
 from dneuro.extract.work import ExtractWork
 from dneuro.jobs.coupled import answer_coupled, done, identity, layers_of, plan_coupled
+from dneuro.jobs.patching import answer_patches, plan_patches
 from dneuro.jobs.study import Study
 from dneuro.jobs.wiring import read_weights, stand_in_weights
 from dneuro.kernels.feeds import Feed
@@ -32,6 +35,7 @@ from dneuro.spec.steps import (
     CooccurrenceStep,
     CoupledNmfStep,
     NmfStep,
+    PatchComponentsStep,
     RandomProjectionsStep,
     RowsStep,
     SimilarityStep,
@@ -103,7 +107,7 @@ def lacking(question: Question, plan: LayerPlan) -> str:
         return ""
     if plan.keep == "stats":
         return "and the step needs its activations"
-    pool = getattr(step, "pool", plan.keep)
+    pool = "max" if isinstance(step, PatchComponentsStep) else getattr(step, "pool", plan.keep)
     whole = SvdStep | NmfStep | RandomProjectionsStep | SingleNeuronsStep | SimilarPlacesStep
     if isinstance(step, whole) or getattr(step, "per", "channel") != "channel":
         return "and the step needs every neuron" if len(plan.shape) > 1 else ""
@@ -153,15 +157,17 @@ def stand_in_rows(layer: xr.DataArray, counted: CooccurrenceStep, classes: int) 
 
 
 def _placed(study: Study, question: Question, x: xr.DataArray) -> dict[str, Any]:
-    """Return where a matrix is written by the tasks that make it, if it is one that had better not be in memory."""
+    """Return where a result is written by the tasks that make it, if it is one that had better not be in memory."""
     step = question.step
+    written = results.workplace(study.store, step.id, question.layer)
+    if isinstance(step, PatchComponentsStep):
+        return {} if written is None else {"out": written}
     if not isinstance(step, SimilarityStep) or question.recorded:
         return {}
     if step.neighbours is not None or step.threshold is not None or step.per == "image":
         return {}  # of images some may be masked, and a store has one image axis: rows of theirs are put in afterwards
     if count_features(x, step.per, step.pool) <= ROWS_NEURONS:
         return {}
-    written = results.workplace(study.store, step.id, question.layer)
     return {} if written is None else {"out": written}
 
 
@@ -191,7 +197,13 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
         x = stand_in_weights(study, question.source, question.layer)
     elif question.source is not None:
         beside["source"] = question.selected(stand_in(study, question.source))
-    plan = plan_step(question, x, executor, **beside)
+    if isinstance(question.step, PatchComponentsStep):
+        top, chosen = plan_step(question, x, executor), taking_part(_at_best(question, x))
+        count = x.sizes["image"] if chosen is None else int(chosen.sum())
+        with _named(question):
+            plan = plan_patches(study, question.step, question.layer, top, count, executor, **beside)
+    else:
+        plan = plan_step(question, x, executor, **beside)
     plan = replace(plan, operation=name, method="; ".join(filter(None, (plan.method, question.why))))
     if question.rows is not None:  # a table in the memory of the driver is no reading
         plan = replace(plan, passes=0, read_bytes=0, method="in the driver")
@@ -206,15 +218,33 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
 
 
 def plan_step(question: Question, x: xr.DataArray, executor: Sizes, **placed: Any) -> Plan:
-    """Return the plan of a question asked of an array; an error names step and layer."""
-    wanted = question.step.select
-    if wanted is not None and "correct" in x.coords:  # at best every image is as wanted
-        x = x.assign_coords(correct=("image", np.full(x.sizes["image"], wanted.correct is not False)))
+    """Return the plan of a question asked of an array; an error names step and layer.
+
+    Of one about top patches it is the plan of what is asked of the layer: their images.
+    """
+    kind, asked = question.step.kind, question.parameters
+    if isinstance(question.step, PatchComponentsStep):
+        kind, asked = "top_images", {"k": question.step.k}
+    with _named(question):
+        return PLANS[kind](_at_best(question, x), client=executor, **asked, **placed)
+
+
+@contextlib.contextmanager
+def _named(question: Question) -> Iterator[None]:
+    """Let an error that something cannot be asked say of what step and layer."""
     try:
-        return PLANS[question.step.kind](question.selected(x), client=executor, **question.parameters, **placed)
+        yield
     except UsageError as error:
         name = f"{question.step.id} of {question.layer}"
         raise type(error)(f"{name}: {error.message}", hint=error.hint) from None
+
+
+def _at_best(question: Question, x: xr.DataArray) -> xr.DataArray:
+    """Return an array without data with the images that take part, as if every image were classified as wanted."""
+    wanted = question.step.select
+    if wanted is not None and "correct" in x.coords:
+        x = x.assign_coords(correct=("image", np.full(x.sizes["image"], wanted.correct is not False)))
+    return question.selected(x)
 
 
 def _taken(question: Question, images: int, answer: Callable[[Feed], Found] | None = None) -> Taken | None:
@@ -258,7 +288,8 @@ def answer(
     if written is not None:
         results.clear(written)
     with results.state(study.store, step.id, layer, wanted) as kept:
-        goes_on = {"checkpoint": kept} if isinstance(step, NmfStep) else {}
+        resumable = isinstance(step, NmfStep) or (isinstance(step, PatchComponentsStep) and written is not None)
+        goes_on = {"checkpoint": kept} if resumable else {}
         try:
             result = _compute(study, store, question, executor, work, **goes_on)
         except DneuroError as error:
@@ -309,7 +340,10 @@ def _compute(
     x = _unread(store, study, plan) if question.recorded else store[layer]
     x = x.assign_attrs({TAKEN: _taken(question, study.plan.unit, found)})
     chosen = question.selected(x)
-    settings = {**question.parameters, **_placed(study, question, chosen), **goes_on}
+    beside = {**_placed(study, question, chosen), **goes_on}
+    if isinstance(step, PatchComponentsStep):
+        return answer_patches(study, store, step, chosen, executor, work, **beside)
+    settings = {**question.parameters, **beside}
     if question.source is not None:
         settings["source"] = question.selected(store[question.source.name])
     return ANALYSES[step.kind](chosen, client=executor, **settings)

@@ -108,11 +108,63 @@ def fast_ica(
     return Unmixed(component, mixing, mean, source, rank, converged, iterations)
 
 
+def unmix(
+    x: NDArray[Any], counts: NDArray[np.int64] | None, components: int, *, fun: Fun = "logcosh", max_iter: int = 200,
+    tol: float = 1e-4, seeds: Sequence[Sequence[int]],
+) -> Unmixed:  # fmt: skip
+    """Find the independent components of problems of which each may have samples, and components, of its own number.
+
+    Parameters
+    ----------
+    x : array (B, S, P)
+        Samples of each problem.
+    counts : array (B,) of int, or None
+        How many of them count, the first ones; None for all.
+    components : int
+        K; where a problem has fewer samples or features, the rest is NaN.
+    fun, max_iter, tol, seeds
+        As `fast_ica` takes them. A problem gives the same as if the samples that do not count were not there.
+    """
+    batch, samples, features = x.shape
+    counts = np.full(batch, samples) if counts is None else counts
+    if (counts == samples).all() and components <= min(samples, features):
+        return fast_ica(x, components, fun=fun, max_iter=max_iter, tol=tol, seeds=seeds)
+    whole = _nothing(batch, samples, features, components)
+    for count in np.unique(counts[counts > 0]).tolist():
+        those = np.flatnonzero(counts == count)
+        most = min(components, count, features)
+        own = [seeds[b] for b in those.tolist()]
+        found = fast_ica(x[those, :count], most, fun=fun, max_iter=max_iter, tol=tol, seeds=own)
+        whole.component[those, :most], whole.mixing[those, :, :most] = found.component, found.mixing
+        whole.source[those, :count, :most], whole.mean[those] = found.source, found.mean
+        whole.rank[those], whole.converged[those] = found.rank, found.converged
+        whole.iterations[those] = found.iterations
+    return whole
+
+
+def _nothing(batch: int, samples: int, features: int, components: int) -> Unmixed:
+    """Return what comes of problems without samples."""
+    return Unmixed(
+        component=np.full((batch, components, features), np.nan),
+        mixing=np.full((batch, features, components), np.nan),
+        mean=np.full((batch, features), np.nan),
+        source=np.full((batch, samples, components), np.nan),
+        rank=np.zeros(batch, np.int64),
+        converged=np.zeros(batch, bool),
+        iterations=np.zeros(batch, np.int64),
+    )
+
+
 def _whiten(centred: Matrix, components: int, scale: Matrix) -> tuple[Matrix, Matrix, NDArray[np.int64]]:
     """Return the whitened samples (B, S, K), what whitens (B, K, P), and the rank of each problem, at most K."""
     _, samples, features = centred.shape
-    if samples <= features:  # through the smaller side: patches are far fewer than their pixels
-        u, sizes, v = np.linalg.svd(centred, full_matrices=False)
+    if samples <= features:
+        # Patches are far fewer than their pixels: through the smaller side, and of the larger one only what is kept. A
+        # third of the multiplications of a whole decomposition.
+        triangle = np.linalg.qr(np.swapaxes(centred, 1, 2), mode="r")
+        u, sizes, _ = np.linalg.svd(np.swapaxes(triangle, 1, 2))
+        v = np.matmul(np.swapaxes(u[:, :, :components], 1, 2), centred)
+        v = np.divide(v, sizes[:, :components, None], out=np.zeros_like(v), where=sizes[:, :components, None] > 0)
     else:
         turned = np.linalg.qr(centred)
         left, sizes, v = np.linalg.svd(turned[1], full_matrices=False)
@@ -196,7 +248,9 @@ def _ordered(
 
 @dataclass(frozen=True)
 class Unmix:
-    """Independent components of blocks of problems (problems, samples, features…); see `fast_ica`.
+    """Independent components of blocks of problems (problems, samples, features…); see `unmix`.
+
+    A second block (problems,), if there is one, says how many samples of each count.
 
     Parameters
     ----------
@@ -227,11 +281,14 @@ class Unmix:
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         x = to_numpy(blocks[0])
         x = x.reshape(*x.shape[:2], -1)
+        counts = to_numpy(blocks[1]) if len(blocks) > 1 else np.full(len(x), x.shape[1])
         for some in spans(len(x), BATCH_ITEMS // (x.shape[1] * x.shape[2])):
             numbers = [int(number) for number in origin["image"][some]]
-            _check_finite(x[some], numbers)
+            check_samples(x[some], counts[some], numbers)
             seeds = [(self.seed, number) for number in numbers]
-            found = fast_ica(x[some], self.rank, fun=self.fun, max_iter=self.max_iter, tol=self.tol, seeds=seeds)
+            found = unmix(
+                x[some], counts[some], self.rank, fun=self.fun, max_iter=self.max_iter, tol=self.tol, seeds=seeds
+            )
             state = self.merge(state, {name: self._kept(value) for name, value in vars(found).items()})
         return state
 
@@ -255,8 +312,18 @@ class Unmix:
         return images * (np.dtype(self.dtype).itemsize * kept + 24), 8 * 6 * batch + 16 * rows * kept
 
 
-def _check_finite(x: NDArray[Any], numbers: Sequence[int]) -> None:
+def check_samples(x: NDArray[Any], counts: NDArray[np.int64], numbers: Sequence[int]) -> None:
+    """Refuse NaN and infinity among the samples (B, S, P) that count.
+
+    Raises
+    ------
+    NonFiniteError
+        Names problem and sample.
+    """
+    if x.dtype.kind != "f":
+        return
     bad = ~np.isfinite(x)
+    bad &= np.arange(x.shape[1])[:, None] < counts[:, None, None]
     if bad.any():
         problem, sample, _ = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
         raise NonFiniteError(

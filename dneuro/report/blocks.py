@@ -13,6 +13,7 @@ from dneuro.report.canvas import save, save_vector
 from dneuro.report.contents import Contents, Images, Layer, Result, file_names
 from dneuro.report.grids import TILE, Box, Gallery, Picture
 from dneuro.report.neurons.paging import Paging
+from dneuro.report.sprites import Sheet
 from dneuro.report.words import NOTHING, counted, cut, number, setting
 
 _MOST_LETTERS = 60  # of a class or a file name beside a picture: a page has hundreds of them
@@ -51,6 +52,8 @@ class Row:
     """The page of its own, if it has one."""
     end: str = "Highest"
     """What the first pictures are."""
+    sheets: list[Sheet] = field(default_factory=list)
+    """Pictures of its own, in files of their own."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from dneuro.spec.steps import (
     KmeansStep,
     MomentsStep,
     NmfStep,
+    PatchComponentsStep,
     RandomProjectionsStep,
     RegressionStep,
     ReportStep,
@@ -117,6 +118,7 @@ AnyStep = Annotated[
     | Annotated[KmeansStep, Tag(KmeansStep.kind)]
     | Annotated[RegressionStep, Tag(RegressionStep.kind)]
     | Annotated[ConnectionsStep, Tag(ConnectionsStep.kind)]
+    | Annotated[PatchComponentsStep, Tag(PatchComponentsStep.kind)]
     | Annotated[ReportStep, Tag(ReportStep.kind)],
     Discriminator(_kind),
     BeforeValidator(_check_kind),

@@ -63,8 +63,3 @@ def finish(path: Path, attrs: Mapping[str, Any]) -> None:
     """Give the group its attributes, once everything is there."""
     zarr.open_group(path, mode="r+").attrs.update(dict(attrs))
 
-
-def open_matrices(path: Path) -> xr.Dataset:
-    """Return the matrices as a dask-backed dataset."""
-    opened: xr.Dataset = xr.open_dataset(path.absolute(), engine="zarr", chunks={}, consolidated=False)
-    return opened

@@ -27,7 +27,7 @@ ALL: dict[str, dict[str, Any]] = {
     "kmeans": {"count": 2},
     "single_neurons": {"count": 2, "baseline": 1, "k": 2},
 }
-OTHERS = {"similar_places", "regression", "connections"}
+OTHERS = {"similar_places", "regression", "connections", "patch_components"}
 """Those that do not take one array of any layer: what they take is tested with them."""
 EVERY = pytest.mark.parametrize(("analysis", "parameters"), ALL.items())
 RNG = np.random.default_rng(0)
@@ -325,4 +325,7 @@ def given(analysis: str) -> tuple[xr.DataArray, dict[str, Any]]:
         return layer(6, 4), {"source": layer(6, 3), "folds": 2, "k": 1}
     if analysis == "connections":
         return xr.DataArray(np.ones((4, 3, 2, 2)), dims=("channel", "source_channel", "y", "x")), {"k": 1}
+    if analysis == "patch_components":
+        patches = np.random.default_rng(0).integers(0, 256, (2, 6, 3, 3, 3), np.uint8)
+        return xr.DataArray(patches, dims=("channel", "sample", "row", "column", "color")), {"rank": 2, "k": 6}
     return layer(6, 4), dict(ALL[analysis])

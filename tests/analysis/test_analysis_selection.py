@@ -85,7 +85,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "kmeans": {"count": 2},
     "single_neurons": {"count": 2, "baseline": 1, "k": 3},
 }
-OTHERS = {"similar_places", "regression", "connections"}
+OTHERS = {"similar_places", "regression", "connections", "patch_components"}
 """Those that take something else than one array of any layer."""
 
 

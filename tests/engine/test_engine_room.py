@@ -113,7 +113,7 @@ LARGE_ANSWERS: list[tuple[str, dict[str, Any]]] = [
     ("kmeans", {"count": 300}),
     ("single_neurons", {}),
 ]
-OTHERS = {"similar_places", "regression", "connections"}
+OTHERS = {"similar_places", "regression", "connections", "patch_components"}
 """Those that take something else than one array of any layer."""
 
 

@@ -12,7 +12,13 @@ from dneuro.spec.steps.base import (
     Step,
     WorkersStep,
 )
-from dneuro.spec.steps.components import CoupledNmfStep, NmfStep, RandomProjectionsStep, SvdStep
+from dneuro.spec.steps.components import (
+    CoupledNmfStep,
+    NmfStep,
+    PatchComponentsStep,
+    RandomProjectionsStep,
+    SvdStep,
+)
 from dneuro.spec.steps.extraction import ExtractStep, Layers, LayerSpec, TrainStep
 from dneuro.spec.steps.layers import ConnectionsStep, RegressionStep, SourceStep
 from dneuro.spec.steps.neurons import CooccurrenceStep, MomentsStep, SelectivityStep, SingleNeuronsStep, TopImagesStep
@@ -35,6 +41,7 @@ __all__ = [
     "Layers",
     "MomentsStep",
     "NmfStep",
+    "PatchComponentsStep",
     "RandomProjectionsStep",
     "RegressionStep",
     "ReportStep",
@@ -72,6 +79,7 @@ STEPS: dict[str, type[Step]] = {
         KmeansStep,
         RegressionStep,
         ConnectionsStep,
+        PatchComponentsStep,
         ReportStep,
     )
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Tag, model_validator
 
 from dneuro.spec.base import (
     ALL,
@@ -13,15 +13,17 @@ from dneuro.spec.base import (
     SEVERAL,
     NotNegative,
     Number,
+    OrWritten,
     Positive,
     PositiveNumber,
     Seed,
     Share,
     all_or_number,
     by_count,
+    no_bool,
 )
 from dneuro.spec.problems import refusal
-from dneuro.spec.steps.base import AnalysisStep, Persist
+from dneuro.spec.steps.base import AnalysisStep, Persist, refuse_repeated
 
 
 class SvdStep(AnalysisStep):
@@ -103,6 +105,38 @@ class CoupledNmfStep(_Factorisation):
     ] | None = None
     """One number per layer (pictures first), or ``equal``: each counts alike; the default is 1 for each, as in the
     paper."""
+
+
+class PatchComponentsStep(AnalysisStep):
+    """Independent components of the top patches of each channel, as pictures beside the patches."""
+
+    kind: ClassVar[str] = "patch_components"
+    k: Positive = 100
+    """Patches of each channel: what the winning position saw of its top images, of activations above 0."""
+    rank: Positive = 8
+    """Components of each channel."""
+    renderings: Annotated[
+        list[Literal["grey", "rgb", "rgb8"]],
+        Field(min_length=1),
+        BeforeValidator(lambda one: [one] if isinstance(one, str) else one),
+        AfterValidator(refuse_repeated),
+        OrWritten({"enum": ["grey", "rgb", "rgb8"]}),
+    ] = Field(["grey", "rgb", "rgb8"])
+    """``grey``; ``rgb``: of red, green and blue each alone, then combined; ``rgb8``: that as bytes."""
+    match: bool = True
+    """Bring the components of red and blue into order and sign of the green ones before they are combined."""
+    keep: Annotated[int, Field(ge=0), no_bool] = 9
+    """Patches stored beside the components, the best ones."""
+    fun: Literal["logcosh", "exp", "cube"] = "logcosh"
+    """FastICA's contrast function."""
+    max_iter: Positive = 200
+    """Iterations, at most."""
+    tol: PositiveNumber = 1e-4
+    """A channel has converged when an iteration turns no component by more (1 − cosine)."""
+    seed: Seed = 0
+    """Of the first rotation."""
+    dtype: Literal["float16", "float32"] = "float16"
+    """Of pictures that are no bytes."""
 
 
 class RandomProjectionsStep(AnalysisStep):
