@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from dneuro.allocation import keep_memory, keep_until_others_come
 from dneuro.errors import NetworkError, NonFiniteError
-from dneuro.extract.opened import open_once
 from dneuro.extract.plan import AHEAD, layer_batches, pooled
 from dneuro.extract.reading import Pictures, read_ahead
 from dneuro.extract.work import IMAGES, ExtractWork
+from dneuro.images.manifest import Manifest
 from dneuro.images.memory import LEAST, PictureMemory
-from dneuro.images.sources import ImageSource
+from dneuro.images.sources import ImageSource, open_source
 from dneuro.store.files import local_copy
 from dneuro.store.rounding import LARGEST, to_bfloat16
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _lock = threading.RLock()
 _networks: dict[tuple[Any, ...], Network] = {}
+_sources: dict[tuple[Any, ...], ImageSource] = {}
 _memories: dict[tuple[Any, ...], PictureMemory] = {}
 
 
@@ -122,7 +123,13 @@ keep_until_others_come(__name__.rpartition(".")[0], forget)
 
 def source_of(work: ExtractWork) -> ImageSource:
     """Return the images, opened once per process."""
-    return open_once(work.images, work.manifest, work.fingerprints[IMAGES], attempt=work.attempt.number)
+    key = (work.images.model_dump_json(), str(work.manifest), work.fingerprints[IMAGES], work.attempt.number)
+    with _lock:
+        if key not in _sources:
+            _sources.clear()
+            manifest = Manifest.from_bytes(work.manifest.read_bytes(), str(work.manifest))
+            _sources[key] = open_source(work.images, manifest)
+        return _sources[key]
 
 
 def memory_of(work: ExtractWork) -> PictureMemory:

@@ -13,10 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from dneuro.allocation import keep_until_others_come
 from dneuro.errors import FingerprintError, ImageSourceError, UnreadableImageError
-from dneuro.extract.opened import open_once
 from dneuro.extract.reading import seen
+from dneuro.images.manifest import Manifest
 from dneuro.images.memory import PictureMemory
+from dneuro.images.sources import ImageSource, open_source
 from dneuro.spec.images import ImagesSpec
 from dneuro.spec.network import Preprocessing
 from dneuro.store.files import Location, locate
@@ -26,7 +28,7 @@ from dneuro.store.units import Unit, units_folder
 MOVED = "bring the images back, or say where they lie now: images=… of dn.top_patches, in a job images: {root: …}"
 
 _lock = threading.Lock()
-_memories: dict[int | None, PictureMemory] = {}
+_opened: dict[tuple[Any, ...], tuple[ImageSource, PictureMemory]] = {}
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,10 @@ class Views:
         FingerprintError
             If it has another content than when the store was made.
         """
-        source = open_once(self.images, self.manifest, self.fingerprint, of=self.store)
+        source, memory = self._open()
         name = source.manifest.names[number]
         try:
-            view, crc = seen(source, number, _memory(self.memory), self.preprocessing)
+            view, crc = seen(source, number, memory, self.preprocessing)
         except (UnreadableImageError, OSError) as error:
             why = error.message if isinstance(error, UnreadableImageError) else str(error)
             raise ImageSourceError(
@@ -88,6 +90,38 @@ class Views:
                 hint=MOVED,
             )
         return view
+
+    def _open(self) -> tuple[ImageSource, PictureMemory]:
+        """Return the images, and the memory for those that are being read: once per process, for all of its tasks."""
+        key = (self.images.model_dump_json(), str(self.manifest), self.fingerprint, self.memory)
+        with _lock:
+            if key not in _opened:
+                _opened.clear()
+                _opened[key] = self._source(), PictureMemory(self.memory)
+            return _opened[key]
+
+    def _source(self) -> ImageSource:
+        if self.manifest is not None:
+            return open_source(self.images, Manifest.from_bytes(self.manifest.read_bytes(), str(self.manifest)))
+        source = open_source(self.images)
+        if source.manifest.fingerprint() != self.fingerprint:
+            raise ImageSourceError(
+                f"{getattr(self.images, 'root', self.images.source)} holds other images than {self.store} was made of: "
+                f"{len(source.manifest)}, names, sizes or classes differ",
+                hint="images={…} as the images: part of the job says it, with the same sample and seed",
+            )
+        return source
+
+
+def forget() -> bool:
+    """Let go of the images that this process has opened, and return whether there were any."""
+    with _lock:
+        opened = bool(_opened)
+        _opened.clear()
+    return opened
+
+
+keep_until_others_come("dneuro.engine", forget)  # whatever pass computes patches opens them
 
 
 def views_of(store: Store, images: str | os.PathLike[str] | Mapping[str, Any] | None = None) -> Views:
@@ -124,15 +158,6 @@ def views_of(store: Store, images: str | os.PathLike[str] | Mapping[str, Any] | 
         str(store.path), spec, manifest, str(attrs["images"]["fingerprint"]),
         Preprocessing.model_validate(attrs["preprocessing"]), kept.get("picture_bytes"),
     )  # fmt: skip
-
-
-def _memory(total: int | None) -> PictureMemory:
-    """Return the memory for pictures that are being read, which all tasks of a process share."""
-    with _lock:
-        if total not in _memories:
-            _memories.clear()
-            _memories[total] = PictureMemory(total)
-        return _memories[total]
 
 
 def _place(images: ImagesSpec) -> str:

@@ -10,7 +10,7 @@ from dneuro.analysis import ANALYSES, PLANS
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.patches import checksums_of, patches_of, stand_in_patches
-from dneuro.extract.views import Views
+from dneuro.extract.views import Views, forget
 from dneuro.extract.work import ExtractWork
 from dneuro.images.memory import LEAST, MARGIN
 from dneuro.jobs.study import Study
@@ -93,7 +93,10 @@ def answer_patches(
         memory=LEAST + max(0, left),
     )  # fmt: skip
     patches = patches_of(layer, store.statistics(layer).attrs, top, views, checksums_of(store), step.k)
-    return ANALYSES[step.kind](patches, client=executor, **parameters_of(step), **settings)
+    try:
+        return ANALYSES[step.kind](patches, client=executor, **parameters_of(step), **settings)
+    finally:
+        forget()  # where tasks were threads of this process
 
 
 def _stand_in(study: Study, layer: str, samples: int) -> xr.DataArray:

@@ -252,8 +252,8 @@ def test_patches__on_the_workers_of_a_cluster(coloured: dn.Store) -> None:
 
     before = dn.top_patches(coloured, "4", k=6).compute()
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, host="127.0.0.1", dashboard_address=None,
-                     silence_logs=50) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, host="127.0.0.1",
+                     dashboard_address="127.0.0.1:0", silence_logs=50) as cluster,
         Client(cluster) as client,
     ):  # fmt: skip
         found = dn.top_patches(coloured, "4", k=6)

@@ -176,6 +176,7 @@ class Workers:
     """Workers of some memory."""
 
     slots = slots_per_process = 1
+    process_bytes = 280 * MiB
 
     def __init__(self, memory: int) -> None:
         self.memory = self.driver_memory = memory

@@ -19,7 +19,7 @@ from dneuro.analysis.gathering import Large, Layout
 from dneuro.analysis.ica import check_search, counts_of
 from dneuro.analysis.patching.rendering import Render, Rendering
 from dneuro.engine.blocks import BLOCK_BYTES
-from dneuro.engine.executors import PROCESS_BYTES, Sizes
+from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 from dneuro.kernels.ica import BATCH_ITEMS, Fun
@@ -121,10 +121,15 @@ class Asked:
         result = channels * one + self._small * channels
         driver = 2 * self._small * channels if placed else 2 * result + most * one
         return Plan(
-            operation=NAME, passes=1, read_bytes=int(self.patches.nbytes), tasks=len(self.spans),
-            worker_bytes=PROCESS_BYTES + executor.slots_per_process * task, driver_bytes=driver, result_bytes=result,
+            operation=NAME,
+            passes=1,
+            read_bytes=int(self.patches.nbytes),
+            tasks=len(self.spans),
+            worker_bytes=executor.process_bytes + executor.slots_per_process * task,
+            driver_bytes=driver,
+            result_bytes=result,
             method=f"FastICA, blocks of {most} channels",
-        )  # fmt: skip
+        )
 
     @property
     def _small(self) -> int:
