@@ -22,6 +22,9 @@ Fun = Literal["logcosh", "exp", "cube"]
 DEGENERATE = 1e-9
 """Singular values below this share of the largest one are rounding (of float32 samples, too, they are noise)."""
 
+CALM = 50
+"""Iterations after which steps are halved: with few samples whole ones may go round in circles for ever."""
+
 BATCH_ITEMS = 1 << 20
 """Elements of the problems that are worked on together, unless a single one has more (8 MiB in float64)."""
 
@@ -82,6 +85,9 @@ def fast_ica(
     -----
     A problem of rank r < K gets r components, the others NaN. Rows are ordered by what they add to the samples
     (the norm of their column of `mixing`), largest first, and signed so that the largest entry of that is positive.
+
+    With few samples (a hundred patches) the iterations of every third problem go round in circles. After `CALM` of them
+    only half of each step is taken: that ends where whole steps would change nothing, too.
 
     References
     ----------
@@ -191,12 +197,16 @@ def _rotate(
     at_work = np.arange(batch)
     z, turned = white, np.swapaxes(white, 1, 2)
     w = w.copy()
-    for _ in range(max_iter):
-        projected = np.matmul(w[at_work], turned)
+    for number in range(max_iter):
+        old = w[at_work]
+        projected = np.matmul(old, turned)
         g, slope = _contrast(projected, fun)
-        new = np.matmul(g, z) / samples - slope[:, :, None] * w[at_work]
-        new = _decorrelate(new)
-        moved = np.abs(np.abs(np.einsum("bij,bij->bi", new, w[at_work])) - 1).max(axis=1)
+        new = _decorrelate(np.matmul(g, z) / samples - slope[:, :, None] * old)
+        along = np.einsum("bij,bij->bi", new, old)
+        moved = np.abs(np.abs(along) - 1).max(axis=1)
+        if number >= CALM:
+            half = _decorrelate(new + np.where(along < 0, -1.0, 1.0)[:, :, None] * old)
+            new = np.where((moved < tol)[:, None, None], new, half)
         w[at_work] = new
         iterations[at_work] += 1
         ended = moved < tol

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dneuro.report.grids import shown_size
 
-SHOWN = 84
+SHOWN = 92
 """Longest side, in pixels, of a picture of a sheet on the page."""
 
 _LONGEST = 96  # in the file; whole blocks of JPEG, so that neighbours do not run into each other

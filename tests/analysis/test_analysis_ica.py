@@ -127,6 +127,25 @@ def test_ica__seed_is_that_of_the_rotation() -> None:
     assert not first["converged"].any()
 
 
+def test_ica__half_steps_end_what_goes_round_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few samples of nothing in particular; what is found stays as it is under a whole step."""
+    values = np.random.default_rng(3).random((40, 60, 20))
+    calm = dn.ica(labelled(values), rank=6, client=EXECUTOR)
+    assert calm["converged"].all()
+    monkeypatch.setattr("dneuro.kernels.ica.CALM", 10**9)
+    whole = dn.ica(labelled(values), rank=6, client=EXECUTOR)
+    circling = ~whole["converged"].values
+    assert circling.mean() > 0.1
+    for problem in np.flatnonzero(~circling & (whole["iterations"].values <= 50)):
+        np.testing.assert_array_equal(calm["mixing"][problem], whole["mixing"][problem])
+    for problem in np.flatnonzero(circling):
+        source = calm["source"].values[problem]  # of variance 1, about 0
+        g = np.tanh(source)
+        step = g.T @ source / len(source) - np.diag((1 - g**2).mean(axis=0))
+        u, _, v = np.linalg.svd(step)
+        assert np.abs(np.abs(np.diag(u @ v)) - 1).max() < 1e-3
+
+
 def test_ica__warns_of_what_has_not_converged() -> None:
     seen: list[events.Event] = []
     with events.listening(seen.append):

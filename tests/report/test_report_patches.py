@@ -72,7 +72,7 @@ def test_section__shows_patches_beside_components(page: Callable[..., Any], tmp_
     grey = data["grey"][2, 1].values.astype("f8")
     expected = np.rint(128 + 127 * grey / np.abs(grey).max())
     np.testing.assert_array_equal(components[:SIDE, SIDE : 2 * SIDE, 0], expected)
-    assert of_2["components.png"]["width"] == str(RANK * 80)
+    assert of_2["components.png"]["width"] == str(RANK * 90)
     assert "squares" in of_2["components.png"]["class"]
 
 
@@ -81,11 +81,12 @@ def test_section__says_what_is_seen(page: Callable[..., Any]) -> None:
     for said in (
         "Left: the 4 patches with the highest activation, one per image, of up to 40: what the winning position sees "
         "(5 × 5 pixels, the input's mean colour beyond its borders).",
-        "grey: of the patches in grey; R, G, B: of red, green and blue each alone",
+        "Row “grey”: of the patches in grey. Row “R, G, B”: of red, green and blue each alone, then combined",
         "Components of red and blue are brought into the order and sign of the green ones: median |r| with green 0.5.",
         "Without any activation above 0, and so without patches: 1 channel.",
         "Not converged (grey): 1 of 4.",
-        "3 patches, activation 9 to 7 of those shown, 2 grey components: 40 % of their variance",
+        "3 patches, those shown with activations of 9 to 7; of their variance 40 % in 2 grey components, 40 % in 2 of "
+        "R, G, B",
         "n = 23 images.",
     ):
         assert said in found.text, said
@@ -104,7 +105,7 @@ def test_section__what_is_missing_stays_empty(page: Callable[..., Any], tmp_path
 
 def test_section__of_grey_patches(page: Callable[..., Any]) -> None:
     found = page(result(1))
-    assert "grey: of the patches in grey. Without any" in found.text
+    assert "Row “grey”: of the patches in grey. Without any" in found.text
     assert "green" not in found.text
 
 
@@ -119,7 +120,7 @@ def test_sheet__large_pictures_are_reduced_to_whole_blocks(tmp_path: Path) -> No
     assert found.src == "a/b.jpg"
     with Image.open(tmp_path / found.src) as drawn:
         assert drawn.size == (2 * 72, 3 * 96)
-    assert (found.width, found.height, found.across, found.down, found.squares) == (126, 252, 2, 3, False)
+    assert (found.width, found.height, found.across, found.down, found.squares) == (138, 276, 2, 3, False)
 
 
 def test_as_bytes__keeps_zero_and_scales_each_colour_by_itself() -> None:

@@ -102,7 +102,7 @@ def patch_components(
     Notes
     -----
     **Cost**: each chunk of patches is computed once. Per channel and plane (grey, R, G, B) an `ica` of S × pixels:
-    4·S²·pixels multiplications, and S·K² per iteration. A task holds its chunk, and one plane in float64 six times;
+    2·S²·pixels multiplications, and S·K² per iteration. A task holds its chunk, and one plane in float64 six times;
     what computing the chunk takes besides is not in the plan. Result: 11·K·pixels bytes per channel for all three
     renderings in float16 (VGG16's conv5_3: 1.7 GB), which nobody holds with `out`.
 

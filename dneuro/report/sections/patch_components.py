@@ -22,7 +22,7 @@ RENDERINGS = {"grey": "grey", "rgb": "R, G, B", "rgb8": "8 bit"}
 _WHAT = {
     "grey": "of the patches in grey",
     "rgb": "of red, green and blue each alone, then combined, each colour over its own range",
-    "rgb8": "the same in 8 bit, all three colours over one range, so that hues count",
+    "rgb8": "the same in 8 bit, the three colours over one range, so that hues count",
 }
 
 
@@ -33,12 +33,12 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     chosen = [feature for feature in chosen if int(feature.select(count, DIMS)) > 0]
     rows = [] if studio.vector else [_row(feature, result, layer, studio) for feature in chosen]
     order = "of largest variance, largest first" if variance is not None else "with the lowest numbers"
-    renderings = "; ".join(f"{RENDERINGS[name]}: {_WHAT[name]}" for name in _renderings(result))
+    renderings = " ".join(f"Row “{RENDERINGS[name]}”: {_WHAT[name]}." for name in _renderings(result))
     caption = (
         f"{counted(len(chosen), 'channel').capitalize()} of {count.size:,} {order}.{_patches(result, layer)} Right: "
-        "independent components of these (FastICA, the patches are the samples): what each adds to a patch, mid-grey "
-        "adding nothing, those that make up most of their variance first. "
-        f"{renderings}.{_matched(result)}{_lacking(result)} n = {counted(studio.taking_part(result), 'image')}."
+        "the independent components that these are made of (FastICA, patches as samples), as what each adds to a "
+        "patch; mid-grey adds nothing; those that make up most of the variance come first. "
+        f"{renderings}{_matched(result)}{_lacking(result)} n = {counted(studio.taking_part(result), 'image')}."
     )
     return Block(heading(result), rows=rows, caption=caption + quoted(result.parameters), facts=facts(result))
 
@@ -54,17 +54,18 @@ def _row(feature: Feature, result: Result, layer: Layer, studio: Studio) -> Row:
     if "top_value" in here:
         values = here["top_value"].values
         values = values[np.isfinite(values)]
-        notes.append(f"activation {number(float(values[0]))} to {number(float(values[-1]))} of those shown")
-    for plane, name in (("grey", "grey"), ("rgb", "colour")):
+        notes.append(f"those shown with activations of {number(float(values[0]))} to {number(float(values[-1]))}")
+    shares = []
+    for plane, name in (("grey", "grey components"), ("rgb", "of R, G, B")):
         if f"{plane}_share" in here:
             share = here[f"{plane}_share"].values
-            found = counted(int(np.isfinite(share).sum()), f"{name} component")
-            notes.append(f"{found}: {percent(float(np.nansum(share)))} of their variance")
+            shares.append(f"{percent(float(np.nansum(share)))} in {int(np.isfinite(share).sum())} {name}")
     stem = "/".join(["sheets", *file_names([f"{result.layer}-{result.step}"]), str(feature.numbers[0])])
     sheets = [_shown(here["patch"].values, int(here["count"]), feature, studio, stem)] if "patch" in here else []
     sheets += _components(here, feature, result, studio, stem)
     href = studio.neuron_link(layer, feature.numbers[0])
-    return Row(feature.name.capitalize(), ", ".join(notes), [], [], href, sheets=sheets)
+    note = "; of their variance ".join([", ".join(notes), *([", ".join(shares)] if shares else [])])
+    return Row(feature.name.capitalize(), note, [], [], href, sheets=sheets)
 
 
 def _shown(patches: NDArray[np.uint8], count: int, feature: Feature, studio: Studio, stem: str) -> Sheet:
