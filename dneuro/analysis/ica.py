@@ -74,7 +74,7 @@ def ica(
     Notes
     -----
     **Cost**: one pass; per problem 2·S²·P multiplications for whitening (S < P), S·K² per iteration. Whitened by SVD,
-    then FastICA with symmetric decorrelation, in float64, the problems of a block together, on one BLAS thread per task.
+    then FastICA with symmetric decorrelation, in float64, the problems of a block together, on one BLAS thread a task.
     After 50 iterations only half of each step is taken: with few samples whole ones may go round in circles.
 
     References
