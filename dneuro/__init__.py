@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from dneuro.analysis.clusters import clusters
     from dneuro.analysis.connections import connections
     from dneuro.analysis.cooccurrence import cooccurrence
+    from dneuro.analysis.facets import facets
     from dneuro.analysis.ica import ica
     from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
     from dneuro.analysis.kmeans import kmeans
+    from dneuro.analysis.mean_similarity import mean_similarity
     from dneuro.analysis.moments import moments
     from dneuro.analysis.nonnegative import coupled_nmf, nmf
     from dneuro.analysis.patching import patch_components
@@ -62,11 +64,13 @@ _WHERE = {
     "coupled_nmf": "dneuro.analysis",
     "export": "dneuro.jobs.exporting",
     "extract": "dneuro.jobs.face",
+    "facets": "dneuro.analysis",
     "gini": "dneuro.analysis",
     "ica": "dneuro.analysis",
     "jobs": "dneuro.jobs.handle",
     "kmeans": "dneuro.analysis",
     "listening": "dneuro.events",
+    "mean_similarity": "dneuro.analysis",
     "moments": "dneuro.analysis",
     "nmf": "dneuro.analysis",
     "open": "dneuro.store.opening:open_store",
@@ -103,11 +107,13 @@ __all__ = [
     "coupled_nmf",
     "export",
     "extract",
+    "facets",
     "gini",
     "ica",
     "jobs",
     "kmeans",
     "listening",
+    "mean_similarity",
     "moments",
     "nmf",
     "open",

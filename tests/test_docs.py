@@ -58,7 +58,7 @@ def test_makefile__commands_of_the_readme_are_there() -> None:
 
 def test_analyses__examples_run_and_name_every_analysis(tmp_path: Path) -> None:
     import dneuro
-    from dneuro.analysis import ANALYSES, COUPLED
+    from dneuro.analysis import ACROSS, ANALYSES, COUPLED
 
     text = (ROOT / "docs" / "analyses.md").read_text()
     program = "".join(code for language, code in BLOCK.findall(text) if language == "python")
@@ -66,7 +66,8 @@ def test_analyses__examples_run_and_name_every_analysis(tmp_path: Path) -> None:
         [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    for name in {*ANALYSES, *COUPLED, "ica", "gini", "spectral_flatness", "class_selectivity", "plan", "select"}:
+    analyses = {*ANALYSES, *COUPLED, *ACROSS}
+    for name in {*analyses, "ica", "gini", "spectral_flatness", "class_selectivity", "plan", "select"}:
         assert name in dneuro.__all__
         assert f"dn.{name}(" in program or f"dn.{name}(" in text, name
         assert re.search(rf"^\|[^|]*`{name}`", text, re.MULTILINE) or name in ("plan", "select"), name

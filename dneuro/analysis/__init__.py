@@ -14,9 +14,11 @@ import xarray as xr
 from dneuro.analysis.clusters import clusters, plan_clusters
 from dneuro.analysis.connections import connections, plan_connections
 from dneuro.analysis.cooccurrence import cooccurrence, plan_cooccurrence
+from dneuro.analysis.facets import facets, plan_facets
 from dneuro.analysis.ica import ica, plan_ica
 from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
 from dneuro.analysis.kmeans import kmeans, plan_kmeans
+from dneuro.analysis.mean_similarity import mean_similarity, plan_mean_similarity
 from dneuro.analysis.moments import moments, plan_moments
 from dneuro.analysis.nonnegative import coupled_nmf, nmf, plan_coupled_nmf, plan_nmf
 from dneuro.analysis.patching import patch_components, plan_patch_components
@@ -33,6 +35,7 @@ from dneuro.engine.plan import Plan
 from dneuro.errors import UsageError, suggest
 
 __all__ = [
+    "ACROSS",
     "ANALYSES",
     "COUPLED",
     "PLANS",
@@ -41,9 +44,11 @@ __all__ = [
     "connections",
     "cooccurrence",
     "coupled_nmf",
+    "facets",
     "gini",
     "ica",
     "kmeans",
+    "mean_similarity",
     "moments",
     "nmf",
     "patch_components",
@@ -82,11 +87,15 @@ ANALYSES: dict[str, Callable[..., xr.Dataset]] = {
 COUPLED: dict[str, Callable[..., xr.DataTree]] = {"coupled_nmf": coupled_nmf}
 """Every analysis of several arrays over the same images: one result for all of them, and one for each."""
 
+ACROSS: dict[str, Callable[..., xr.Dataset | xr.DataTree]] = {"facets": facets, "mean_similarity": mean_similarity}
+"""Every analysis of what another one found out about several layers: a line for each layer, and what is its own."""
+
 _PLANS: dict[str, Callable[..., Plan]] = {
     "moments": plan_moments,
     "top_images": plan_top_images,
     "cooccurrence": plan_cooccurrence,
     "selectivity": plan_selectivity,
+    "facets": plan_facets,
     "svd": plan_svd,
     "random_projections": plan_random_projections,
     "nmf": plan_nmf,
@@ -94,6 +103,7 @@ _PLANS: dict[str, Callable[..., Plan]] = {
     "ica": plan_ica,
     "single_neurons": plan_single_neurons,
     "similarity": plan_similarity,
+    "mean_similarity": plan_mean_similarity,
     "similar_places": plan_similar_places,
     "clusters": plan_clusters,
     "kmeans": plan_kmeans,
@@ -114,7 +124,7 @@ def plan(analysis: str, x: Any, **parameters: Any) -> Plan:
     analysis : str
         Name of the function, such as ``"svd"``.
     x : DataArray, dims (image, features…)
-        The array it would run on; several for ``"coupled_nmf"``.
+        The array it would run on; several for ``"coupled_nmf"``, results for ``"facets"`` and ``"mean_similarity"``.
     **parameters
         Its keyword arguments.
 

@@ -13,15 +13,18 @@ from dneuro import events
 from dneuro.analysis.taken import Taken
 from dneuro.errors import MemoryLimitError, UsageError
 from dneuro.extract.work import lacks
-from dneuro.jobs.analyses import Question, lacking, plan_step, rows_of, stand_in
+from dneuro.jobs.across import LAYERS, check_names
+from dneuro.jobs.analyses import Question, lacking, plan_step, rows_of
 from dneuro.jobs.coupled import names_of
 from dneuro.jobs.pools import SizesOf
+from dneuro.jobs.stand_ins import stand_in
 from dneuro.jobs.study import Study
 from dneuro.jobs.wiring import source_of
 from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed, channel_look, join
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.steps import (
+    AcrossStep,
     AnalysisStep,
     ConnectionsStep,
     CooccurrenceStep,
@@ -123,6 +126,9 @@ def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Qu
         if isinstance(step, CoupledNmfStep):
             questions.append(Question(step, " + ".join(names_of(study, step)), recorded=False))
             continue
+        if isinstance(step, AcrossStep):
+            questions += _ask_across(step, questions)
+            continue
         named = [step.layer] if isinstance(step.layer, str) else step.layer
         for plan in study.plan.layers:
             if named is None or plan.name in named:
@@ -177,6 +183,17 @@ def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> I
         return
     along.add(plan, wishes, required=bool(missing))
     yield replace(question, recorded=whole, feeds=wishes)
+
+
+def _ask_across(step: AcrossStep, questions: list[Question]) -> Iterator[Question]:
+    """Yield the one question of a step over several layers: those that the step which it is about is asked of."""
+    asked = [one for one in questions if one.step.id == step.of and (not step.layers or one.layer in step.layers)]
+    if not asked:
+        events.emit("note", step.id, f"is left out: step {step.of} is asked of no layer")
+        return
+    if step.each_layer:
+        check_names(step, [one.layer for one in asked])
+    yield Question(step, LAYERS, recorded=True, over=tuple(asked))
 
 
 def _ask_of_two(along: Along, step: SourceStep, plan: LayerPlan, *, named: bool) -> Iterator[Question]:

@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import dask.array as da
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from dneuro.analysis import ANALYSES, PLANS
 from dneuro.analysis.arrays import taking_part
@@ -23,13 +21,17 @@ from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, StoreError, UsageError
 from dneuro.extract.run import merge_feeds
 from dneuro.extract.work import ExtractWork
+from dneuro.jobs.across import answer_across, plan_across
+from dneuro.jobs.across import done as across_done
 from dneuro.jobs.coupled import answer_coupled, done, identity, layers_of, plan_coupled
 from dneuro.jobs.patching import answer_patches, plan_patches
+from dneuro.jobs.stand_ins import stand_in, stand_in_result, stand_in_rows, unread
 from dneuro.jobs.study import Study
 from dneuro.jobs.wiring import read_weights, stand_in_weights
 from dneuro.kernels.feeds import Feed
 from dneuro.spec.steps import (
     PLACING,
+    AcrossStep,
     AnalysisStep,
     ConnectionsStep,
     CooccurrenceStep,
@@ -72,6 +74,8 @@ class Question:
         The step whose counts are asked, in place of the activations.
     source : LayerPlan or None
         The earlier layer, of a step about two.
+    over : tuple of Question
+        Whose results are asked, of a step about what another one found out about several layers.
     """
 
     step: AnalysisStep
@@ -81,6 +85,7 @@ class Question:
     why: str = ""
     rows: CooccurrenceStep | None = None
     source: LayerPlan | None = None
+    over: tuple[Question, ...] = ()
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -112,48 +117,6 @@ def lacking(question: Question, plan: LayerPlan) -> str:
     if isinstance(step, whole) or getattr(step, "per", "channel") != "channel":
         return "and the step needs every neuron" if len(plan.shape) > 1 else ""
     return f"and the step needs the {pool} over positions" if pool != plan.keep and len(plan.shape) > 1 else ""
-
-
-def stand_in(study: Study, plan: LayerPlan, taken: Taken | None = None) -> xr.DataArray:
-    """Return an array shaped, chunked and labelled as the layer will be, without data.
-
-    Shaped as the network gives it where the layer is not kept, or nothing but what was `taken` along of it counts.
-    """
-    kept = "full" if plan.keep == "stats" or (taken is not None and taken.only) else plan.keep
-    array = replace(plan, keep=kept).arrays(study.plan.images, study.plan.unit)[0]
-    empty = da.zeros(array.shape, chunks=array.chunks, dtype=array.dtype)
-    attrs = {"layer": plan.name, "keep": kept, "shape": list(plan.shape), "class_names": study.class_names}
-    manifest = study.source.manifest
-    coords = {"label": ("image", np.asarray(manifest.labels)), "filename": ("image", manifest.names)}
-    if any(array.name == "correct" for array in study.plan.root):
-        coords["correct"] = ("image", np.ones(study.plan.images, bool))
-    return xr.DataArray(empty, dims=array.dims, coords=coords, attrs=attrs | ({TAKEN: taken} if taken else {}))
-
-
-def _unread(store: Store, study: Study, plan: LayerPlan) -> xr.DataArray:
-    """Return a layer as the network gave it, labelled, whose activations cannot be read."""
-    shape = (study.plan.images, *plan.shape)
-    chunks = da.core.normalize_chunks((study.plan.unit, *plan.shape), shape)
-    empty = np.empty((0,) * len(shape), plan.dtype)
-    data = da.map_blocks(_refuse, plan.name, chunks=chunks, dtype=plan.dtype, meta=empty)
-    root = store.images
-    names = ("image", "filename", "label", "prediction", "correct", *(("status",) if root["status"].any() else ()))
-    attrs: dict[str, Any] = {"layer": plan.name, "shape": list(plan.shape)}
-    if "class" in root:
-        attrs["class_names"] = [str(name) for name in root["class"].values]
-    coords = {name: ("image", root[name].values) for name in names if name in root.variables}
-    return xr.DataArray(data, dims=("image", "channel", "y", "x")[: len(shape)], coords=coords, attrs=attrs)
-
-
-def _refuse(layer: str) -> NDArray[Any]:
-    raise StoreError(f"the activations of layer {layer} were not kept", hint="extract again with keep: full")
-
-
-def stand_in_rows(layer: xr.DataArray, counted: CooccurrenceStep, classes: int) -> xr.DataArray:
-    """Return an array shaped as the counts of a layer will be, without data."""
-    dims = layer.dims[1:] if counted.per == "neuron" else layer.dims[1:2]
-    shape = (*(layer.sizes[dim] for dim in dims), max(1, classes))
-    return xr.DataArray(da.zeros(shape, dtype="int64"), dims=(*dims, "class"), attrs={"layer": layer.attrs["layer"]})
 
 
 def _placed(study: Study, question: Question, x: xr.DataArray) -> dict[str, Any]:
@@ -188,10 +151,15 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
             driver_hint="a lower rank, fewer layers, or driver: {memory: …} in the profile",
         )  # fmt: skip
         return plan
-    layer = next(plan for plan in study.plan.layers if plan.name == question.layer)
-    x = stand_in(study, layer, _taken(question, study.plan.unit))
-    if question.rows is not None:
-        x = stand_in_rows(x, question.rows, len(study.class_names))
+    if isinstance(question.step, AcrossStep):
+        found = {one.layer: stand_in_result(one.step, _asked_of(study, one)) for one in question.over}
+        plan = replace(plan_across(question.step, found, executor), operation=name)
+        plan.check(
+            executor, hint="a profile with more memory per worker (--cluster)",
+            driver_hint="per: channel, or more memory for the process that drives the job (driver: {memory: …})",
+        )  # fmt: skip
+        return plan
+    x = _asked_of(study, question)
     beside = _placed(study, question, x)
     if isinstance(question.step, ConnectionsStep) and question.source is not None:
         x = stand_in_weights(study, question.source, question.layer)
@@ -215,6 +183,13 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
         "machine with more memory for the process that drives the job (--cluster; in Slurm driver: {memory: …})",
     )
     return plan
+
+
+def _asked_of(study: Study, question: Question) -> xr.DataArray:
+    """Return an array shaped as what a question is asked of will be, without data."""
+    layer = next(plan for plan in study.plan.layers if plan.name == question.layer)
+    x = stand_in(study, layer, _taken(question, study.plan.unit))
+    return x if question.rows is None else stand_in_rows(x, question.rows, len(study.class_names))
 
 
 def plan_step(question: Question, x: xr.DataArray, executor: Sizes, **placed: Any) -> Plan:
@@ -263,6 +238,9 @@ def answer(
     `opened` gives the store as it was before the step: to open it takes longer the more results it holds.
     """
     step, layer = question.step, question.layer
+    position = 1000 * [s.id for s in study.job.steps].index(step.id)
+    if isinstance(step, AcrossStep):
+        return _answer_across(study, question, step, executor, opened, position)
     inputs = {
         "format": RESULT_FORMAT,
         "analysis": step.kind,
@@ -275,7 +253,6 @@ def answer(
     if of not in ("activation", "channel"):
         inputs["of"] = results.unit(study.store, of, layer).read()
     wanted = fingerprint(inputs)
-    position = 1000 * [s.id for s in study.job.steps].index(step.id)
     if isinstance(step, CoupledNmfStep):
         if done(study, step, wanted):
             return False
@@ -300,6 +277,20 @@ def answer(
             results.adopt(study.store, step.id, layer, written, wanted, attrs)
             return True
         results.write(study.store, step.id, layer, _all_images(result, store), wanted, attrs)
+    return True
+
+
+def _answer_across(
+    study: Study, question: Question, step: AcrossStep, executor: Executor, opened: Callable[[], Store], position: int
+) -> bool:
+    """Compute the results of a step over several layers, unless they are there; return whether they were computed."""
+    layers = [one.layer for one in question.over]
+    of = {layer: results.unit(study.store, step.of, layer).read() for layer in layers}
+    said = {"format": RESULT_FORMAT, "analysis": step.kind, "parameters": _said(step), "of": of}
+    wanted = fingerprint(said)
+    if across_done(study, step, layers, wanted):
+        return False
+    answer_across(study, opened(), step, layers, executor, wanted, position)
     return True
 
 
@@ -337,7 +328,7 @@ def _compute(
         return merged[layer, feed.key]
 
     plan = next(plan for plan in study.plan.layers if plan.name == layer)
-    x = _unread(store, study, plan) if question.recorded else store[layer]
+    x = unread(store, study, plan) if question.recorded else store[layer]
     x = x.assign_attrs({TAKEN: _taken(question, study.plan.unit, found)})
     chosen = question.selected(x)
     beside = {**_placed(study, question, chosen), **goes_on}

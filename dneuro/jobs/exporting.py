@@ -39,6 +39,7 @@ def export(store: str | Location, *, to: str | Path | None = None, figures: bool
             tables/<layer>-channels.parquet, .csv     a row per channel: every number that some step has of it
             tables/<layer>-neurons.parquet, .csv      the same per neuron (channel, y, x)
             tables/<layer>-<step>-<dim>s.parquet …    a row per component, direction, cluster …
+            tables/<step>-layers.parquet …            a row per layer, of steps that set layers beside each other
             tables/images.parquet, .csv               file, class, prediction
             netcdf/<step>-<layer>.nc                  each result whole, labelled: netCDF 3 with 64-bit offsets
             figures/<layer>-<step>-<what>.png, .svg   and figures/captions.csv, what each shows

@@ -45,7 +45,8 @@ def tables(store: Store) -> Iterator[tuple[str, Table]]:
 
     Per layer one table of its channels and one of its neurons, which bring together what all steps found out of each:
     columns are called ``<step>.<variable>``, and what the extraction recorded ``<variable>``. Of what has another dim
-    (component, direction, group, …) one table per step. What has two such dims is no table: it is in the netCDF files.
+    (component, direction, group, …) one table per step; of a step over several layers one with a row for each. What has
+    two such dims is no table: it is in the netCDF files.
     """
     results = store.results
     for layer in dict.fromkeys([*store.layers, *(name for step in results.values() for name in step)]):
@@ -62,8 +63,9 @@ def tables(store: Store) -> Iterator[tuple[str, Table]]:
                     _add(own, f"{lead}{dims[0]}", str(name), array)
         for dims, table in neurons.items():
             yield f"{layer}-{'channels' if dims == ('channel',) else 'neurons'}", table
+        lead = "" if all(data.attrs.get("layer") == "" for data in parts.values()) else f"{layer}-"
         for key, table in own.items():
-            yield f"{layer}-{key.replace('.', '-')}s", table
+            yield f"{lead}{key.replace('.', '-')}s", table
     yield "images", _images(store)
 
 

@@ -11,6 +11,7 @@ from dneuro.kernels.factorise import Energy, Scores
 from dneuro.kernels.krylov import Step
 from dneuro.kernels.moments import ImageMoments, Moments
 from dneuro.kernels.nmf import Alternate, Totals
+from dneuro.kernels.off_diagonal import OffDiagonal
 from dneuro.kernels.products import CrossProducts, PairDistances, TileProducts
 from dneuro.kernels.standardise import Standardise
 from dneuro.kernels.top import TopK
@@ -24,6 +25,7 @@ __all__ = [
     "ImageMoments",
     "Kernel",
     "Moments",
+    "OffDiagonal",
     "Origin",
     "PairDistances",
     "Scores",

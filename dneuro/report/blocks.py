@@ -111,7 +111,7 @@ class Studio:
 
     def plate(self, figure: Figure, result: Result, kind: str, alt: str, caption: str) -> Plate:
         """Write a figure beside the pages."""
-        stem = "-".join(file_names([result.layer, result.step, kind]))
+        stem = "-".join(file_names([part for part in (result.layer, result.step, kind) if part]))
         name, again = f"figures/{stem}.png", 1
         while name in self._names:
             again += 1

@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-BLUE, ORANGE, INK, FAINT, MISSING = "#0072b2", "#d55e00", "#30343a", "#d9dce0", "#9a9a9a"
+BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+INK, FAINT, MISSING = "#30343a", "#d9dce0", "#9a9a9a"
 _LAYOUT_DPI, _FILE_DPI = 100, 200
 
 
@@ -72,6 +73,20 @@ def label(ax: Axes, x: str, y: str) -> None:
     """Name both axes."""
     ax.set_xlabel(x, color=INK, fontsize=9.5)
     ax.set_ylabel(y, color=INK, fontsize=9.5)
+
+
+def legend(ax: Axes, *, columns: int = 4) -> None:
+    """Say above the axes what is drawn in them."""
+    handles, _ = ax.get_legend_handles_labels()
+    if handles:
+        rows = -(-len(handles) // columns)
+        ax.legend(frameon=False, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns,
+                  columnspacing=1.2, borderaxespad=0.3 * rows)  # fmt: skip
+
+
+def short(name: str) -> str:
+    """Return the name of a layer as an axis has room for it; a dollar sign would start mathematics."""
+    return (name if len(name) <= 22 else "…" + name[-21:]).replace("$", r"\$")
 
 
 def count_along(ax: Axes, count: int) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from dneuro.report.canvas import BLUE, INK, ORANGE, canvas, label
+from dneuro.report.canvas import BLUE, GREEN, INK, ORANGE, PINK, canvas, label, legend
 from dneuro.report.figures import Numbers, is_wide
 
 _MOST_BINS = 40
-_COLOURS = (BLUE, ORANGE, "#009e73", "#cc79a7")
+_COLOURS = (BLUE, ORANGE, GREEN, PINK)
 
 
 def shares(values: Mapping[str, Numbers], x: str, limit: float | None = None, said: str = "") -> Figure:
@@ -40,11 +40,14 @@ def shares(values: Mapping[str, Numbers], x: str, limit: float | None = None, sa
         ax.axvline(limit, color=INK, lw=1.2, ls="--", label=said)
     ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     label(ax, x, "share")
-    _legend(ax)
+    legend(ax)
     return figure
 
 
-def density(values: Numbers, x: str, what: str, chance: tuple[float, float] | None = None) -> Figure:
+def density(
+    values: Numbers, x: str, what: str, *, chance: tuple[float, float] | None = None,
+    line: tuple[float, str] | None = None, sides: tuple[str, str] | None = None, most: float = np.inf,
+) -> Figure:  # fmt: skip
     """Draw how values that are not negative are spread, with the normal fitted to them, beside what chance gives.
 
     Parameters
@@ -57,44 +60,43 @@ def density(values: Numbers, x: str, what: str, chance: tuple[float, float] | No
         What has the values: ``channels`` or ``neurons``.
     chance : (float, float), optional
         Mean and standard deviation of the values that chance gives.
+    line : (float, str), optional
+        A line across, and what it is.
+    sides : (str, str), optional
+        What lies below this line and what above it, told apart by colour.
+    most : float
+        No value can be larger, so the normal ends there.
     """
     figure, ax = canvas(5.6, 3.3)
     values = values[np.isfinite(values)]
     if values.size:
-        ax.hist(values, bins=int(np.clip(np.sqrt(values.size) * 1.6, 5, _MOST_BINS)), density=True, color=BLUE,
-                edgecolor="white", lw=0.5, label=what)  # fmt: skip
+        bins: int | list[float] = int(np.clip(np.sqrt(values.size) * 1.6, 5, _MOST_BINS))
+        if line is not None and sides is not None:
+            bins = np.unique([*np.histogram_bin_edges(values, bins=bins), line[0]]).tolist()
+        height, edges = np.histogram(values, bins=bins, density=True)
+        above = edges[:-1] >= line[0] if line is not None and sides is not None else np.zeros(len(height), dtype=bool)
+        named = zip((~above, above), (BLUE, GREEN), sides or (what, None), strict=True)
+        for part, colour, name in named:
+            ax.bar(edges[:-1][part], height[part], np.diff(edges)[part], align="edge", color=colour, edgecolor="white",
+                   lw=0.5, label=name)  # fmt: skip
         mean, spread = float(values.mean()), float(values.std())
         if spread > 0:
-            along = np.linspace(max(0.0, mean - 3.5 * spread), mean + 3.5 * spread, 200)
-            bell = np.exp(-0.5 * ((along - mean) / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
-            ax.plot(along, bell, color=INK, lw=1.4, label="fitted normal")
+            along = np.linspace(max(0.0, mean - 3.5 * spread), min(most, mean + 3.5 * spread), 200)
+            ax.plot(along, bell(along, mean, spread), color=INK, lw=1.4, label="fitted normal")
         ax.axvline(mean, color=INK, lw=1.0, ls=":", label="mean")
+    if line is not None and np.isfinite(line[0]):
+        ax.axvline(line[0], color=INK, lw=1.4, ls="-.", label=line[1])
     if chance is not None and np.isfinite(chance).all():
         ax.axvspan(chance[0] - chance[1], chance[0] + chance[1], color=ORANGE, alpha=0.25, lw=0)
         ax.axvline(chance[0], color=ORANGE, lw=1.4, ls="--", label="by chance, ± 1 σ")
     label(ax, x, "density")
-    _legend(ax)
+    legend(ax, columns=3 if sides else 4)
     return figure
 
 
-def depths(layers: Sequence[str], curves: Mapping[str, Numbers]) -> Figure:
-    """Draw averages over the layers, from the first to the last.
-
-    Parameters
-    ----------
-    layers : sequence of str
-        Names of the layers, in order.
-    curves : mapping of str to ndarray (layers,)
-        What is averaged; NaN where a layer has no value.
-    """
-    figure, ax = canvas(5.6, 3.3)
-    for colour, (name, values) in zip(_COLOURS, curves.items(), strict=False):
-        ax.plot(np.arange(len(layers)), values, color=colour, lw=1.6, marker="o", ms=5, label=name)
-    ax.set_xticks(np.arange(len(layers)), [_short(name) for name in layers], rotation=30, ha="right", fontsize=7.5)
-    ax.set_ylim(bottom=0)
-    label(ax, "", "mean over the layer")
-    _legend(ax)
-    return figure
+def bell(along: Numbers, mean: float, spread: float) -> Numbers:
+    """Return the density of a normal along an axis."""
+    return np.asarray(np.exp(-0.5 * ((along - mean) / spread) ** 2) / (spread * np.sqrt(2 * np.pi)))
 
 
 def _bins(ax: Axes, values: Numbers, longest: int) -> Numbers:
@@ -104,13 +106,3 @@ def _bins(ax: Axes, values: Numbers, longest: int) -> Numbers:
         ax.set_xscale("log")
         return np.geomspace(positive.min(), positive.max(), count + 1)
     return np.asarray(np.histogram_bin_edges(values, bins=count))
-
-
-def _legend(ax: Axes) -> None:
-    handles, _ = ax.get_legend_handles_labels()
-    if handles:
-        ax.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=4, columnspacing=1.2)
-
-
-def _short(name: str) -> str:
-    return (name if len(name) <= 22 else "…" + name[-21:]).replace("$", r"\$")

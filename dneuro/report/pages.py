@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dneuro.report import overview, sections
+from dneuro.report import beside, overview, sections
 from dneuro.report.blocks import Studio
 from dneuro.report.contents import Layer
 from dneuro.report.rendering import GENERATOR, render
-from dneuro.report.sections import beside, other
+from dneuro.report.sections import other
 
 
 def shared(studio: Studio, job: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _index(studio: Studio, job: Mapping[str, Any] | None) -> dict[str, Any]:
         "provenance": overview.provenance(found, job),
         "masked": overview.masked(found),
         "masked_count": len(found.images.masked),
-        "loose": [other.build(result) for result in found.loose],
+        "loose": [other.build(result) for result in found.loose if not beside.shows(result)],
         "job": overview.job_text(job),
     }
 

@@ -14,12 +14,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.errors import UsageError
-from dneuro.report import contents, pages, sections
+from dneuro.report import beside, contents, pages, sections
 from dneuro.report.blocks import Plate, Studio
 from dneuro.report.grids import Gallery
 from dneuro.report.neurons import pages as neuron_pages
 from dneuro.report.rendering import GENERATOR, copy
-from dneuro.report.sections import beside
 
 
 def write_report(

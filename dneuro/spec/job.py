@@ -29,7 +29,9 @@ from dneuro.spec.steps import (
     CooccurrenceStep,
     CoupledNmfStep,
     ExtractStep,
+    FacetsStep,
     KmeansStep,
+    MeanSimilarityStep,
     MomentsStep,
     NmfStep,
     PatchComponentsStep,
@@ -107,12 +109,14 @@ AnyStep = Annotated[
     | Annotated[TopImagesStep, Tag(TopImagesStep.kind)]
     | Annotated[CooccurrenceStep, Tag(CooccurrenceStep.kind)]
     | Annotated[SelectivityStep, Tag(SelectivityStep.kind)]
+    | Annotated[FacetsStep, Tag(FacetsStep.kind)]
     | Annotated[SvdStep, Tag(SvdStep.kind)]
     | Annotated[NmfStep, Tag(NmfStep.kind)]
     | Annotated[CoupledNmfStep, Tag(CoupledNmfStep.kind)]
     | Annotated[RandomProjectionsStep, Tag(RandomProjectionsStep.kind)]
     | Annotated[SingleNeuronsStep, Tag(SingleNeuronsStep.kind)]
     | Annotated[SimilarityStep, Tag(SimilarityStep.kind)]
+    | Annotated[MeanSimilarityStep, Tag(MeanSimilarityStep.kind)]
     | Annotated[SimilarPlacesStep, Tag(SimilarPlacesStep.kind)]
     | Annotated[ClustersStep, Tag(ClustersStep.kind)]
     | Annotated[KmeansStep, Tag(KmeansStep.kind)]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from dneuro.errors import suggest
 from dneuro.spec.problems import KeyPath, Problem, ProblemsError, repeated
 from dneuro.spec.steps import (
+    AcrossStep,
     AnalysisStep,
     ConnectionsStep,
     CooccurrenceStep,
     ExtractStep,
     RowsStep,
+    SimilarityStep,
     SourceStep,
     Step,
     SvdStep,
@@ -30,7 +33,8 @@ def check_order(steps: Steps) -> Steps:
         With every problem: steps of the same name, not exactly one extract step, a step before what it
         needs, a layer that is not extracted, one about the rows of something that is no step.
     """
-    if problems := [*_names(steps), *_places(steps), *_layers(steps), *_rows(steps), *_sources(steps)]:
+    found = (_names(steps), _places(steps), _layers(steps), _rows(steps), _sources(steps), _across(steps))
+    if problems := [*itertools.chain(*found)]:
         raise ProblemsError(*problems)
     return steps
 
@@ -98,6 +102,28 @@ def _sources(steps: Sequence[Step]) -> Iterator[Problem]:
             if step.of not in earlier:
                 yield Problem(f"no svd step named {step.of!r} comes before this one",
                               suggest(step.of, ["channel", *earlier]), _at(steps, index, "of"))  # fmt: skip
+
+
+def _across(steps: Sequence[Step]) -> Iterator[Problem]:
+    for index, step in enumerate(steps):
+        if not isinstance(step, AcrossStep):
+            continue
+        earlier = {s.id: s for s in steps[:index] if isinstance(s, step.source_step)}
+        source = earlier.get(step.of)
+        if source is None:
+            yield Problem(f"no {step.source_step.kind} step named {step.of!r} comes before this one",
+                          suggest(step.of, list(earlier)) if earlier else f"add `- {step.source_step.kind}:` before it",
+                          _at(steps, index, "of"))  # fmt: skip
+            continue
+        if step.select is not None:
+            yield Problem(f"the results of step {step.of!r} are compared, and they were made of its images",
+                          f"give `select:` to step {step.of!r}", _at(steps, index, "select"))  # fmt: skip
+        if isinstance(source, SimilarityStep) and (source.neighbours is not None or source.threshold is not None):
+            yield Problem(f"step {step.of!r} keeps some pairs only, and the average is of all",
+                          "a similarity step without neighbours and threshold", _at(steps, index, "of"))  # fmt: skip
+        if isinstance(source, AnalysisStep) and source.layers:
+            why = f"step {step.of!r} is not asked of"
+            yield from _unknown_layers(step, source.layers, why, _at(steps, index, "layer"))
 
 
 def _unknown_layers(step: AnalysisStep, known: Sequence[str], why: str, at: KeyPath) -> Iterator[Problem]:

@@ -18,6 +18,7 @@ from dneuro.spec.network import NetworkSpec
 from dneuro.spec.order import check_order
 from dneuro.spec.problems import ProblemsError, refusal, repeated
 from dneuro.spec.steps import (
+    AcrossStep,
     AnalysisStep,
     ConnectionsStep,
     ExtractStep,
@@ -145,7 +146,9 @@ def _steps_of(steps: Sequence[Step], layers: dict[str, LayerSpec]) -> list[Step]
             continue
         if isinstance(step, SourceStep) and step.source is not None and step.source not in layers:
             continue
-        lost = isinstance(step, ConnectionsStep) and step.of not in {"channel", *(earlier.id for earlier in found)}
+        earlier = {before.id for before in found}
+        lost = isinstance(step, ConnectionsStep) and step.of not in {"channel", *earlier}
+        lost |= isinstance(step, AcrossStep) and step.of not in earlier
         if not lost:
             found.append(step)
     return found

@@ -33,7 +33,7 @@ def plan(name: str, *overrides: str, memory: int = 8 * GiB) -> JobPlan:
 
 def test_files__every_job_is_planned_here() -> None:
     assert {path.name for path in JOBS.glob("*.yaml")} == {"demo.yaml", "photos.yaml", "imagenet.yaml", "vgg16.yaml",
-                                                        "zhang-features.yaml"}  # fmt: skip
+                                                        "zhang-features.yaml", "sadeghi-concepts.yaml"}  # fmt: skip
 
 
 def test_demo__is_planned(tmp_path: Path) -> None:
@@ -109,3 +109,22 @@ def test_zhang__is_planned_for_imagenet_and_for_the_convolutions_on_photographs(
     methods = {question.step.id: one.method for question, one in photos.steps}
     assert methods["connections"] == "from the weights"
     assert methods["regression"] == "on features.9"
+
+
+def test_sadeghi__is_planned_for_imagenet_and_for_the_convolutions_on_photographs(tmp_path: Path) -> None:
+    found = plan("sadeghi-concepts.yaml", *imagenet(tmp_path))
+    assert [(layer.keep, layer.shape[0]) for layer in found.extract.layers] == [
+        ("max", width) for width in (64, 64, 128, 128, *[256] * 3, *[512] * 6)
+    ]
+    asked = {(question.step.id, question.layer): one for question, one in found.steps}
+    assert asked["facets", "layers"].passes == 0
+    assert asked["mean_similarity", "layers"].read_bytes == 2 * 8 * sum(
+        layer.shape[0] ** 2 for layer in found.extract.layers
+    )
+    for name in ("facets", "mean-similarity-of-counts"):
+        assert [layer for step, layer in asked if step == name] == ["layers"]
+    for number in range(12):
+        paint(tmp_path / "photos" / "n01440764" / f"{number}.JPEG")
+    images = f"{{source: folder, root: {tmp_path / 'photos'}, classes: imagenet}}"
+    photos = plan("sadeghi-concepts.yaml", f"images={images}", f"store={tmp_path / 'b.zarr'}")
+    assert photos.extract.images == 12

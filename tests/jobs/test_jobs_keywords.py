@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import dneuro as dn
-from dneuro.analysis import ANALYSES, COUPLED
+from dneuro.analysis import ACROSS, ANALYSES, COUPLED
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.jobs.driver import run_job
 from dneuro.spec import JobSpec
@@ -29,7 +29,7 @@ OF_THE_STORE = {"name", "workers", "layer", "source", "select", "of", "pictures"
 OTHERWISE = {("cooccurrence", "k")}
 """Defaults that are written in another way, and mean the same: 100 where no quantile is given."""
 
-FUNCTIONS: dict[str, Callable[..., Any]] = {**ANALYSES, **COUPLED}
+FUNCTIONS: dict[str, Callable[..., Any]] = {**ANALYSES, **COUPLED, **ACROSS}
 
 
 def keywords(function: Callable[..., Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from dneuro.kernels import (
     ImageMoments,
     Kernel,
     Moments,
+    OffDiagonal,
     Scores,
     Standardise,
     Step,
@@ -41,6 +42,7 @@ KERNELS: dict[str, Kernel] = {
     "products": CrossProducts(),
     "pairs": PairDistances(PAIRS),
     "class_sums": ClassSums(LABELS, 4),
+    "off_diagonal": OffDiagonal(),
     "gram": Energy(Standardise("image")),
     "step": Step(Standardise(None), VECTORS),
     "triangle": Triangle(Standardise(None)),
@@ -76,8 +78,13 @@ def whole(name: str, table: Array) -> dict[str, Array]:
         counts = np.broadcast_to(member.sum(1)[:, None], (4, 4))
         return {"count": counts, "sum": member @ x, "squares": member @ x**2}
 
+    def off_diagonal() -> dict[str, Array]:
+        others = ~np.eye(*x.shape, dtype=bool)
+        return {"count": others.sum(0), "sum": (x * others).sum(0), "squares": (x**2 * others).sum(0)}
+
     images = np.arange(len(x))
     return {
+        "off_diagonal": off_diagonal,
         "class_sums": by_class,
         "moments": lambda: of(0),
         "image_moments": lambda: {"image": images, **of(1)},

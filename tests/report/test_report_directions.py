@@ -11,7 +11,7 @@ import xarray as xr
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist, squareform
 
-from dneuro.report import comparisons, trees
+from dneuro.report import comparisons, depths, ridges, trees
 from dneuro.report.canvas import save
 from dneuro.report.write import write_report
 
@@ -165,8 +165,10 @@ def test_depth__is_drawn_once_for_several_layers(small, tmp_path, read_pages) ->
 def test_figures__draw_any_values(values: list[float], tmp_path: Path) -> None:
     array = np.array(values, dtype=np.float64)
     save(comparisons.shares({"a": array, "b": array[:1]}, "x", 0.5, "cut-off"), tmp_path / "a.png")
-    save(comparisons.density(array, "x", "channels", (np.nan, 1.0)), tmp_path / "b.png")
-    save(comparisons.depths(["a", "b$"], {"MF": np.array([np.nan, 1.0])}), tmp_path / "c.png")
+    save(comparisons.density(array, "x", "channels", chance=(np.nan, 1.0)), tmp_path / "b.png")
+    save(depths.curves(["a", "b$"], {"MF": depths.Curve(np.array([np.nan, 1.0]))}, "MF"), tmp_path / "c.png")
+    save(ridges.ridges({"a": array, "b$": array[:1]}, dict.fromkeys(["a", "b$"], ridges.Fit(0.5, 0.1)), "x"),
+         tmp_path / "d.png")  # fmt: skip
 
 
 def test_shares__are_of_each_sample() -> None:

@@ -309,6 +309,36 @@ CASES = {
         "step 'cooccurrence' does not count layer 'features.12'",
         "features.9",
     ),
+    "facets of nothing": (
+        "- report:",
+        "- ¦facets:",
+        "no selectivity step named 'selectivity' comes before this one",
+        "add `- selectivity:` before it",
+    ),
+    "facets of an unknown step": (
+        "- report:",
+        "- selectivity: {name: classes, of: cooccurrence}\n  - facets: {¦of: clases}",
+        "steps[5].facets.of: no selectivity step named 'clases' comes before this one",
+        "did you mean 'classes'",
+    ),
+    "facets of selected images": (
+        "- report:",
+        "- selectivity\n  - facets: {¦select: {classes: [cat]}}",
+        "the results of step 'selectivity' are compared, and they were made of its images",
+        "give `select:` to step 'selectivity'",
+    ),
+    "facets of a layer that is not asked": (
+        "- report:",
+        "- selectivity: {layer: features.9}\n  - facets: {¦layer: features.12}",
+        "step 'selectivity' is not asked of layer 'features.12'",
+        "features.9",
+    ),
+    "average of some pairs": (
+        "- similarity: {of: cooccurrence, metric: pearson}",
+        "- similarity: {neighbours: 3}\n  - mean_similarity: {¦of: similarity}",
+        "step 'similarity' keeps some pairs only, and the average is of all",
+        "without neighbours and threshold",
+    ),
     "layer twice": ("layer: features.12", "¦layer: [features.9, features.9]", "named twice: features.9", ""),
     "nothing kept": (
         "keep: full}, features.9: }\n      statistics: [moments]",

@@ -5,7 +5,7 @@ A new analysis adds a file with ``build(result, layer, studio) -> Block`` and a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from dneuro.report.blocks import Block, Studio
@@ -13,6 +13,7 @@ from dneuro.report.contents import Layer, Result
 from dneuro.report.sections import (
     clusters,
     cooccurrence,
+    facets,
     feeding,
     kmeans,
     moments,
@@ -31,12 +32,12 @@ from dneuro.report.sections import (
 
 @dataclass(frozen=True)
 class Kind:
-    """One analysis: the heading of its section, the variables (any of them) it needs, what builds a block."""
+    """One analysis: the heading of its section, the variables (any of them) it needs, what builds its blocks."""
 
     analysis: str
     title: str
     needs: tuple[str, ...]
-    build: Callable[[Result, Layer, Studio], Block]
+    build: Callable[[Result, Layer, Studio], Block | Sequence[Block]]
     anchor: str = ""
     """Of the section, where another one is about the same analysis."""
 
@@ -56,6 +57,7 @@ SECTIONS = (
     Kind("cooccurrence", "Co-occurrence with classes", ("count",), cooccurrence.build),
     Kind("patch_components", "Patches and their components", ("count",), patch_components.build),
     Kind("selectivity", "Selectivity", ("mf", "class_selectivity"), selectivity.build),
+    Kind("facets", "Facets", ("facet",), facets.build),
     Kind("similarity", "Similarity", similarity.NEEDS, similarity.build),
     Kind("clusters", "Clusters of neurons", ("leaf_neuron",), clusters.build),
     Kind("clusters", "Clusters of images: trees", ("leaf_image",), clusters.build, "clusters-of-images"),
@@ -83,7 +85,8 @@ def build(layer: Layer, studio: Studio) -> Iterable[Section]:
         fitting = [result for result in left if kind.fits(result)]
         if fitting:
             left = [result for result in left if result not in fitting]
-            blocks = [kind.build(result, layer, studio) for result in fitting]
+            built = [kind.build(result, layer, studio) for result in fitting]
+            blocks = [block for one in built for block in ([one] if isinstance(one, Block) else one)]
             yield Section(kind.anchor or kind.analysis, kind.title, blocks)
     if left:
         yield Section("other", "Other results", [other.build(result) for result in left])

@@ -56,9 +56,15 @@ def most_varied(
         order, variance = np.arange(min(count, total)), None
     else:
         order = np.argsort(-np.nan_to_num(variance.ravel(), nan=-np.inf), kind="stable")[:count]
+    return features_at(array, dims, order), variance
+
+
+def features_at(array: xr.DataArray, dims: tuple[str, ...], order: NDArray[np.int64]) -> list[Feature]:
+    """Return the features with these numbers along the flattened dims."""
+    shape = tuple(array.sizes[dim] for dim in dims)
     what = "channel" if dims == ("channel",) else "neuron"
     places = [tuple(int(i) for i in np.unravel_index(flat, shape)) for flat in order]
-    return [Feature(place, _numbers(array, dims, place), what) for place in places], variance
+    return [Feature(place, _numbers(array, dims, place), what) for place in places]
 
 
 def names(array: xr.DataArray, dims: tuple[str, ...], step: int = 1) -> list[str]:

@@ -5,30 +5,40 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.report import comparisons, figures
-from dneuro.report.blocks import Block, Plate, Row, Studio, Tile, facts, features, heading
+from dneuro.report import comparisons, depths, figures
+from dneuro.report.blocks import Block, Plate, Row, Studio, facts, features, heading
 from dneuro.report.contents import Layer, Result
-from dneuro.report.sections.picking import feature_dims, names
+from dneuro.report.sections import gallery
+from dneuro.report.sections.picking import Feature, feature_dims
 from dneuro.report.words import counted, number, percent, quoted
 
 SURE = 0.05
 """Cut-off of p-values, as in the paper (Sadeghi)."""
+_MATTERS = 1e-3
+"""From here on a least flatness is drawn."""
 _CURVES = {"MF": "mf", "Gini index": "gini", "class selectivity": "class_selectivity"}
 
 
 def build(result: Result, layer: Layer, studio: Studio) -> Block:
-    """Return the block of one ``selectivity`` result."""
-    plates = [
-        plate
-        for plate in (
-            _facets(result, layer, studio),
-            _selectivities(result, layer, studio),
-            _by_depth(result, studio),
-        )
-        if plate is not None
+    """Return the block of one ``selectivity`` result; facets have a section of their own where a step is about them."""
+    elsewhere = any(
+        other.analysis == "facets" and other.parameters.get("of") == result.step for other in layer.results
+    )
+    drawn = [
+        None if elsewhere else _facets(result, layer, studio),
+        _spread("gini", result, layer, studio),
+        _spread("flatness", result, layer, studio),
+        _selectivities(result, layer, studio),
+        None if elsewhere else _by_depth(result, studio),
     ]
-    rows = _extremes(result, layer, studio)
-    caption = "The neurons of smallest and of largest MF, with their top images and preferred class." if rows else None
+    rows = [] if elsewhere else _extremes(result, layer, studio)
+    caption = None
+    if rows:
+        caption = (
+            "The neurons of smallest and of largest MF, with their preferred class. "
+            f"{gallery.caption(result.data['mf'], layer, studio)}"
+        )
+    plates = [plate for plate in drawn if plate is not None]
     return Block(heading(result), plates=plates, rows=rows, caption=caption, facts=facts(result))
 
 
@@ -74,8 +84,36 @@ def _facets(result: Result, layer: Layer, studio: Studio) -> Plate | None:
     if gone:
         caption += f" Left out, for they have no finite MF: {counted(gone, what)}."
     alt = f"Density of the multi-facetedness of {many}"
-    figure = comparisons.density(values, "multi-facetedness MF", f"{what}s", by_chance)
+    figure = comparisons.density(values, "multi-facetedness MF", f"{what}s", chance=by_chance)
     return studio.plate(figure, result, "facets", alt, caption + quoted(result.parameters))
+
+
+_SPREAD = {
+    "gini": ("Sparsity (Gini index)", "0: every class alike, 1 − 1/N: one of N classes alone"),
+    "flatness": ("Flatness", "1: every class alike, 0: one class alone"),
+}
+
+
+def _spread(name: str, result: Result, layer: Layer, studio: Studio) -> Plate | None:
+    """Return how one index is spread, with the normal fitted to it."""
+    values = _values(result, name)
+    if name == "flatness":
+        values = values[values >= 0]  # a row of zeros has −1
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    what, many = features(feature_dims(result.data[name]), [values.size])
+    title, ends = _SPREAD[name]
+    caption = (
+        f"{title} of {many} of {layer.name}, from {_of(result)}, with the normal fitted to it: mean "
+        f"{number(float(values.mean()))}, σ {number(float(values.std()))}; {ends}."
+    )
+    least = _values(result, "flatness_least").max(initial=0.0) if name == "flatness" else 0.0
+    if least > _MATTERS:
+        caption += f" With so few images per class none can lie below {number(float(least))}."
+    line = (float(least), "least possible") if least > _MATTERS else None
+    figure = comparisons.density(values, f"{title[0].lower()}{title[1:]}", f"{what}s", line=line, most=1.0)
+    return studio.plate(figure, result, name, f"Density of the {name} of {many}", caption + quoted(result.parameters))
 
 
 def _selectivities(result: Result, layer: Layer, studio: Studio) -> Plate | None:
@@ -124,47 +162,34 @@ def _by_depth(result: Result, studio: Studio) -> Plate | None:
     if len(siblings) < 2 or siblings[0][1] is not result:  # once, on the page of the first layer
         return None
     curves = {
-        label: np.array([_mean(_values(other, name)) for _, other in siblings]) for label, name in _CURVES.items()
+        label: depths.Curve(np.array([_mean(_values(other, name)) for _, other in siblings]))
+        for label, name in _CURVES.items()
     }
     caption = (
         f"Means over {counted(len(siblings), 'layer')}, from the first to the last, from {_of(result)}."
         f"{quoted(result.parameters)}"
     )
     alt = f"Mean selectivity indices of {counted(len(siblings), 'layer')}"
-    return studio.plate(comparisons.depths([n for n, _ in siblings], curves), result, "depth", alt, caption)
+    figure = depths.curves([layer for layer, _ in siblings], curves, "mean over the layer")
+    return studio.plate(figure, result, "depth", alt, caption)
 
 
 def _extremes(result: Result, layer: Layer, studio: Studio) -> list[Row]:
     """Return the neurons at either end of MF, as far as their top images are known."""
-    top = layer.first("top_images", "top_image")
-    if top is None or "mf" not in result.data:
-        return []
-    array = result.data["mf"]
-    dims = feature_dims(array)
-    images = top.data["top_image"]
-    if images.dims[:-1] != dims or images.shape[:-1] != array.shape:
+    if "mf" not in result.data:
         return []
     values = _values(result, "mf")
     order = np.argsort(values, kind="stable")
     order = order[np.isfinite(values[order])]
     half = max(1, studio.neurons // 4)
-    chosen = [*order[:half], *order[max(half, len(order) - half) :]]
-    called, table = names(array, dims), images.values.reshape(len(values), -1)
-    return [_row(int(place), called, values, result, table, layer, studio) for place in chosen]
+    chosen = np.concatenate([order[:half], order[max(half, len(order) - half) :]])
 
+    def note(place: int, _: Feature) -> str:
+        said = [f"MF {number(float(values[place]))}"]
+        for name, words in (("gini", "Gini {}"), ("class_selectivity", "class selectivity {}")):
+            if name in result.data:
+                said.append(words.format(number(float(_values(result, name)[place]))))
+        preferred = int(_values(result, "preferred_class")[place]) if "preferred_class" in result.data else -1
+        return ", ".join([*said, *([f"prefers {studio.images.class_name(preferred)}"] if preferred >= 0 else [])])
 
-def _row(
-    place: int, called: list[str], values: NDArray[np.float64], result: Result, images: NDArray[np.int64],
-    layer: Layer, studio: Studio,
-) -> Row:  # fmt: skip
-    note = [f"MF {number(float(values[place]))}"]
-    for name, words in (("gini", "Gini {}"), ("class_selectivity", "class selectivity {}")):
-        if name in result.data:
-            note.append(words.format(number(float(_values(result, name)[place]))))
-    if "preferred_class" in result.data:
-        preferred = int(_values(result, "preferred_class")[place])
-        note += [f"prefers {studio.images.class_name(preferred)}"] if preferred >= 0 else []
-    tiles: list[Tile] = [studio.tile(int(image), None) for image in images[place][: studio.shown] if image >= 0]
-    what = "Neuron" if "," in called[place] else "Channel"
-    href = studio.neuron_link(layer, place) if what == "Channel" else None
-    return Row(f"{what} {called[place]}", ", ".join(note), tiles, [], href, end="Top images")
+    return gallery.rows(result.data["mf"], chosen, note, layer, studio)

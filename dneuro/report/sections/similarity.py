@@ -24,7 +24,7 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
 def _kept(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
     """Return how the values of the nearest of each feature, or of the pairs that pass a threshold, are spread."""
     array = result.data[f"{metric}_value"]
-    title = _TITLES[metric]
+    title = TITLES[metric]
     if array.dims == ("pair",):
         limit = number(float(result.parameters.get("threshold", 0)))
         most = "at most" if metric == "euclidean" else "at least"
@@ -58,7 +58,7 @@ def _plate(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
     values = np.array(array.values, dtype=np.float32)  # as fine as a figure can show
     what = dims[0] if dims[0] in ("channel", "image") else "neuron"
     figure = heatmaps.similarity(values, names(array, dims[:1], step), metric, what)
-    caption = f"{_TITLES[metric]} of every two of {counted(total, what)} of {layer.name}, in the layer's order."
+    caption = f"{TITLES[metric]} of every two of {counted(total, what)} of {layer.name}, in the layer's order."
     of = result.parameters.get("of", "activation")
     if what == "image":
         caption += " Compared: activations of all neurons."
@@ -86,7 +86,7 @@ def _plate(metric: str, result: Result, layer: Layer, studio: Studio) -> Plate:
     return studio.plate(figure, result, metric, alt, caption + quoted(result.parameters))
 
 
-_TITLES = {
+TITLES = {
     "pearson": "Pearson correlation",
     "euclidean": "Euclidean distance",
     "cosine": "Cosine",

@@ -40,17 +40,18 @@ def _row(feature: Feature, dims: tuple[str, ...], result: Result, layer: Layer, 
             value = float(values[feature.index])
             notes.append(words.format(percent(value) if name == "fraction_active" else number(value)))
     ends = {
-        end: _tiles(end, size, feature, dims, result, layer, studio)
+        end: tiles(end, size, feature, dims, result, layer, studio)
         for end, size in (("top", TILE), ("bottom", SMALL))
     }
     href = studio.neuron_link(layer, feature.numbers[0]) if len(feature.numbers) == 1 else None
     return Row(feature.name.capitalize(), ", ".join(notes), ends["top"], ends["bottom"], href)
 
 
-def _tiles(
+def tiles(
     end: str, longest: int, feature: Feature, dims: tuple[str, ...], result: Result, layer: Layer,
     studio: Studio,
 ) -> list[Tile]:  # fmt: skip
+    """Return the images at the ``top`` or the ``bottom`` of a feature, the winning patch of each framed."""
     if f"{end}_image" not in result.data:
         return []
     shown = result.data.isel(rank=slice(studio.shown))
@@ -60,13 +61,13 @@ def _tiles(
         return None if name not in shown else feature.select(shown[name], dims).values.tolist()
 
     images, values, ys, xs = (read(part) for part in ("image", "value", "y", "x"))
-    tiles = []
+    found = []
     for rank, image in enumerate(images or []):
         if image >= 0:
             place = feature.position if ys is None or xs is None else (int(ys[rank]), int(xs[rank]))
             value = None if values is None else values[rank]
-            tiles.append(studio.tile(int(image), value, layer=layer, box=framing.box(layer, place), longest=longest))
-    return tiles
+            found.append(studio.tile(int(image), value, layer=layer, box=framing.box(layer, place), longest=longest))
+    return found
 
 
 def _ties(chosen: list[Feature], dims: tuple[str, ...], result: Result, studio: Studio) -> str:

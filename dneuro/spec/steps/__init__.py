@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dneuro.spec.steps.across import AcrossStep, FacetsStep, MeanSimilarityStep
 from dneuro.spec.steps.base import (
     DEFAULT_CODEC,
     PLACING,
@@ -29,6 +30,7 @@ __all__ = [
     "DEFAULT_CODEC",
     "PLACING",
     "STEPS",
+    "AcrossStep",
     "AnalysisStep",
     "ClustersStep",
     "Codec",
@@ -36,9 +38,11 @@ __all__ = [
     "CooccurrenceStep",
     "CoupledNmfStep",
     "ExtractStep",
+    "FacetsStep",
     "KmeansStep",
     "LayerSpec",
     "Layers",
+    "MeanSimilarityStep",
     "MomentsStep",
     "NmfStep",
     "PatchComponentsStep",
@@ -68,12 +72,14 @@ STEPS: dict[str, type[Step]] = {
         TopImagesStep,
         CooccurrenceStep,
         SelectivityStep,
+        FacetsStep,
         SvdStep,
         NmfStep,
         CoupledNmfStep,
         RandomProjectionsStep,
         SingleNeuronsStep,
         SimilarityStep,
+        MeanSimilarityStep,
         SimilarPlacesStep,
         ClustersStep,
         KmeansStep,

@@ -1,14 +1,15 @@
-"""What lays the layers side by side: their spectra over each other, and a line of numbers for each."""
+"""The spectra of several layers over each other, and a line of numbers for each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.report import figures
+from dneuro.report.beside.table import Line, Table
 from dneuro.report.blocks import Plate, Studio
 from dneuro.report.contents import Contents, Layer, Result
 from dneuro.report.sections.svd import component_spans, neuron_spans
@@ -17,26 +18,6 @@ from dneuro.report.words import NOTHING, counted, listed, number, percent, quote
 PAPER_SIGMA, PAPER_IMAGES = 200.0, 6000
 """From which singular value on Zhang calls it large, and of how many images."""
 _RANK = 8
-
-
-@dataclass(frozen=True)
-class Line:
-    """A layer's line in the table of one step."""
-
-    name: str
-    file: str
-    cells: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """The layers that one svd step was asked of, side by side."""
-
-    title: str
-    plates: list[Plate]
-    heads: tuple[str, ...]
-    lines: list[Line]
-    caption: str
 
 
 def tables(studio: Studio) -> list[Table]:
@@ -50,7 +31,7 @@ def tables(studio: Studio) -> list[Table]:
 
 
 def there(contents: Contents) -> bool:
-    """Return whether there is anything to lay side by side."""
+    """Return whether some svd step was asked of several layers."""
     steps = [r.step for layer in contents.layers for r in layer.results if r.analysis == "svd"]
     return any(steps.count(step) > 1 for step in steps)
 
