@@ -137,6 +137,8 @@ class Alternate:
         What happens to R: an update, nothing, or R = Σ wⱼ XⱼCⱼ.
     sweeps : int
         Times that the rows are updated while their block is in memory.
+    scales : tuple of float
+        What X₁, X₂, … are multiplied by as they are read: powers of two. Empty: nothing.
     """
 
     fixed: tuple[NDArray[Any], ...]
@@ -144,6 +146,7 @@ class Alternate:
     weights: tuple[float, ...]
     rule: Update
     sweeps: int = 1
+    scales: tuple[float, ...] = ()
     whole_rows: ClassVar[bool] = True
 
     def start(self) -> State:  # noqa: D102
@@ -160,6 +163,7 @@ class Alternate:
             target = product if target is None else target + product
         return improve(self.rule, factor, target, gram, self.sweeps)
 
+    @np.errstate(over="ignore", invalid="ignore")  # a first read at no known scale; what is kept is looked at
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         *tables, factor = [flat(block) for block in blocks]
         xp = array_api_compat.array_namespace(factor)
@@ -172,8 +176,10 @@ class Alternate:
             name = f"product-{number}"
             new[name] = state[name] if state else xp.zeros(other.shape, dtype=xp.float64, device=where)
         widest = max(tables, key=lambda table: int(table.shape[1]))
+        scales = self.scales or (1.0,) * len(tables)
         for rows in row_slices(widest, LEAST_ROWS):
             slices = [xp.astype(table[rows, :], fixed[0].dtype, copy=False) for table in tables]
+            slices = [some if by == 1 else some * by for some, by in zip(slices, scales, strict=True)]
             improved = self.update_rows(slices, xp.astype(factor[rows, :], fixed[0].dtype), fixed, gram)
             new["factor"][rows, :] = improved
             for number, table in enumerate(slices):
@@ -188,6 +194,7 @@ class Alternate:
         xp = array_api_compat.array_namespace(a["factor"], b["factor"])
         return {"factor": xp.concat([a["factor"], b["factor"]]), "gram": a["gram"] + b["gram"]}
 
+    @np.errstate(over="ignore", invalid="ignore")
     def merge(self, a: State, b: State) -> State:  # noqa: D102
         if not a or not b:
             return a or b

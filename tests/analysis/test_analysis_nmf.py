@@ -17,7 +17,7 @@ from sklearn.decomposition import NMF
 import dneuro as dn
 from dneuro import events
 from dneuro.engine import ThreadExecutor
-from dneuro.errors import ArrayError, FingerprintError, MemoryLimitError, NonFiniteError
+from dneuro.errors import ArrayError, FingerprintError, MemoryLimitError, NonFiniteError, StoreError
 from dneuro.quantities import MiB
 
 Array = np.ndarray
@@ -340,14 +340,108 @@ def test_checkpoint__goes_on_from_the_last_iteration(
     with pytest.raises(StoppedError), events.listening(stop_after(5)):
         dn.nmf(x, checkpoint=path, **asked)
     found = dn.nmf(x, checkpoint=path, **asked)
-    panels = chunks[0] == 40
-    assert found.attrs["passes"] == 8 - 4 + panels, "of the fifth iteration nothing was kept, of four all"
+    assert found.attrs["passes"] == 1 + 8 - 4, "of the fifth iteration nothing was kept, of four all; one read looks"
     straight = dn.nmf(x, **asked)
     np.testing.assert_allclose(found["loss"], straight["loss"], rtol=1e-12)
     np.testing.assert_allclose(found["neuron_weight"], straight["neuron_weight"], rtol=1e-9, atol=1e-12)
     longer = dn.nmf(x, checkpoint=path, **{**asked, "max_iter": 10})
-    assert longer.attrs["passes"] == 2 + panels
+    assert longer.attrs["passes"] == 1 + 2
     assert longer["loss"].sizes == {"iteration": 10}
+
+
+@pytest.mark.parametrize("chunks", [(9, 24), (40, 3)])
+@pytest.mark.parametrize("ended", ["max_iter", "tol"])
+def test_checkpoint__that_is_finished_is_of_its_own_activations_only(chunks: Any, ended: str, tmp_path: Path) -> None:
+    path = tmp_path / "state.npz"
+    values = parts(dtype="f4")
+
+    def layer(some: Array, cut: Any) -> xr.DataArray:
+        return labelled(some, cut).rename("relu")  # else each has the name of its dask array
+
+    stop: dict[str, Any] = {"max_iter": 4, "tol": 0} if ended == "max_iter" else {"max_iter": 500, "tol": 1e-3}
+    asked = {"rank": 3, "checkpoint": path, "client": EXECUTOR, **stop}
+    first = dn.nmf(layer(values, chunks), **asked)
+    for other in (100 * parts(seed=1, dtype="f4"), 1e20 * values, values[::-1].copy(), values[:, ::-1].copy()):
+        with pytest.raises(FingerprintError, match="not those that the kept state was made of"):
+            dn.nmf(layer(other.astype("f4"), chunks), **asked)
+    for same in (chunks, (40, 24), (40, 5)):
+        again = dn.nmf(layer(values, same), **asked)
+        assert again.attrs["passes"] == 1
+        np.testing.assert_array_equal(again["neuron_weight"], first["neuron_weight"])
+    if ended == "max_iter":
+        fewer = dn.nmf(layer(values, chunks), **{**asked, "max_iter": 2})
+        assert fewer.attrs["iterations"] == 4, "no iteration is undone"
+
+
+def test_checkpoint__is_of_its_own_images_only(tmp_path: Path) -> None:
+    """Twins: the activations of the two classes are the same, the images are not."""
+    half = parts(20)
+    x = labelled(np.concatenate([half, half]), (9, 24), label=("image", np.repeat([0, 1], 20)))
+    asked: dict[str, Any] = {"rank": 3, "max_iter": 3, "tol": 0, "checkpoint": tmp_path / "s.npz", "client": EXECUTOR}
+    dn.nmf(dn.select(x, classes=[0]), **asked)
+    with pytest.raises(FingerprintError, match="is not the state of this factorisation"):
+        dn.nmf(dn.select(x, classes=[1]), **asked)
+
+
+def test_checkpoint__that_is_not_whole_or_nowhere_says_so(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"rank": 2, "max_iter": 2, "tol": 0, "client": EXECUTOR}
+    path = tmp_path / "state.npz"
+    dn.nmf(labelled(parts()), checkpoint=path, **asked)
+    with np.load(path) as file:
+        kept = {name: file[name] for name in file.files if name != "neurons-0"}
+    np.savez(path, **kept)
+    with pytest.raises(FingerprintError, match="is not the state"):
+        dn.nmf(labelled(parts()), checkpoint=path, **asked)
+    below = tmp_path / "file"
+    below.write_text("no folder")
+    for wrong in (tmp_path, below / "state.npz"):
+        with pytest.raises(StoreError, match="checkpoint=") as caught:
+            dn.nmf(labelled(parts()), checkpoint=wrong, **asked)
+        assert "state.npz" in str(caught.value.hint)
+    for nothing in (5, "", True):
+        with pytest.raises(ArrayError, match="checkpoint="):
+            dn.nmf(labelled(parts()), checkpoint=nothing, **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("chunks", [(9, 24), (40, 3)])
+@pytest.mark.parametrize(("update", "init"), [("hals", "compressed"), ("hals", "random"), ("hals", "nndsvda"),
+                                              ("mu", "nndsvda"), ("mu", "random")])  # fmt: skip
+@pytest.mark.parametrize("power", [120, 58, -33, -100])
+def test_nmf__of_any_unit_is_the_same(chunks: Any, update: Any, init: Any, power: int) -> None:
+    """Of numbers beyond 2^±10 nothing but their unit differs: 2^power cancels to the last bit."""
+    values = parts(dtype="f4")
+    asked: dict[str, Any] = {"rank": 3, "update": update, "init": init, "max_iter": 5, "tol": 0, "client": EXECUTOR}
+    near = dn.nmf(labelled(values * np.float32(2.0**15), chunks), **asked)
+    far = dn.nmf(labelled(values * np.float32(2.0**power), chunks), **asked)
+    np.testing.assert_array_equal(far["image_weight"], near["image_weight"])
+    np.testing.assert_array_equal(far["neuron_weight"], np.ldexp(near["neuron_weight"], power - 15))
+    np.testing.assert_array_equal(far["loss"], np.ldexp(near["loss"], 2 * (power - 15)))
+    assert far.attrs["relative_error"] == near.attrs["relative_error"] < 0.5
+    plain = dn.nmf(labelled(values, chunks), **asked)
+    assert far.attrs["relative_error"] == pytest.approx(plain.attrs["relative_error"], rel=0.1)
+
+
+@pytest.mark.parametrize("chunks", [(9, 24), (40, 3)])
+@pytest.mark.parametrize("update", ["hals", "mu"])
+@pytest.mark.parametrize("weights", [None, "equal"])
+def test_coupled__of_very_different_units(chunks: Any, update: Any, weights: Any) -> None:
+    values = parts(dtype="f4")
+    xs = {"large": labelled(values[:, :14] * np.float32(1e20), chunks),
+          "small": labelled(values[:, 14:] * np.float32(1e-20), chunks)}  # fmt: skip
+    found = dn.coupled_nmf(xs, rank=4, weights=weights, update=update, max_iter=30, tol=0, client=EXECUTOR)
+    for name in xs:
+        assert np.isfinite(found[name]["neuron_weight"]).all()
+        assert found[name].attrs["relative_error"] < 0.6
+    assert np.isfinite(found["loss"]).all()
+
+
+def test_nmf__whose_weights_float32_cannot_hold_says_so() -> None:
+    x = labelled(np.full((40, 24), 3e38, "f4"))
+    with pytest.raises(ArrayError, match="float32 ends at") as caught:
+        dn.nmf(x, rank=1, max_iter=2, client=EXECUTOR)
+    assert "float64" in str(caught.value.hint)
+    found = dn.nmf(x.astype("f8"), rank=1, max_iter=2, client=EXECUTOR)
+    assert found.attrs["relative_error"] < 1e-6
 
 
 def test_checkpoint__of_something_else_is_refused(tmp_path: Path) -> None:
@@ -447,7 +541,7 @@ def test_coupled__goes_on_from_a_checkpoint_and_from_a_result(tmp_path: Path) ->
     asked: dict[str, Any] = {"rank": 3, "tol": 0, "client": EXECUTOR, "checkpoint": tmp_path / "state.npz"}
     dn.coupled_nmf(xs, max_iter=3, **asked)
     found = dn.coupled_nmf(xs, max_iter=6, **asked)
-    assert found.attrs["passes"] == 3
+    assert found.attrs["passes"] == 1 + 3
     more = dn.coupled_nmf(xs, rank=3, max_iter=2, tol=0, init=found, client=EXECUTOR)
     assert more["loss"][-1] < found["loss"][-1]
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,18 @@ from dneuro.kernels.base import Kernel
 from dneuro.kernels.nmf import Alternate, Totals, Update
 
 Matrix = NDArray[Any]
+
+ORDINARY = 10
+"""Numbers whose root mean square lies within 2^±10 are factorised as they are; others at unit scale."""
+
+FARTHEST = {"f4": 120, "f8": 480}
+"""Power of two of a scale, at most, by the dtype of the large products, which has to hold it."""
+
+LEAST_ROOT = 1e-4
+"""Where arrays of very different scales are factorised together, a start counts none of them for less than this."""
+
+LEAST_WEIGHT = 2.0**-900
+"""Of an array in the unit of another: it has an inverse."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +71,57 @@ class Arrays:
         Of each in the loss.
     rows : array (images,) of bool or None
         Images that take part.
+    scales : tuple of float
+        What the numbers of each are multiplied by as they are read; the weights are then those of the products. Empty:
+        nothing.
     """
 
     views: tuple[View, ...]
     weights: tuple[float, ...]
     rows: NDArray[np.bool_] | None
+    scales: tuple[float, ...] = ()
+
+    def at_unit_scale(self, totals: Matrix) -> Arrays:
+        """Return the arrays so that squares and products of their numbers stay in the range of float32.
+
+        Parameters
+        ----------
+        totals : array (matrices, 2)
+            Sum and sum of squares of each, as it is stored.
+
+        Returns
+        -------
+        Arrays
+            These, where all are of ordinary size. Scales are powers of two, so that nothing is rounded.
+        """
+        exponents = []
+        for squares, count in zip(totals[:, 1], self.neurons, strict=True):
+            half = math.frexp(float(squares) / (self.images * count))[1] // 2 if squares > 0 else 0
+            most = FARTHEST[self.dtype.str[1:]]
+            exponents.append(min(most, max(-most, -half)) if abs(half) > ORDINARY else 0)
+        if not any(exponents):
+            return self
+        # The loss counts wⱼ ‖Xⱼ − F Oⱼᵀ‖² in the units that were given; the largest weight is brought near 1.
+        pairs = [(*math.frexp(weight), by) for weight, by in zip(self.weights, exponents, strict=True)]
+        most = max(power - 2 * by for _, power, by in pairs)
+        weights = [max(LEAST_WEIGHT, math.ldexp(part, power - 2 * by - most)) for part, power, by in pairs]
+        return replace(self, weights=tuple(weights), scales=tuple(math.ldexp(1.0, by) for by in exponents))
+
+    def scaled(self, totals: Matrix) -> Matrix:
+        """Return the totals of what is factorised, of those of what is stored."""
+        by = np.asarray(self.scales or (1.0,) * len(self.views))[:, None]
+        return np.asarray(totals * by ** [1, 2])
+
+    def as_stored(self, totals: Matrix) -> Matrix:
+        """Return the totals of what is stored, of those of what is factorised."""
+        by = np.asarray(self.scales or (1.0,) * len(self.views))[:, None]
+        return np.asarray(totals / by ** [1, 2])
+
+    @property
+    def roots(self) -> list[float]:
+        """√wⱼ, as a start counts them."""
+        roots = [math.sqrt(weight) for weight in self.weights]
+        return [max(root, LEAST_ROOT * max(roots)) for root in roots] if self.scales else roots
 
     @property
     def images(self) -> int:
@@ -84,6 +143,10 @@ class Arrays:
     def nbytes(self) -> int:
         """Bytes that one read takes."""
         return sum(int(seen.xs[0].nbytes) for seen in self.views)
+
+
+class RescaledError(Exception):
+    """The first read has found numbers of no ordinary size; what follows has to begin again, at unit scale."""
 
 
 def weighted_gram(sides: Sequence[Matrix], weights: Sequence[float]) -> NDArray[np.float64]:

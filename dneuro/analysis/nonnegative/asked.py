@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +17,7 @@ from dneuro import events
 from dneuro.analysis.arrays import View, choose, is_count
 from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.nonnegative import compressed, start
-from dneuro.analysis.nonnegative.arrays import Arrays, Factors, Rule
+from dneuro.analysis.nonnegative.arrays import Arrays, Factors, Matrix, RescaledError, Rule
 from dneuro.analysis.nonnegative.checkpoint import Checkpoint
 from dneuro.analysis.nonnegative.reads import Reads
 from dneuro.analysis.nonnegative.reads import choose as choose_reads
@@ -84,6 +86,9 @@ class Asked:
         check_number("tol", self.tol, least=0, below=1, hint="tol=1e-5; 0 iterates max_iter times")
         check_seed(self.seed)
         check_persist(self.persist)
+        path: object = self.checkpoint
+        if path is not None and not (isinstance(path, str | Path) and str(path) not in ("", ".")):
+            raise ArrayError(f"checkpoint={path!r} is no file", hint="checkpoint='state.npz'")
 
     @property
     def rule(self) -> Rule:
@@ -164,31 +169,39 @@ class Asked:
     def _run(self, executor: Executor, plan: Plan) -> tuple[Solution, Arrays, dict[str, Any]]:
         reads, _ = self._reads(executor)
         events.emit("started", self.operation, total=self.max_iter, what="iterations")
-        if any(map(math.isnan, self.arrays.weights)):
+        arrays = self.arrays
+        if any(map(math.isnan, arrays.weights)):
             reads.measure()
             assert reads.totals is not None
-            equal = tuple(1.0 / float(total) if total > 0 else 1.0 for total in reads.totals[:, 1])
-            reads.arrays = replace(self.arrays, weights=equal)
+            arrays = replace(arrays, weights=_equal(reads.arrays.as_stored(reads.totals)))
+            reads.arrays = replace(reads.arrays, weights=_equal(reads.totals))
         kept = None if self.checkpoint is None else Checkpoint(locate(self.checkpoint), self._identity(reads))
-        found = solve(reads, lambda: self._start(reads), self.rule, self.max_iter, self.tol, kept)
+        begin = partial(solve, reads, lambda: self._start(reads), self.rule, self.max_iter, self.tol, kept)
+        try:
+            found = begin()
+        except RescaledError:  # of the first read: nothing but that read is lost
+            found = begin()
         done = len(found.losses)
         events.emit("finished", self.operation, done=done, total=done, what="iterations")
         if not found.converged and self.tol:
             events.emit("warning", self.operation, f"not converged after {done} iterations (max_iter)")
         said = {"method": plan.method, "passes": reads.passes, "iterations": done, "converged": found.converged}
-        return found, reads.arrays, said
+        return found, arrays, said
 
     def _start(self, reads: Reads) -> Factors:
         if isinstance(self.init, Factors):
-            return self.init
+            given, by = self.init, reads.arrays.scales or (1.0,) * len(self.init.neurons)
+            return Factors(given.images, [side * scale for side, scale in zip(given.neurons, by, strict=True)])
         ways = {"compressed": compressed.compressed, "nndsvda": start.nndsvda, "random": start.random}
         return ways[self.start](reads, self.rank, self.seed)
 
     def _identity(self, reads: Reads) -> dict[str, Any]:
         """Return what a kept state must have been made with."""
+        seen = reads.arrays.views[0]
+        numbers = seen.images if reads.arrays.rows is None else seen.images[reads.arrays.rows]
         return {
-            "format": 1,
-            "images": reads.arrays.images,
+            "format": 2,
+            "images": [reads.arrays.images, hashlib.sha256(np.ascontiguousarray(numbers).tobytes()).hexdigest()],
             "layers": [(seen.layer, *seen.labels.sizes) for seen in reads.arrays.views],
             "weights": ["equal"] if any(map(math.isnan, self.arrays.weights)) else list(self.arrays.weights),
             "dtype": reads.arrays.dtype.name,
@@ -196,6 +209,11 @@ class Asked:
             "rule": [self.rule.update, self.rule.sweeps],
             "start": [self.start] if self.start == "given" else [self.start, self.seed],
         }
+
+
+def _equal(totals: Matrix) -> tuple[float, ...]:
+    """Return 1 / ‖X‖² of each."""
+    return tuple(1.0 / float(total) if total > 0 else 1.0 for total in totals[:, 1])
 
 
 def same_images(views: Sequence[View], names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:

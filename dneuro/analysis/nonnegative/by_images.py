@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,9 +10,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis.nonnegative.arrays import (
+    KEEP,
     Arrays,
     Factors,
     Matrix,
+    RescaledError,
     Rule,
     loss,
     no_gram,
@@ -53,7 +54,7 @@ class ByImages:
     executor: Executor
     step: str
     totals: NDArray[np.float64] | None = None
-    """(sum, sum of squares) of each matrix, once a read has taken them."""
+    """(sum, sum of squares) of each matrix as it is factorised, once a read has taken them."""
     passes: int = 0
     """Reads so far."""
     how = "blocks of images"
@@ -79,7 +80,11 @@ class ByImages:
         )  # fmt: skip
         self.passes += 1
         if first:
-            self.totals = np.stack([found["totals"][f"total-{j}"] for j in range(len(self.arrays.views))])
+            totals = np.stack([found["totals"][f"total-{j}"] for j in range(len(self.arrays.views))])
+            known, self.arrays = self.arrays, self.arrays if self.arrays.scales else self.arrays.at_unit_scale(totals)
+            self.totals = self.arrays.scaled(totals)
+            if kernels.keys() != {"totals"} and known is not self.arrays:
+                raise RescaledError
         return found
 
     def measure(self) -> None:
@@ -98,9 +103,14 @@ class ByImages:
             losses.append(loss(self.totals[j, 1], product, new.neurons[j], gram))
         return new, np.asarray(losses)
 
+    def losses(self, at: Factors) -> Matrix:
+        """Return the loss of each matrix, not yet weighted, with these factors; one read."""
+        return self.step_on(at, KEEP)[1]
+
     def _alternate(self, images: Matrix, neurons: list[Matrix], rule: Rule) -> dict[str, Matrix]:
         weights = self.arrays.weights
-        kernel = Alternate(tuple(neurons), weighted_gram(neurons, weights), weights, rule.update, rule.sweeps)
+        gram = weighted_gram(neurons, weights)
+        kernel = Alternate(tuple(neurons), gram, weights, rule.update, rule.sweeps, self.arrays.scales)
         return self._read(images, {"alternate": kernel})["alternate"]
 
     def subspace(self, basis: Matrix, count: int) -> tuple[Matrix, Matrix]:
@@ -114,9 +124,10 @@ class ByImages:
 
     def _project(self, basis: Matrix) -> tuple[Matrix, Matrix]:
         """Return M Q and MᵀM Q."""
-        roots = tuple(math.sqrt(weight) for weight in self.arrays.weights)
+        roots, scales = tuple(self.arrays.roots), self.arrays.scales
         sides = np.split(basis, np.cumsum(self.arrays.neurons)[:-1])
-        kernel = Alternate(tuple(side.astype(self.arrays.dtype) for side in sides), no_gram(basis), roots, "project")
+        narrow = tuple(side.astype(self.arrays.dtype) for side in sides)
+        kernel = Alternate(narrow, no_gram(basis), roots, "project", scales=scales)
         nothing = np.zeros((self.arrays.images, basis.shape[1]), dtype=self.arrays.dtype)
         found = self._read(nothing, {"alternate": kernel})["alternate"]
         back = np.concatenate([found[f"product-{j}"] * root for j, root in enumerate(roots)])

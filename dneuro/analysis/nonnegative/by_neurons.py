@@ -16,6 +16,7 @@ from dneuro.analysis.nonnegative.arrays import (
     Arrays,
     Factors,
     Matrix,
+    RescaledError,
     Rule,
     no_gram,
     plan_read,
@@ -64,7 +65,7 @@ class ByNeurons:
     executor: Executor
     step: str
     totals: NDArray[np.float64] | None = None
-    """(sum, sum of squares) of each matrix, once a read has taken them."""
+    """(sum, sum of squares) of each matrix as it is factorised, once a read has taken them."""
     passes: int = 0
     """Reads so far."""
     how = "panels of neurons"
@@ -97,19 +98,27 @@ class ByNeurons:
         """Read every matrix once, with F."""
         found, totals = [], []
         for j, old in enumerate(neurons):
-            kernel = Alternate((images,), gram, (1.0,), rule.update, rule.sweeps)
+            scales = self.arrays.scales[j : j + 1]
+            kernel = Alternate((images,), gram, (1.0,), rule.update, rule.sweeps, scales)
             rows = np.zeros((self.arrays.neurons[j], images.shape[1]), images.dtype) if old is None else old
             both = self._read(j, rows, {"alternate": kernel})
             found.append(both["alternate"])
             totals += [both["totals"]["total-0"]] if "totals" in both else []
-        self.totals = np.stack(totals) if totals else self.totals
         self.passes += 1
+        if totals and self._learn(np.stack(totals)):
+            raise RescaledError
         return found
+
+    def _learn(self, totals: Matrix) -> bool:
+        """Keep the totals of what is stored; return whether another scale follows from them."""
+        known, self.arrays = self.arrays, self.arrays if self.arrays.scales else self.arrays.at_unit_scale(totals)
+        self.totals = self.arrays.scaled(totals)
+        return known is not self.arrays
 
     def measure(self) -> None:
         """Take the totals alone."""
         count = len(self.arrays.views)
-        self.totals = np.stack([self._read(j, None, {})["totals"]["total-0"] for j in range(count)])
+        self._learn(np.stack([self._read(j, None, {})["totals"]["total-0"] for j in range(count)]))
         self.passes += 1
 
     def step_on(self, at: Factors, rule: Rule) -> tuple[Factors, Matrix]:
@@ -118,18 +127,28 @@ class ByNeurons:
         `at` is the start, or what the last call returned.
         """
         if self._ahead is None:
-            self._look_ahead(self._read_all(at.images, no_gram(at.images), at.neurons, KEEP))
+            self.losses(at)
         assert self._ahead is not None
         images = improve(rule.update, at.images, *self._ahead, rule.sweeps)
         gram = weighted_gram([images], (1.0,))
         found = self._read_all(images, gram, at.neurons, rule)
         self._look_ahead(found)
+        return Factors(images, [part["factor"] for part in found]), self._losses(found, images)
+
+    def losses(self, at: Factors) -> Matrix:
+        """Return the loss of each matrix, not yet weighted, with these factors; one read, which the next step needs."""
+        found = self._read_all(at.images, no_gram(at.images), at.neurons, KEEP)
+        self._look_ahead(found)
+        return self._losses(found, at.images)
+
+    def _losses(self, found: list[dict[str, Matrix]], images: Matrix) -> Matrix:
+        gram = weighted_gram([images], (1.0,))
         assert self.totals is not None
         losses = [
             self.totals[j, 1] - 2 * np.vdot(part["product-0"], images) + np.vdot(gram, part["gram"])
             for j, part in enumerate(found)
         ]
-        return Factors(images, [part["factor"] for part in found]), np.maximum(losses, 0.0)
+        return np.maximum(losses, 0.0)
 
     def _look_ahead(self, found: list[dict[str, Matrix]]) -> None:
         pairs = list(zip(self.arrays.weights, found, strict=True))
@@ -142,7 +161,7 @@ class ByNeurons:
         The subspace is that of the other way to read: a read gives MᵀY and M MᵀY of Y = M Q, and what is done to MᵀY
         to make it orthonormal is done to M MᵀY too.
         """
-        roots = [math.sqrt(weight) for weight in self.arrays.weights]
+        roots = self.arrays.roots
         sides = np.split(basis.astype(self.arrays.dtype), np.cumsum(self.arrays.neurons)[:-1])
         images = np.zeros((self.arrays.images, basis.shape[1]), dtype=self.arrays.dtype)
         found = self._read_all(images, no_gram(images), sides, KEEP)

@@ -64,7 +64,9 @@ def nmf(
     seed : int
         Of the start.
     checkpoint : str or Path, optional
-        File that keeps the state (``.npz``), written every few seconds; if it is there, the run goes on from it.
+        File that keeps the state (``.npz``), written every few seconds; if it is there, the run goes on from it, after
+        one read that looks whether the state is of these images and activations. A state of more than `max_iter`
+        iterations is given as it is: no iteration is undone.
     persist : {"auto", True, False}
         Whether the array is kept in the workers' memory for all passes: with ``"auto"`` if it takes with the passes no
         more than 60 % of it.
@@ -84,7 +86,7 @@ def nmf(
     ------
     ArrayError
         If `x` is no such array, holds a negative number (names layer, image and neuron), or `rank` does not lie in
-        1…min(N, P).
+        1…min(N, P); if float32 cannot hold the weights.
     NonFiniteError
         If it holds NaN or infinity; names layer, image and neuron.
     MemoryLimitError
@@ -97,7 +99,9 @@ def nmf(
     **Cost**: one pass per iteration, and 3 for a start that is not drawn; state 8·P·K bytes per task plus 4·N·K. An
     array whose chunks hold all images is read by panels of neurons: one pass more, state 8·N·K plus 4·P·K. The sequence
     of updates is the same. Large products in float32 (float64 for such an array), sums of them in float64: the loss is
-    exact to about 1e-6 of ‖X‖². A neuron that is dead has weight 0 in every component.
+    exact to about 1e-6 of ‖X‖². Activations whose root mean square lies
+    beyond 2^±10 are multiplied by a power of two as they are read, after the first read, which is then done again, and
+    weights are given back in the unit of the activations. A neuron that is dead has weight 0 in every component.
 
     References
     ----------

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from dneuro.analysis.arrays import View
 from dneuro.analysis.nonnegative.arrays import Arrays
 from dneuro.analysis.nonnegative.solve import Solution
+from dneuro.errors import ArrayError
 
 
 def label(found: Solution, arrays: Arrays, names: list[str]) -> tuple[xr.Dataset, dict[str, xr.Dataset]]:
@@ -22,9 +23,10 @@ def label(found: Solution, arrays: Arrays, names: list[str]) -> tuple[xr.Dataset
     """
     exact = found.factors.images.astype(np.float64)
     lengths = np.linalg.norm(exact, axis=0)
+    units = found.scales or (1.0,) * len(names)
     squares = sum(
-        weight * np.sum(np.square(side, dtype=np.float64), axis=0)
-        for weight, side in zip(arrays.weights, found.factors.neurons, strict=True)
+        weight * np.sum(np.square(side, dtype=np.float64), axis=0) / unit**2
+        for weight, side, unit in zip(arrays.weights, found.factors.neurons, units, strict=True)
     )
     sizes = lengths * np.sqrt(squares)
     order = np.argsort(-sizes, kind="stable")
@@ -45,11 +47,22 @@ def label(found: Solution, arrays: Arrays, names: list[str]) -> tuple[xr.Dataset
     )
     parts = {}
     for j, (name, seen) in enumerate(zip(names, arrays.views, strict=True)):
-        side = (found.factors.neurons[j].astype(np.float64) * lengths)[:, order].astype(arrays.dtype)
+        side = _narrow(((found.factors.neurons[j] * lengths) / units[j])[:, order], arrays.dtype, name)
         parts[name] = _one(side, found.losses[:, j], seen)
         parts[name].attrs = {"layer": seen.layer, "weight": float(arrays.weights[j])}
         parts[name].attrs |= errors(found.losses[-1, j], found.totals[j, 1], arrays.images * seen.labels.count)
     return shared, parts
+
+
+def _narrow(side: NDArray[np.float64], dtype: np.dtype[Any], name: str) -> NDArray[Any]:
+    """Return weights in the dtype of the result, if it can hold them."""
+    largest, most = float(side.max(initial=0.0)), float(np.finfo(dtype).max)
+    if largest > most:
+        raise ArrayError(
+            f"{name or 'the array'}: a weight of a neuron is {largest:.3g}, {dtype} ends at {most:.3g}",
+            hint="x.astype('float64'), or x / 1000",
+        )
+    return side.astype(dtype)
 
 
 def _one(side: NDArray[Any], losses: NDArray[np.float64], seen: View) -> xr.Dataset:

@@ -64,13 +64,13 @@ class Leading:
         """Mean entry of M."""
         totals, arrays = self.reads.totals, self.reads.arrays
         assert totals is not None
-        return float(np.sqrt(np.asarray(arrays.weights)) @ totals[:, 0]) / (arrays.images * sum(arrays.neurons))
+        return float(np.asarray(arrays.roots) @ totals[:, 0]) / (arrays.images * sum(arrays.neurons))
 
     def unweighted(self, images: Matrix, neurons: Matrix) -> Factors:
         """Return factors of M as those of X₁, X₂, …."""
         arrays = self.reads.arrays
         sides = np.split(neurons, np.cumsum(arrays.neurons)[:-1])
-        scaled = [side / math.sqrt(weight) for side, weight in zip(sides, arrays.weights, strict=True)]
+        scaled = [side / root for side, root in zip(sides, arrays.roots, strict=True)]
         return Factors(images.astype(arrays.dtype), [side.astype(arrays.dtype) for side in scaled])
 
 
