@@ -30,6 +30,9 @@ SELECTED = "selected"
 LABELS = "x.assign_coords(label=('image', labels)): one class index per image, −1 where it is not known"
 MOST_CLASSES = 1_000_000
 
+INPUT = "input_"
+"""Begins the name that a dim of the input has in a result with a dim of that name of its own."""
+
 POSITION = "activation_"
 """Coordinates ``activation_y`` and ``activation_x`` say where a stored maximum was found."""
 POSITION_LIMIT = 1 << 15
@@ -183,7 +186,9 @@ class View:
         return plan_pass(operation, self.xs, kernels, executor, pooled=self.pooled, passes=passes, **known)
 
 
-def view(x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False) -> View:
+def view(
+    x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False, own: Sequence[str] = ()
+) -> View:
     """Return `x` as images × features.
 
     Parameters
@@ -196,6 +201,9 @@ def view(x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False)
         How all positions of a channel become one number.
     places : bool
         The position of every value is wanted too, where it is stored beside the values.
+    own : sequence of str
+        Dims that the result has of its own. A dim of `x` with such a name, as the scores of another analysis have, is
+        called ``input_…`` there: ``component`` becomes ``input_component``.
 
     Raises
     ------
@@ -210,6 +218,7 @@ def view(x: xr.DataArray, *, per: Per, pool: Pool = "max", places: bool = False)
     what = f"array {layer!r}" if layer else "the array"
     _check(x, what)
     x = x.transpose("image", ...)
+    x = x.rename({dim: f"{INPUT}{dim}" for dim in own if dim in x.dims})
     xs: tuple[xr.DataArray, ...] = (x,)
     how: Pool | None = None
     positions: dict[str, int] = {}

@@ -159,13 +159,13 @@ def plan_cooccurrence(
     k, executor = top_k(k, quantile), get_executor(client)
     if quantile is None:
         assert k is not None
-        plan = plan_top_images(x, k=k, per=per, pool=pool, client=executor)
-        return replace(plan, operation="cooccurrence")
+        return _counting(plan_top_images(x, k=k, per=per, pool=pool, client=executor), view_for_order(x, per, pool), k)
     ask = _above(x, quantile, per, pool)
     if ask.images < LONGEST:
         plan = plan_top_images(x, k=ask.images + 1, per=per, pool=pool, client=executor)
+        plan = replace(_counting(plan, ask.seen, ask.images + 1), method=BY_TOP)
         if plan.fits(executor):
-            return replace(plan, operation="cooccurrence", method=BY_TOP)
+            return plan
     labels, names = class_labels(x)
     shape = ask.seen.labels.sizes
     kernels = (
@@ -181,6 +181,16 @@ def plan_cooccurrence(
         for kernel in kernels
     )  # fmt: skip
     return replace(digits, worker_bytes=max(digits.worker_bytes, last.worker_bytes))
+
+
+def _counting(plan: Plan, seen: View, k: int) -> Plan:
+    """Return the plan of top images whose classes are counted: of both ends, then of a table features × classes."""
+    _, names = class_labels(seen.xs[0])
+    size = (8 * len(names) + 4) * seen.labels.count
+    # The lists of both ends stay; of the best, labels, which count, and place in the table; the table, and a copy.
+    entries = min(k, len(seen.taking_part)) * seen.labels.count
+    driver = max(plan.driver_bytes, plan.result_bytes + 40 * entries + 2 * size)
+    return replace(plan, operation="cooccurrence", result_bytes=size, driver_bytes=driver)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def plan_top_images(
     """Return the passes and the memory of `top_images`; reads no data."""
     seen, kernels = _setup(x, k, per, pool)
     one = 4 + 8 + 4 * len(seen.labels.positions) + (8 if "label" in x.coords else 0)
-    size = 2 * one * min(k, len(seen.taking_part)) * seen.labels.count
+    size = 2 * one * min(int(k), len(seen.taking_part)) * seen.labels.count
     return seen.plan("top_images", kernels, get_executor(client), result_bytes=size)
 
 
@@ -122,7 +122,7 @@ def view_for_order(x: xr.DataArray, per: Per, pool: Pool, *, places: bool = Fals
     ArrayError
         If its values do not fit into float32.
     """
-    seen = view(x, per=per, pool=pool, places=places)
+    seen = view(x, per=per, pool=pool, places=places, own=("rank", "class"))
     if x.dtype.itemsize > 4 and not (seen.pooled and pool == "mean"):
         raise ArrayError(
             f"top_images orders float32 exactly, the array holds {x.dtype}", hint="x.astype('float32')"
@@ -135,4 +135,4 @@ def _setup(x: xr.DataArray, k: int, per: Per, pool: Pool) -> tuple[View, dict[st
     seen = view_for_order(x, per, pool, places=True)
     if "label" in x.coords:
         label_numbers(x)
-    return seen, {"top": TopK(k), "bottom": TopK(k, largest=False)}
+    return seen, {"top": TopK(int(k)), "bottom": TopK(int(k), largest=False)}  # a narrow integer would overflow

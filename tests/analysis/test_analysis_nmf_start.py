@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import xarray as xr
 from sklearn.decomposition import NMF
 
 import dneuro as dn
+from dneuro import events
 from dneuro.analysis.nonnegative import compressed
-from dneuro.engine import ThreadExecutor
+from dneuro.analysis.nonnegative.compressed import STARTS, Problem, begin
+from dneuro.analysis.nonnegative.start import parts
+from dneuro.engine import ThreadExecutor, stopping
 from dneuro.errors import ArrayError
+from dneuro.kernels.nmf import hals
 
 EXECUTOR = ThreadExecutor(2)
 
@@ -75,3 +80,50 @@ def test_compressed__of_several_arrays_counts_their_weights() -> None:
     soon, late = (dn.coupled_nmf(xs, max_iter=n, init=init, **asked).attrs["reconstruction_error"]
                   for n, init in ((2, "compressed"), (60, "nndsvda")))  # fmt: skip
     assert soon <= 1.003 * late
+
+
+@pytest.mark.parametrize(("images", "neurons"), [(200, 9000), (9000, 200)])
+def test_start__takes_no_more_than_its_plan(images: int, neurons: int, monkeypatch: Any) -> None:
+    """Of the process that asks; what the read in its threads holds is there too, which the plan of workers counts."""
+    held: list[int] = []
+
+    def spied(*args: Any) -> Any:
+        held.append(tracemalloc.get_traced_memory()[1])
+        return parts(*args)
+
+    monkeypatch.setattr("dneuro.analysis.nonnegative.compressed.parts", spied)
+    values = np.random.default_rng(0).random((images, neurons), dtype="f4")
+    x = xr.DataArray(values, dims=("image", "channel"))
+    asked: dict[str, Any] = {"rank": 20, "max_iter": 1, "client": ThreadExecutor(1)}
+    planned = dn.plan("nmf", x, **asked).driver_bytes
+    monkeypatch.setattr("dneuro.analysis.nonnegative.compressed.ITERATIONS", 1)
+    tracemalloc.start()
+    try:
+        dn.nmf(x, **asked)
+    finally:
+        tracemalloc.stop()
+    assert planned / 3 < held[0] < planned
+
+
+def test_compressed__can_be_stopped_and_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[events.Event] = []
+    x = xr.DataArray(activations().astype("f4"), dims=("image", "channel"))
+    with events.listening(seen.append):
+        dn.nmf(x, rank=4, max_iter=1, tol=0, client=ThreadExecutor(2))
+    told = [event for event in seen if event.step == "nmf start"]
+    assert [event.kind for event in told] == ["started", *["progress"] * STARTS, "finished"]
+    assert [event.done for event in told if event.kind == "progress"] == list(range(1, 1 + STARTS))
+
+    problem = Problem(np.ones((30, 4)), np.ones((20, 4)), 1.0)
+    rounds: list[int] = []
+
+    def stopped_in_the_third(*args: Any) -> Any:
+        rounds.append(1)
+        if len(rounds) == 6:
+            stopping.stop("start-token")
+        return hals(*args)
+
+    monkeypatch.setattr("dneuro.analysis.nonnegative.compressed.hals", stopped_in_the_third)
+    monkeypatch.setattr("dneuro.analysis.nonnegative.compressed.GAIN", -np.inf)
+    assert stopping.Stoppable("start-token", begin)(problem, 3, 0) is None
+    assert len(rounds) == 6, "two updates a round: of the fourth nothing is done"

@@ -13,7 +13,7 @@ import dneuro as dn
 from dneuro import events
 from dneuro.analysis.cooccurrence import count_classes
 from dneuro.engine import ThreadExecutor
-from dneuro.errors import ArrayError
+from dneuro.errors import ArrayError, MemoryLimitError
 
 RNG = np.random.default_rng(0)
 RELU = np.maximum(RNG.integers(-30, 6, (400, 6, 3, 3)) / 4, 0).astype("f4")  # nearly all ties
@@ -115,3 +115,22 @@ def test_count_classes__needs_as_many_ranks() -> None:
     top = dn.top_images(labelled([0, 1, 0, 1]), k=2)
     with pytest.raises(ArrayError, match="hold 2 ranks, k=3 needs more"):
         count_classes(top, np.array([0, 1, 0, 1]), ["a", "b"], k=3)
+
+
+def test_cooccurrence__is_planned_with_its_table_of_counts() -> None:
+    values = np.random.default_rng(0).random((40, 300), dtype="f4")
+    x = xr.DataArray(values, dims=("image", "channel"), coords={"label": ("image", np.arange(40) * 100)})
+    for k in (2, 30):
+        plan = dn.plan("cooccurrence", x, k=k)
+        found = dn.cooccurrence(x, k=k)
+        assert plan.result_bytes >= found["count"].nbytes == 8 * 300 * 3901
+        assert plan.driver_bytes > plan.result_bytes
+    many = x.assign_coords(label=("image", np.arange(40) * 25_641))
+    with pytest.raises(MemoryLimitError, match=r"cooccurrence needs .* in the driver") as caught:
+        dn.cooccurrence(many, k=5, client=ThreadExecutor(1, memory=1 << 30))
+    assert caught.value.hint
+
+
+def test_top_images__k_of_a_narrow_type() -> None:
+    x = xr.DataArray(np.random.default_rng(0).random((70_000, 2), dtype="f4"), dims=("image", "channel"))
+    xr.testing.assert_equal(dn.top_images(x, k=np.int16(3)), dn.top_images(x, k=3))  # type: ignore[arg-type]

@@ -130,6 +130,8 @@ class Asked:
         result = item * self.rank * (images + neurons) + 8 * self.max_iter * (1 + len(self.arrays.views))
         # Factors before and after, their products in float64, and an update in the making; or what a projection holds.
         driver, worker = self._columns * (2 * item + 24) * (images + neurons), one.worker_bytes
+        if self.start in OVERSAMPLING:
+            driver = max(driver, start.driver_bytes(images, neurons, self._columns))
         if self.start == "compressed":
             sizes = (images, neurons, self._columns, self.rank)
             driver = max(driver, compressed.driver_bytes(*sizes))
@@ -252,6 +254,8 @@ def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> 
             f"init={result!r} is no result, nor a way to start", hint="init='compressed', 'nndsvda' or 'random'"
         )
     images = arrays.views[0].images if arrays.rows is None else arrays.views[0].images[arrays.rows]
+    if not is_count(rank):
+        raise ArrayError(f"rank={rank!r} is no number of components", hint="the rank of the result that init= is")
     try:
         left = result["image_weight"].transpose("image", "component").sel(image=images).values
         rights = [part["neuron_weight"].transpose("component", ...).values.reshape(rank, -1).T for part in matrices]

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from dneuro import events
 from dneuro.analysis.nonnegative.arrays import Factors
 from dneuro.analysis.nonnegative.reads import Reads
 from dneuro.analysis.nonnegative.start import Leading, parts
+from dneuro.analysis.nonnegative.start import driver_bytes as start_bytes
+from dneuro.engine import stopping
 from dneuro.engine.executors import one_blas_thread
 from dneuro.engine.window import Call, each
 from dneuro.kernels.nmf import hals
@@ -90,7 +93,13 @@ def compressed(reads: Reads, rank: int, seed: int) -> Factors:
     calls: list[Call[int]] = [(0, iterate, (shared, first))]
     calls += [(number, begin, (shared, rank, seed + number)) for number in range(1, STARTS)]
     with one_blas_thread(reads.executor), contextlib.closing(each(reads.executor, calls)) as ended:
-        answers: dict[int, tuple[float, Matrix]] = {number: future.result() for number, future in ended}
+        answers: dict[int, tuple[float, Matrix]] = {}
+        step = f"{reads.step} start"
+        events.emit("started", step, total=len(calls), what="starts")
+        for number, future in ended:
+            answers[number] = future.result()
+            events.emit("progress", step, done=len(answers), total=len(calls), what="starts")
+        events.emit("finished", step, done=len(answers), total=len(calls), what="starts")
     neurons = answers[min(answers, key=lambda number: (answers[number][0], number))][1]
     images = hals(np.zeros((arrays.images, rank)), applied @ (basis.T @ neurons), neurons.T @ neurons, SWEEPS)
     return found.unweighted(images, neurons)
@@ -113,6 +122,7 @@ def iterate(problem: Problem, start: tuple[Matrix, Matrix]) -> tuple[float, Matr
     ahead = images, neurons
     step, limit = 0.5, 1.0
     for _ in range(ITERATIONS):
+        stopping.check()
         new_images = hals(ahead[0], a @ (q.T @ ahead[1]), ahead[1].T @ ahead[1], 1)
         far_images = np.maximum(new_images + step * (new_images - images), 0)
         product, gram = q @ (a.T @ far_images), far_images.T @ far_images
@@ -134,9 +144,10 @@ def iterate(problem: Problem, start: tuple[Matrix, Matrix]) -> tuple[float, Matr
 def task_bytes(images: int, neurons: int, columns: int, rank: int) -> int:
     """Return the bytes of one start, for the plan."""
     rows = min(images, IMAGES) + neurons
-    return 8 * rows * (columns + 8 * rank)
+    return 8 * rows * (columns + 10 * rank)
 
 
 def driver_bytes(images: int, neurons: int, columns: int, rank: int) -> int:
     """Return the bytes that the process which asks holds meanwhile, for the plan."""
-    return 8 * (images + neurons) * (2 * columns + 4 * rank)
+    later = 2 * columns + (STARTS + 4) * rank  # the problem, the best of every start, and what is made of one
+    return max(start_bytes(images, neurons, columns), 8 * (images + neurons) * later)

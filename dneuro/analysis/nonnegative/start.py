@@ -74,6 +74,11 @@ class Leading:
         return Factors(images.astype(arrays.dtype), [side.astype(arrays.dtype) for side in scaled])
 
 
+def driver_bytes(images: int, neurons: int, columns: int) -> int:
+    """Return the bytes that the process which asks holds while directions are made orthonormal, for the plan."""
+    return 8 * (images + neurons) * 7 * columns  # what a read gave, its rotation, and what LAPACK makes of it
+
+
 def nndsvda(reads: Reads, rank: int, seed: int) -> Factors:
     """Return factors made of the positive or negative parts of singular vectors, their zeros filled with the mean."""
     found = Leading.of(reads, rank, OVERSAMPLING, seed)
