@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
+from dneuro.analysis.arrays import taking_part
 from dneuro.errors import ArrayError, suggest
 from dneuro.kernels import indices
 
@@ -35,8 +36,10 @@ def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
 
     Notes
     -----
-    1 − 2 Σₖ (c₍ₖ₎ / ‖c‖₁)(N − k + ½) / N, entries ascending. **Cost**: of a dask-backed array nothing before it is
-    computed; then one read, with whole rows in memory. Source: Sadeghi, sparsity.
+    1 − 2 Σₖ (c₍ₖ₎ / ‖c‖₁)(N − k + ½) / N, entries ascending. With ``dim="image"``, masked images and those that
+    `dneuro.select` leaves out take no part. There is no `dneuro.plan` of an index: it is no pass of its own but a
+    column of an xarray expression, which dask computes with what follows it. **Cost**: of a dask-backed array nothing
+    before it is computed; then one read, with whole rows in memory. Source: Sadeghi, sparsity.
 
     Examples
     --------
@@ -117,15 +120,22 @@ def class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
 
 def _along(index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: str) -> Any:
     if not isinstance(x, xr.DataArray):
-        table = np.asarray(x)
+        try:
+            table = np.asarray(x)
+        except ValueError as error:
+            raise ArrayError(f"no array of numbers: {error}", hint="rows of one length") from None
+        if table.dtype.kind not in "biuf":
+            raise ArrayError(f"an array of {table.dtype} has no shares", hint="counts, or activations: real numbers")
         if table.ndim == 0 or table.shape[-1] == 0:
             raise ArrayError(f"an array of shape {table.shape} has no rows", hint="one entry per class, last axis")
         return index(table)
     if dim not in x.dims:
-        hint = suggest(dim, [str(name) for name in x.dims])
+        hint = suggest(str(dim), [str(name) for name in x.dims])
         raise ArrayError(f"the array has dims {tuple(map(str, x.dims))}, none is named {dim!r}", hint=f"dim=…; {hint}")
     if x.sizes[dim] == 0:
         raise ArrayError(f"the array has no entries along {dim!r}", hint="check the selection that made it")
+    if dim == "image" and (rows := taking_part(x)) is not None:
+        x = x.isel(image=np.flatnonzero(rows))
     return xr.apply_ufunc(
         index, x, input_core_dims=[[dim]], dask="parallelized", output_dtypes=[np.float64],
         dask_gufunc_kwargs={"allow_rechunk": True},
