@@ -185,6 +185,22 @@ class Pairing:
         )
 
 
+def _local(out: object) -> Path:
+    """Return the path of a group that is written to, ``~`` being the home folder."""
+    if not isinstance(out, str | Path) or str(out) in ("", "."):
+        raise ArrayError(f"out={out!r} is no path", hint="out='matrix.zarr'")
+    if isinstance(out, str) and "://" in out:
+        raise ArrayError(
+            f"out={out!r} is a URL; tiles are written to a folder, which gets its name when all of them are there",
+            hint="out='matrix.zarr', a folder that all workers see, and copy it when it is done",
+        )
+    path = Path(out).expanduser()
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise ArrayError(f"out={str(out)!r}: {above} is no folder", hint="out=… a path in a folder")
+    return path
+
+
 def pairing(
     x: xr.DataArray,
     metric: str | Sequence[str],
@@ -202,7 +218,7 @@ def pairing(
     check_persist(persist)
     seen = _seen(x, per, pool)
     multiplied = _precision(precision, seen)
-    path = None if out is None else Path(out)
+    path = None if out is None else _local(out)
     count, image_bytes = seen.labels.count, int(seen.xs[0].nbytes)
     most = None if neighbours is None else min(neighbours, max(1, count - 1))
     keep = _keep(metrics, multiplied, most, threshold, path)
