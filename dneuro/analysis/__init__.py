@@ -140,8 +140,8 @@ def plan(analysis: str, x: Any, **parameters: Any) -> Plan:
     >>> dn.plan("svd", x, rank=2).passes
     2
     """
-    if analysis not in PLANS:
-        raise UsageError(f"unknown analysis {analysis!r}", hint=suggest(analysis, PLANS))
+    if str(analysis) not in PLANS:
+        raise UsageError(f"unknown analysis {analysis!r}", hint=suggest(str(analysis), PLANS))
     try:
         inspect.signature(PLANS[analysis]).bind(x, **parameters)
     except TypeError as error:

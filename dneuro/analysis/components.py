@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dneuro.analysis.arrays import is_count
 from dneuro.analysis.checks import check_number
 from dneuro.errors import ArrayError
 
@@ -74,7 +75,7 @@ class Wanted:
         if self.explained_variance is not None:
             check_number("explained_variance", self.explained_variance, above=0, most=1, hint="explained_variance=0.5")
         at = self.threshold_images
-        if at is not None and (self.threshold is None or isinstance(at, bool) or not at >= 1):
+        if at is not None and (self.threshold is None or not is_count(at)):
             what = "without a threshold" if self.threshold is None else "is no number of images"
             raise ArrayError(f"threshold_images={at!r} {what}", hint="threshold=200.0, threshold_images=6000")
 

@@ -111,7 +111,7 @@ def kmeans(
     parameters: dict[str, Any] = {"count": count, "per": per, "pool": pool, "standardize": standardize,
                                   "max_iter": max_iter, "tol": tol, "k": k, "seed": seed}  # fmt: skip
     plan_kmeans(x, **parameters, client=executor).check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
-    seen = view(x, per=per, pool=pool)
+    seen = view(x, per=per, pool=pool, own=("group", "rank"))
     standardise, _ = standardisation(seen, standardize, executor, "kmeans")
     first, spread = _first_centres(seen, standardise, count, seed, executor)
     centres, iterations = _iterate(x, seen, standardise, first, max_iter, tol * spread, executor)
@@ -168,7 +168,7 @@ def plan_kmeans(
         check_count(name, number, hint=f"{name}=100")
     check_number("tol", tol, least=0, hint="tol=1e-4")
     check_seed(seed)
-    seen = view(x, per=per, pool=pool)
+    seen = view(x, per=per, pool=pool, own=("group", "rank"))
     check_classes(x)
     n, p = len(seen.taking_part), seen.labels.count
     if not is_count(count) or count > n:

@@ -99,7 +99,7 @@ def random_projections(
                                   "cutoff": cutoff, "quantile": quantile, "k": k, "seed": seed}  # fmt: skip
     plan = plan_random_projections(x, **parameters, client=executor)
     plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
-    seen = view(x, per="neuron")
+    seen = view(x, per="neuron", own=("direction",))
     # The mean over the images is the same for a score and for what it is made of: no pass is spent on it.
     mode = None if standardize == "center" else standardize
     standardise, _ = standardisation(seen, mode, executor, "random_projections")
@@ -149,7 +149,7 @@ def plan_random_projections(
     choose("standardize", standardize, ("image", "neuron", "center", None))
     _check_limits(cutoff, quantile)
     executor = get_executor(client)
-    seen = view(x, per="neuron")
+    seen = view(x, per="neuron", own=("direction",))
     if "label" in x.coords:
         label_numbers(x)
     n, p = len(seen.taking_part), seen.labels.count

@@ -349,7 +349,7 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
 def _setup(
     x: xr.DataArray, wanted: Wanted, standardize: Mode, method: Method, tolerance: float, seed: int, persist: Persist
 ) -> View:
-    seen = view(x, per="neuron")
+    seen = view(x, per="neuron", own=("component",))
     wanted.check(len(seen.taking_part), seen.labels.count)
     choose("standardize", standardize, ("image", "neuron", "center", None))
     choose("method", method, ("auto", "tsqr", "gram", "krylov"))

@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 
 from dneuro.analysis.arrays import choose, view
+from dneuro.analysis.checks import is_number
 from dneuro.analysis.nonnegative.arrays import Arrays
 from dneuro.analysis.nonnegative.asked import Asked, Init, Update, earlier, same_images
 from dneuro.analysis.nonnegative.labels import errors, label
@@ -21,6 +22,9 @@ from dneuro.engine.residence import Persist
 from dneuro.errors import ArrayError
 
 Xs = Sequence[xr.DataArray] | Mapping[str, xr.DataArray]
+OWN = ("component", "iteration")
+"""Dims of the results."""
+
 Weights = Sequence[float] | str | None
 
 
@@ -219,7 +223,7 @@ def plan_coupled_nmf(
 
 
 def _of_one(x: xr.DataArray, rank: int, update: Update, init: Any, *rest: Any) -> Asked:
-    seen = view(x, per="neuron")
+    seen = view(x, per="neuron", own=OWN)
     arrays = Arrays((seen,), (1.0,), seen.rows)
     start: Any = init if isinstance(init, str | None) else earlier(init, [init], arrays, rank)
     return Asked("nmf", arrays, rank, update, start, *rest)
@@ -238,13 +242,19 @@ def _of_several(
 
 
 def _named(xs: Xs) -> tuple[list[str], list[Any]]:
+    given: Any = xs
+    if isinstance(given, str) or not isinstance(given, Mapping | Sequence | xr.DataArray | xr.Dataset):
+        raise ArrayError(
+            f"coupled_nmf takes a list of arrays, or a mapping of names to arrays, got {type(xs).__name__}",
+            hint="dn.coupled_nmf([acts['relu1'], acts['relu2']], rank=…)",
+        )
     if hasattr(xs, "dims") or not len(xs):
         raise ArrayError(
             f"coupled_nmf takes several arrays, not {'one' if len(xs) else 'none'}",
             hint="dn.coupled_nmf([acts['relu1'], acts['relu2']], rank=…), or dn.nmf for one",
         )
     items = list(xs.items()) if isinstance(xs, Mapping) else [("", x) for x in xs]
-    views = [view(x if not name else _renamed(x, name), per="neuron") for name, x in items]
+    views = [view(x if not name else _renamed(x, name), per="neuron", own=OWN) for name, x in items]
     names = [seen.layer or f"array-{j}" for j, seen in enumerate(views)]
     if len(set(names)) < len(names):
         said = f"arrays of the same name: {', '.join(names)}"
@@ -266,7 +276,11 @@ def _weights(weights: Weights, names: list[str]) -> tuple[float, ...]:
     if isinstance(weights, str):
         choose("weights", weights, ("equal", None))
         return (math.nan,) * len(names)
-    numbers = tuple(float(weight) for weight in weights)
+    asked: Any = weights
+    given: list[Any] | None = list(asked) if isinstance(asked, Sequence | np.ndarray) else None
+    if given is None or not all(map(is_number, given)):
+        raise ArrayError(f"weights={weights!r}", hint="one number above 0 for each array, in a list, or 'equal'")
+    numbers = tuple(float(weight) for weight in given)
     if len(numbers) != len(names) or not all(math.isfinite(number) and number > 0 for number in numbers):
         raise ArrayError(
             f"weights={list(numbers)} of {len(names)} arrays", hint="one number above 0 for each array, or 'equal'"
