@@ -19,12 +19,18 @@ MAX_STEPS = 12
 """Most passes of the Krylov method before it says that it has not converged."""
 RESOLVED = 1e-7
 """Singular values below this share of the largest one drown in the rounding of ZᵀZ; they hold up nobody."""
-DUST = 1e-13
+DUST = 1e-14
 """What ZᵀZ adds to a basis is rounding if it is below this share of the largest eigenvalue."""
 SAMPLE = 8
 """The start block is made from one block of images in so many."""
 SAMPLE_STEPS = 3
 """Steps on that sample: together less than half a pass, and they save more than one."""
+PROBES = 10
+"""Columns of the start block that are random beside those of a sample: they see the images that it lacks."""
+HIDDEN = 2.0
+"""No singular value of more than so many times the smallest that is wanted may have stayed unseen."""
+UNLIKELY = 1e-3
+"""Probability with which it may have, for all that the random columns tell."""
 SAMPLED_BLOCKS = 16
 """With fewer blocks a pass is short, and the start is random."""
 
@@ -66,18 +72,12 @@ class Eigenvectors:
         return replace(self, vectors=self.vectors[:, :count], applied=self.applied[:, :count], scores=scores)
 
 
-def widened(vectors: Matrix, columns: int, seed: int) -> Matrix:
-    """Return orthonormal columns that begin with these vectors and go on at random."""
-    more = np.random.default_rng(seed + 1).standard_normal((len(vectors), columns - vectors.shape[1]))
-    return np.linalg.qr(np.hstack([vectors, more]))[0]
-
-
 def columns_of(rank: int, images: int, neurons: int) -> int:
-    """Return the columns of a Krylov block: three and a half times the rank, at least 10 and at most 40 more.
+    """Return the columns of a Krylov block: three and a half times the rank, at least 20 and at most 40 more.
 
     A step costs its reading; wider blocks need fewer.
     """
-    return min(rank + min(max(10, 5 * rank // 2), 40), images, neurons)
+    return min(rank + min(max(2 * PROBES, 5 * rank // 2), 40), images, neurons)
 
 
 def gram(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:
@@ -104,33 +104,40 @@ def tsqr(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDAr
 
 def krylov(
     seen: View, standardise: Standardise, rank: int, seed: int, tolerance: float, executor: Executor,
-    start: Matrix | None = None,
+    known: Matrix | None = None,
 ) -> Eigenvectors:  # fmt: skip
-    """Build a block Krylov space of ZᵀZ, one pass per block, until the certificates are small.
+    """Build a block Krylov space of ZᵀZ, one pass per block, until the certificates are small and nothing is missed.
 
     The basis grows by one orthonormal block Q per pass. The pass gives ZQ and ZᵀZQ, so ZᵀZ is known on the whole
     basis: the Rayleigh-Ritz values, their residuals and in the end ZV come without another read. Products are
     float32 where the activations are and where it does no harm; how far projected ZᵀZ is from symmetric says so.
+
+    Residuals say that a pair is one of Z, not that it is among the largest: a start block made of a few images may
+    know nothing of a direction that only others have. Part of it is random, therefore, and it ends only when those
+    columns, too, hide nothing large (`_Space.unseen`).
     """
     p, wide = seen.labels.count, columns_of(rank, len(seen.taking_part), seen.labels.count)
     single = seen.xs[0].dtype.itemsize <= 4
-    sampled = start is None and _is_worth_sampling(seen, standardise, wide, executor)
-    if start is None:
-        start = np.linalg.qr(np.random.default_rng(seed).standard_normal((p, wide)))[0]
+    rng = np.random.default_rng([seed, rank])
+    known = np.empty((p, 0)) if known is None else known
+    sampled = not known.shape[1] and _is_worth_sampling(seen, standardise, wide, executor)
     if sampled:
-        start = _start(seen, standardise, start, single, executor)
-    space, passes, converged = _Space(start), int(sampled), False
+        known = _sample(seen, standardise, _Space(known, wide, rng), wide - PROBES, single, executor)
+    space, passes, converged = _Space(known, wide, rng), int(sampled), False
     while not converged and passes < MAX_STEPS:
         space.add(seen.reduce({"step": Step(standardise, space.block, single)}, executor, "svd")["step"])
         passes += 1
         if single and not space.is_sound(rank, tolerance):
             events.emit("note", "svd", "products in float32 do not resolve the smallest of these; going on in float64")
-            single, space = False, _Space(space.ritz(wide))
+            single, space = False, _Space(space.ritz(max(wide - PROBES, 0)), wide, rng)
             continue
         # Where nothing is left to add, the space holds all that Z does to it, and the values are exact.
-        converged = space.open_share(rank) <= tolerance or space.block.shape[1] == 0
+        settled = space.open_share(rank) <= tolerance and space.unseen(rank) <= HIDDEN
+        converged = settled or space.block.shape[1] == 0
     if not converged:
         message = f"not converged after {passes} passes: a certificate is {space.open_share(rank):.1e} of its σ"
+        if space.open_share(rank) <= tolerance:
+            message = f"not converged after {passes} passes: some σ up to {space.unseen(rank):.1f} × the last may lack"
         events.emit("warning", "svd", message)
     rounding = float(np.finfo(np.float32).eps) * np.sqrt(space.total) if single else 0.0
     vectors, applied, scores = space.ritz(rank), space.applied(rank), space.scores(rank)
@@ -144,14 +151,15 @@ def _is_worth_sampling(seen: View, standardise: Standardise, wide: int, executor
     return fit(seen.xs, {"step": step}, executor)[0].blocks >= SAMPLED_BLOCKS
 
 
-def _start(seen: View, standardise: Standardise, block: Matrix, single: bool, executor: Executor) -> Matrix:
-    """Return a start block: what a few steps on a sample of the images make of a random one."""
-    space = _Space(block)
+def _sample(
+    seen: View, standardise: Standardise, space: _Space, count: int, single: bool, executor: Executor
+) -> Matrix:
+    """Return so many columns to start from: what a few steps on a sample of the images make of random ones."""
     for _ in range(SAMPLE_STEPS):
         if space.block.shape[1]:
             space.add(seen.reduce({"step": Step(standardise, space.block, single)}, executor, "svd", SAMPLE)["step"])
-    made = space.ritz(block.shape[1])
-    return made if np.isfinite(made).all() else block
+    made = space.ritz(max(count, 0))
+    return made if np.isfinite(made).all() else made[:, :0]
 
 
 class _Space:
@@ -159,13 +167,24 @@ class _Space:
 
     Parameters
     ----------
+    known : array (neurons, few)
+        Columns to begin with.
+    columns : int
+        Width of the first block; columns beyond the known ones are random.
+    rng : Generator
+        Makes those.
+
+    Attributes
+    ----------
     block : array (neurons, columns)
         Orthonormal; the first block of the basis, and whatever `add` leaves here the next.
     """
 
-    def __init__(self, block: Matrix) -> None:
-        self.block = block
-        self.basis, self._images = np.empty((len(block), 0)), np.empty((len(block), 0))
+    def __init__(self, known: Matrix, columns: int, rng: np.random.Generator) -> None:
+        random = rng.standard_normal((len(known), columns - known.shape[1]))
+        self.block: Matrix = np.linalg.qr(np.hstack([known, random]))[0]
+        self._random: Matrix = self.block.T @ random
+        self.basis, self._images = np.empty((len(known), 0)), np.empty((len(known), 0))
         self._parts: list[NDArray[np.floating]] = []
         self.total = 0.0
 
@@ -209,6 +228,24 @@ class _Space:
         matter = values > RESOLVED * values[0]
         radii = certify(self.applied(rank), self.ritz(rank), values)
         return float((radii[matter] / values[matter]).max(initial=0.0))
+
+    def unseen(self, rank: int) -> float:
+        """Return a bound on the singular values beyond the leading ones, as a multiple of the last of those.
+
+        Let B be ZᵀZ without the leading pairs, λ its largest eigenvalue, w a random (Gaussian) column. The part of w
+        along that eigenvector is standard normal whatever the data are, and wᵀBᵐw is at least its square times λᵐ.
+        The Ritz pairs give this moment up to m = 2 · blocks - 1, as in Gauss quadrature. The squares of all random
+        columns add up to a χ², and Chernoff's bound says what that seldom falls below.
+        """
+        values, power, count = self.squares[rank:], 2 * len(self._parts) - 1, self._random.shape[1]
+        floor = RESOLVED**2 * self.squares[0]
+        if not len(values) or values[0] <= floor or not count:
+            return 0.0
+        weights = np.sum((self._small[: len(self._random), rank:].T @ self._random) ** 2, axis=1)
+        least = count / np.e * UNLIKELY ** (2 / count)
+        moment = float(np.sum(weights * np.where(values > floor, values / values[0], 0) ** power))
+        largest = values[0] * (moment / least) ** (1 / power)
+        return float(np.sqrt(largest / max(self.squares[rank - 1], floor)))
 
     def is_sound(self, rank: int, tolerance: float) -> bool:
         """Return whether rounding in float32 leaves the certificates of all singular values alone."""

@@ -18,7 +18,7 @@ from dneuro import events
 from dneuro.analysis.arrays import View, choose, view
 from dneuro.analysis.checks import check_number, check_seed
 from dneuro.analysis.components import Rank, Wanted
-from dneuro.analysis.eigen import MAX_STEPS, Eigenvectors, certify, columns_of, gram, krylov, tsqr, widened
+from dneuro.analysis.eigen import MAX_STEPS, Eigenvectors, certify, columns_of, gram, krylov, tsqr
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.analysis.turned import has_panels, standardisation_turned, turned
@@ -113,7 +113,7 @@ def svd(
     Notes
     -----
     **Cost**: ``"tsqr"`` and ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` as a rule 4 passes, at most 13, state
-    8·P·l bytes per task, l = K + 10 … K + 40, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
+    8·P·l bytes per task, l = K + 20 … K + 40, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
     for the moments under ``"neuron"`` and ``"center"``. On the side of the images N and P change places. Where
     the rank is not known ``"krylov"`` looks for 16, 64 and at most 256 components, each time from what it has.
 
@@ -261,9 +261,9 @@ def _decompose(
     if method != "krylov":
         values, found = (gram if method == "gram" else tsqr)(view, standardise, executor)
         return found.leading(wanted.enough(values[:smallest], found.total, smallest) or smallest)
-    rank, passes, start = wanted.first(smallest), 0, None
+    rank, passes, known = wanted.first(smallest), 0, None
     while True:
-        found = krylov(view, standardise, rank, seed, tolerance, executor, start)
+        found = krylov(view, standardise, rank, seed, tolerance, executor, known)
         passes += found.passes
         values = np.linalg.norm(np.asarray(found.scores), axis=0)
         count = wanted.enough(values, found.total, smallest)
@@ -276,7 +276,7 @@ def _decompose(
                 hint="method='gram', workers with more memory, a higher threshold, or rank=",
             )
         rank = min(4 * rank, wanted.most(smallest))
-        start = widened(found.vectors, columns_of(rank, len(view.taking_part), view.labels.count), seed)
+        known = found.vectors
 
 
 def _choose(

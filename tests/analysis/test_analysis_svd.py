@@ -159,7 +159,7 @@ def test_svd__krylov_of_more_neurons_than_images() -> None:
     true = np.linalg.svd(values.astype("f8"), compute_uv=False)
     found = dn.svd(labelled(values, chunks=16), rank=40, method="krylov", standardize=None)
     assert found.attrs["method"] == "krylov"
-    np.testing.assert_allclose(found["singular_value"], true, rtol=1e-9)
+    np.testing.assert_allclose(found["singular_value"], true, rtol=1e-6)
     assert found.attrs["passes"] <= 4
 
 

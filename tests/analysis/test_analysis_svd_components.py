@@ -145,19 +145,21 @@ def test_svd__float32_neither_overflows_nor_vanishes(factor: float) -> None:
     np.testing.assert_allclose(scaled["singular_value"], plain["singular_value"] * factor, rtol=1e-5)
 
 
-def test_svd__a_sample_makes_the_start() -> None:
-    """Half of a pass over a sample saves more than a pass: counted in reads of all chunks."""
+def test_svd__a_sample_makes_the_start(counted: Any) -> None:
+    """Half of a pass over a sample saves more than that: counted in reads of all chunks."""
     rng = np.random.default_rng(5)
     values = (rng.standard_normal((3200, 40)) / np.arange(1, 41) ** 0.7) @ rng.standard_normal((40, 300))
     values += 0.5 * rng.standard_normal(values.shape)
-    many, few = labelled(values.astype("f4"), (50, -1)), labelled(values.astype("f4"), (400, -1))
+    true = np.linalg.svd((values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True), compute_uv=False)
+    read = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 16)
-        sampled, plain = (dn.svd(x, rank=3, method="krylov") for x in (many, few))
-    true = np.linalg.svd((values - values.mean(1, keepdims=True)) / values.std(1, keepdims=True), compute_uv=False)[:3]
-    for found in (sampled, plain):
-        np.testing.assert_allclose(found["singular_value"], true, rtol=1e-5)
-    assert sampled.attrs["passes"] < plain.attrs["passes"]
+        for height in (50, 400):
+            x, reads = counted(values.astype("f4"), (height, 300))
+            found = dn.svd(x, rank=16, method="krylov", persist=False)
+            np.testing.assert_allclose(found["singular_value"], true[:16], rtol=1e-5)
+            read.append(sum(reads.values()) / len(reads))
+    assert read[0] < read[1]
 
 
 @pytest.mark.parametrize("method", ["auto", "tsqr"])
@@ -189,3 +191,66 @@ def test_svd__threshold_of_other_images_is_scaled_to_these(method: Any) -> None:
 def test_svd__threshold_images_belongs_to_a_threshold(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ArrayError, match=message):
         dn.svd(labelled(made(200, SIZES)), **given)
+
+
+def by_class(noise: float, sizes: Any) -> np.ndarray:
+    """Images of one class after the other, 100 of each, and each class with a direction of its own."""
+    rng = np.random.default_rng(2)
+    directions = np.linalg.qr(rng.standard_normal((500, len(sizes))))[0]
+    values = noise * rng.standard_normal((100 * len(sizes), 500))
+    for i, size in enumerate(sizes):
+        values[100 * i : 100 * (i + 1)] += size * rng.standard_normal((100, 1)) * directions[:, i]
+    return values.astype("f4")
+
+
+CLASSES = [30, 50, 50, 50, 30, 60, 30, 30, 40, 30, 30, 30, 30, 30, 30, 30]
+
+
+@pytest.mark.parametrize("height", [20, 50, 100])
+@pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("asked", [{"rank": 2}, {"rank": 5}, {"threshold": 350.0}, {"explained_variance": 0.6}])
+def test_svd__misses_no_direction_of_images_in_class_order(
+    monkeypatch: pytest.MonkeyPatch, height: int, noise: float, asked: Any
+) -> None:
+    """A sample of every eighth block has nothing of most classes, and the largest directions are theirs."""
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 14)  # a chunk is a block
+    values = by_class(noise, CLASSES)
+    true = np.linalg.svd(values.astype("f8"), compute_uv=False)
+    found = dn.svd(labelled(values, (height, -1)), method="krylov", standardize=None, **asked)
+    assert found.attrs["converged"]
+    np.testing.assert_allclose(found["singular_value"], true[: found.sizes["component"]], rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["neuron", "image"])
+@pytest.mark.parametrize("standardize", ["image", "neuron", "center", None])
+@pytest.mark.parametrize("place", range(0, 32, 3))
+def test_svd__finds_a_direction_that_only_one_block_has(
+    monkeypatch: pytest.MonkeyPatch, side: str, standardize: Any, place: int
+) -> None:
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 14)
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((640, 4)) * [3, 2.8, 2.5, 2] @ np.linalg.qr(rng.standard_normal((640, 4)))[0].T
+    values += 0.001 * rng.standard_normal(values.shape)
+    values[20 * place : 20 * (place + 1)] = 30 * np.outer(rng.standard_normal(20), rng.standard_normal(640))
+    values = (values if side == "neuron" else values.T).astype("f4")
+    z = values.astype("f8")
+    if standardize:
+        axis = 1 if standardize == "image" else 0
+        z = z - z.mean(axis, keepdims=True)
+        z = z / (z.std(axis, keepdims=True) if standardize != "center" else 1)
+    chunks = (20, -1) if side == "neuron" else (-1, 20)
+    found = dn.svd(labelled(values, chunks), rank=4, method="krylov", standardize=standardize)
+    assert found.attrs["side"] == side
+    assert found.attrs["converged"]
+    np.testing.assert_allclose(found["singular_value"], np.linalg.svd(z, compute_uv=False)[:4], rtol=1e-4)
+
+
+def test_svd__more_directions_than_random_columns_stay_hidden_from_the_sample() -> None:
+    sizes = np.where(np.arange(48) % 8, 30 + np.arange(48), 20)
+    values = by_class(0.05, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 14)
+        found = dn.svd(labelled(values, (100, -1)), rank=30, method="krylov", standardize=None)
+    true = np.linalg.svd(values.astype("f8"), compute_uv=False)[:30]
+    assert found.attrs["converged"]
+    np.testing.assert_allclose(found["singular_value"], true, rtol=1e-4)
