@@ -10,13 +10,39 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Kernel, Origin, State, flat, row_slices
+from dneuro.kernels.base import SLICE_ITEMS, Array, Kernel, Origin, State, flat, row_slices, spans
 
 Mode = Literal["image", "neuron", "center"] | None
 _RANGE = 1e15
 """Spreads between this and its inverse can be squared, and inverted, in float32."""
+_MEAN = 1e-4
+"""Share of the spread that may be left of the mean of a row in float32."""
 RowMode = Literal["level"]
 """Each row to mean 0: what centring neurons is to neurons × images."""
+
+
+def is_constant(rows: Array) -> Array:
+    """Return (rows, 1): whether all elements of a row are the same.
+
+    A few of them tell for most rows; only those of which these are the same are looked at in full.
+    """
+    xp = array_api_compat.array_namespace(rows)
+    some = rows[:, :: max(1, rows.shape[1] // 16)]
+    same = xp.max(some, axis=1) == xp.min(some, axis=1)
+    (places,) = xp.nonzero(same)
+    for part in spans(places.shape[0], SLICE_ITEMS // rows.shape[1]):
+        full = rows[places[part], :]
+        same[places[part]] = xp.max(full, axis=1) == xp.min(full, axis=1)
+    return same[:, None]
+
+
+def cleared(z: Array, constant: Array) -> Array:
+    """Return `z` with exact zeros in constant rows, where rounding has left dust of their mean."""
+    xp = array_api_compat.array_namespace(z)
+    (places,) = xp.nonzero(constant[:, 0])
+    if places.shape[0]:
+        z[places, :] = xp.zeros((places.shape[0], z.shape[1]), dtype=z.dtype, device=array_api_compat.device(z))
+    return z
 
 
 @dataclass(frozen=True)
@@ -54,17 +80,19 @@ class Standardise:
             return self._single(rows)
         xp = array_api_compat.array_namespace(rows)
         z = xp.astype(rows, xp.float64)
-        if self.mode == "level":
-            # Of a constant row nothing is left, not even the rounding of its mean.
-            constant = xp.max(rows, axis=1, keepdims=True) == xp.min(rows, axis=1, keepdims=True)
-            z = xp.where(constant, xp.zeros_like(z), z - xp.mean(z, axis=1, keepdims=True))
-        elif self.mode == "image":
+        if self.mode in ("image", "level"):
+            constant = is_constant(rows)
             z -= xp.mean(z, axis=1, keepdims=True)
-            spread = xp.sqrt(xp.mean(z * z, axis=1, keepdims=True))
-            # A constant row leaves rounding dust of its mean behind; it must not be blown up to size 1.
-            dust = 1e-12 * xp.astype(xp.max(xp.abs(rows), axis=1, keepdims=True), xp.float64)
-            live = spread > dust
-            z *= xp.where(live, 1.0 / xp.where(live, spread, xp.ones_like(spread)), xp.zeros_like(spread))
+            if self.mode == "image":
+                spread = xp.sqrt(xp.mean(z * z, axis=1, keepdims=True))
+                # The mean is rounded; where that is no longer small beside the spread, what it has left goes too.
+                coarse = spread < 1e-8 * xp.astype(xp.abs(rows[:, :1]), xp.float64)
+                if bool(xp.any(coarse & ~constant)):
+                    z -= xp.mean(z, axis=1, keepdims=True)
+                    spread = xp.sqrt(xp.mean(z * z, axis=1, keepdims=True))
+                live = ~constant & (spread > 0)
+                z *= xp.where(live, 1.0 / xp.where(live, spread, xp.ones_like(spread)), xp.zeros_like(spread))
+            z = cleared(z, constant)
         elif self.mode is not None:
             where = array_api_compat.device(rows)
             z -= xp.asarray(self.mean, device=where)
@@ -80,17 +108,21 @@ class Standardise:
         if self.mode in ("image", "level"):
             z = xp.astype(rows, xp.float32, copy=False)
             ones = xp.full((rows.shape[1], 1), 1.0 / rows.shape[1], dtype=xp.float32, device=where)
+            constant = is_constant(rows)
             rough = xp.matmul(z, ones)
             z = z - rough
-            z -= xp.matmul(z, ones)
-            if self.mode == "level":
-                return z
-            with np.errstate(over="ignore", under="ignore"):
+            left = xp.matmul(z, ones)
+            z -= left
+            with np.errstate(over="ignore", under="ignore", invalid="ignore"):
                 spread = xp.sqrt(xp.matmul(z * z, ones))
-            live = spread > 1e-12 * xp.abs(rough)  # of a constant row the second step leaves less
-            if not bool(xp.all(live & (spread < _RANGE) & (spread > 1 / _RANGE))):
-                return self._wide(rows)  # squares may have left the range of float32
-            z *= 1.0 / spread
+                # The first sum was off by `left`, so the second is off by the same share of `left`.
+                fine = (left * left <= _MEAN * spread * xp.abs(rough)) & (spread < _RANGE) & (spread > 1 / _RANGE)
+                if self.mode == "image":
+                    z *= 1.0 / xp.where(fine, spread, xp.ones_like(spread))
+            z = cleared(z, constant)
+            unsure = ~(fine | constant)[:, 0]
+            if bool(xp.any(unsure)):
+                self._mend(z, rows, unsure)
             return z
         if self.mode == "neuron" and self.weight.max(initial=0) > _RANGE:
             return self._wide(rows)
@@ -101,6 +133,13 @@ class Standardise:
         if self.mode == "neuron":
             z *= xp.asarray(self.weight.astype(np.float32), device=where)
         return z
+
+    def _mend(self, z: Array, rows: Array, which: Array) -> None:
+        """Put into `z` these rows of Z made in float64: float32 does not hold their squares, or their mean."""
+        xp = array_api_compat.array_namespace(rows)
+        (places,) = xp.nonzero(which)
+        for some in spans(places.shape[0], SLICE_ITEMS // rows.shape[1]):
+            z[places[some], :] = xp.astype(self.apply(rows[places[some], :]), xp.float32)
 
     def _wide(self, rows: Array) -> Array:
         """Return Z in float32, made in float64, slice by slice."""

@@ -254,3 +254,27 @@ def test_svd__more_directions_than_random_columns_stay_hidden_from_the_sample() 
     true = np.linalg.svd(values.astype("f8"), compute_uv=False)[:30]
     assert found.attrs["converged"]
     np.testing.assert_allclose(found["singular_value"], true, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["neuron", "image"])
+@pytest.mark.parametrize("height", [1, 3, 8])
+@pytest.mark.parametrize("slices", [None, 1, 4])
+def test_svd__of_what_is_constant_nothing_is_made(
+    monkeypatch: pytest.MonkeyPatch, side: str, height: int, slices: int | None
+) -> None:
+    """Constant images of a wide layer, constant neurons over many images: the dust of their mean is no variation."""
+    if slices:
+        monkeypatch.setattr("dneuro.kernels.krylov.SINGLE_ITEMS", slices * 20_001)
+    rng = np.random.default_rng(9)
+    values = np.maximum(rng.standard_normal((48, 3)) @ rng.standard_normal((3, 20_001)) + 0.1, 0).astype("f4")
+    values[::2] = rng.uniform(0.1, 3, (24, 1))
+    z = values[1::2].astype("f8")
+    z = (z - z.mean(1, keepdims=True)) / z.std(1, keepdims=True)
+    x = labelled(values, (height, -1)) if side == "neuron" else labelled(values.T, (-1, height))
+    standardize = "image" if side == "neuron" else "neuron"
+    found = dn.svd(x, rank=3, method="krylov", standardize=standardize)  # type: ignore[arg-type]
+    assert found.attrs["side"] == side
+    assert found.attrs["total_variance"] == pytest.approx(24 * 20_001, rel=1e-5)
+    np.testing.assert_allclose(found["singular_value"], np.linalg.svd(z, compute_uv=False)[:3], rtol=1e-5)
+    of_each = found["score"].values if side == "neuron" else found["vector"].values.T
+    assert np.abs(of_each[::2]).max() <= 1e-12

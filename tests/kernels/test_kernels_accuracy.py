@@ -88,3 +88,39 @@ def test_standardise__leaves_the_activations_alone() -> None:
 def test_standardise__neuron_needs_the_deviations() -> None:
     with pytest.raises(ValueError, match="std is not given"):
         Standardise("neuron", mean=np.ones(5)).apply(np.ones((2, 5)))
+
+
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("mode", ["image", "level"])
+@pytest.mark.parametrize(("height", "width"), [(1, 20_000), (2, 50_000), (5, 200_000), (8, 20_001), (3, 2304)])
+def test_standardise__constant_rows_are_zero_and_rows_that_vary_live(
+    make: Any, single: bool, mode: Any, height: int, width: int
+) -> None:
+    """At tens of thousands of features the rounding of a mean in float32 is no longer small."""
+    rng = np.random.default_rng(7)
+    rows = np.repeat(rng.uniform(0.1, 10, (24, 1)), width, axis=1)
+    rows[8:16] *= 1 + 1e-6 * rng.standard_normal((8, width))  # a few bits of float32
+    rows[16:] *= 1 + 1e-3 * rng.standard_normal((8, width))  # a variance of 1e-6 of the squared mean
+    rows[3, width // 3] *= 1.5  # one neuron of all
+    rows = rows.astype("f4")
+    true = rows.astype("f8")
+    true -= true.mean(1, keepdims=True)
+    constant = np.ptp(rows, axis=1) == 0
+    assert constant.sum() == 7
+    if mode == "image":
+        true /= np.where(constant, 1, true.std(1))[:, None]
+    true[constant] = 0
+    found = np.vstack([
+        np.asarray(Standardise(mode).apply(make(rows[i : i + height]), single=single)) for i in range(0, 24, height)
+    ])  # fmt: skip
+    assert (found[constant] == 0).all()
+    spread = np.maximum(true.std(1, keepdims=True), 1e-30)
+    np.testing.assert_allclose(found / spread, true / spread, rtol=1e-5, atol=1e-3 if single else 1e-9)
+
+
+def test_standardise__a_row_of_float64_that_varies_in_its_last_bits_lives() -> None:
+    rows = 3.0 + np.random.default_rng(8).integers(0, 3, (4, 20_000)) * 2.0**-51
+    found = Standardise("image").apply(rows)
+    np.testing.assert_allclose(found.mean(1), 0, atol=1e-9)
+    np.testing.assert_allclose(found.std(1), 1, rtol=1e-9)
