@@ -358,12 +358,38 @@ def _limit() -> int | None:
     return limit
 
 
+class _OneThread:
+    """BLAS on one thread for as long as anybody is in here; the last to leave puts back what the first has found.
+
+    The limit is that of the process, and whoever asks may do so inside another, or at the same time in threads of its
+    own: each of them setting and restoring it for itself would restore the limit of another.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._limits = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limits.enter_context(threadpool_limits(1, user_api="blas"))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limits.close()
+
+
+_ONE_THREAD = _OneThread()
+
+
 def one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which each task computes its products on one thread, as on the workers of a cluster.
 
     More only get in each other's way, and their number shows in the last bits.
     """
-    return threadpool_limits(1, user_api="blas") if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
+    return _ONE_THREAD if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
 
 
 def get_executor(client: Any = None) -> Executor:
