@@ -28,6 +28,7 @@ from dneuro.engine.residence import Persist, check_persist, kept_bytes, resident
 from dneuro.errors import ArrayError
 from dneuro.kernels import Energy, Kernel, Moments, Scores, Standardise, Step, Triangle
 from dneuro.kernels.standardise import Mode
+from dneuro.quantities import MiB
 
 Method = Literal["auto", "tsqr", "gram", "krylov"]
 TOLERANCE = 4e-3
@@ -36,6 +37,8 @@ TSQR_NEURONS, SPECTRUM_NEURONS = 256, 2048
 """``method="auto"`` takes the triangle up to the first size, and up to the second where the rank is not known."""
 GRAM_NEURONS = 1024
 """``method="auto"`` takes the neuron × neuron matrix up to this size; beyond, it costs more than the Krylov steps."""
+ONE_PIECE = 256 * MiB
+"""Arrays up to this size may be read in one piece, where that makes for a smaller matrix."""
 
 
 @says_selection
@@ -78,7 +81,7 @@ def svd(
         stops when the certificate says so. ``"auto"`` takes the first for layers of up to 256 neurons (2,048 where the
         rank is not known), the second up to 1,024 or where the rank is an eighth of what there is, else the third. An
         array in panels (all images, some neurons per chunk) is decomposed on the side of the images, with ZZᵀ in place
-        of ZᵀZ.
+        of ZᵀZ. The first two take the smaller side of a small array however it is chunked.
     tolerance : float
         ``"krylov"`` stops when every certificate is below this share of its singular value. The error of a singular
         value goes with the square of that.
@@ -284,19 +287,37 @@ def _choose(
 ) -> tuple[Plan, _Way]:
     """Return the first plan that fits, of the ways to go about it; if none does, the last."""
     n, p = len(seen.taking_part), seen.labels.count
-    sides: list[Literal["neuron", "image"]] = ["image", "neuron"] if has_panels(seen) else ["neuron", "image"]
-    if not has_panels(seen) and seen.xs[0].chunks is not None:
-        sides = ["neuron"]  # a panel of neurons would be read from all chunks
     methods = [method] if method != "auto" else _methods(wanted, min(n, p))
     plans = []
     for name in methods:
-        for side in sides:
+        for side in _sides(seen, name, any_size=method != "auto"):
             way = _Way(name, side)
             plan = _plan(seen, wanted, standardize, way, executor)
             if plan.fits(executor):
                 return plan, way
             plans.append((plan, way))
     return plans[-1]
+
+
+def _sides(seen: View, method: str, *, any_size: bool) -> list[Literal["neuron", "image"]]:
+    """Return the sides from which to go about it, best first.
+
+    Krylov steps need as much on either side, so that the chunks say which. A square matrix, or a triangle, is that of
+    the smaller side: where this cuts across the chunks, one task reads the array in one piece, if it is small enough.
+    The larger side's is made where it is small too, or where the user insists on the method.
+    """
+    n, p = len(seen.taking_part), seen.labels.count
+    own: Literal["neuron", "image"] = "image" if has_panels(seen) else "neuron"
+    other: Literal["neuron", "image"] = "neuron" if own == "image" else "image"
+    in_chunks = seen.xs[0].chunks is not None
+    if method == "krylov":
+        return [own] if own == "neuron" and in_chunks else [own, other]
+    here, there = (p, n) if own == "neuron" else (n, p)
+    smaller = own if here <= 1.1 * there else other  # a little larger is dearer by less than one piece costs
+    sides = [smaller] if smaller == own or not in_chunks or seen.xs[0].nbytes <= ONE_PIECE else []
+    if smaller != own and (any_size or max(n, p) <= GRAM_NEURONS):
+        sides.append(own)
+    return sides
 
 
 def _methods(wanted: Wanted, smallest: int) -> list[str]:

@@ -278,3 +278,18 @@ def test_svd__of_what_is_constant_nothing_is_made(
     np.testing.assert_allclose(found["singular_value"], np.linalg.svd(z, compute_uv=False)[:3], rtol=1e-5)
     of_each = found["score"].values if side == "neuron" else found["vector"].values.T
     assert np.abs(of_each[::2]).max() <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "side"),
+    [((1400, 40), (-1, 8), "neuron"), ((1400, 400), (-1, 50), "neuron"), ((40, 1400), (8, -1), "image"),
+     ((400, 1400), (50, -1), "image"), ((400, 1400), (-1, 50), "image"), ((1400, 400), (50, -1), "neuron")],
+)  # fmt: skip
+def test_svd__makes_the_matrix_of_the_smaller_side(shape: tuple[int, int], chunks: Any, side: str) -> None:
+    values = np.random.default_rng(4).standard_normal(shape).astype("f4")
+    found = dn.svd(labelled(values, chunks), rank=2, standardize=None)
+    assert (found.attrs["side"], found.attrs["method"]) == (side, "gram" if min(shape) > 256 else "tsqr")
+    true = np.linalg.svd(values.astype("f8"), compute_uv=False)[:2]
+    np.testing.assert_allclose(found["singular_value"], true, rtol=1e-9)
+    large = labelled(np.broadcast_to(values[:1, :1], (400_000, 400)), (-1, 50))
+    assert "krylov" in dn.plan("svd", large, rank=2, standardize=None, client=ThreadExecutor(2, memory=1 << 45)).method
