@@ -361,6 +361,9 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
         driver_bytes=driver + 24 * rank * (n + p),
         method=way.method if way.side == "neuron" else f"{way.method} on the side of the images",
     )
+    if way.side == "image" and seen.rows is not None:  # chunks are read whole, whoever takes part
+        one = seen.plan("svd", {"scores": Scores(Standardise(None), np.broadcast_to(0.0, (p, 1)))}, executor)
+        plan = replace(plan, read_bytes=plan.passes * one.read_bytes // max(1, one.passes))
     if way.method == "krylov":
         return plan
     last = view.plan("svd", {"scores": Scores(stand_in, np.broadcast_to(0.0, (features, rank)))}, executor)

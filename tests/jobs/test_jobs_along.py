@@ -100,7 +100,7 @@ def test_stats__answer_every_step_without_activations(
 
 
 @pytest.mark.parametrize(
-    ("standardize", "layer", "made"), [("image", "fc", 1), (None, "fc", 1), ("neuron", "fc", 2), ("center", "relu1", 2)]
+    ("standardize", "layer", "made"), [("image", "fc", 1), (None, "fc", 1), ("neuron", "fc", 2), ("center", "fc", 2)]
 )
 def test_svd__is_spared_the_passes_whose_answers_came_along(
     make_job: MakeJob, threads: ThreadExecutor, standardize: str | None, layer: str, made: int
