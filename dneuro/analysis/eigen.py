@@ -73,11 +73,11 @@ class Eigenvectors:
 
 
 def columns_of(rank: int, images: int, neurons: int) -> int:
-    """Return the columns of a Krylov block: three and a half times the rank, at least 20 and at most 40 more.
+    """Return the columns of a Krylov block: three and a half times the rank, 10 to 40 more, and the random ones.
 
     A step costs its reading; wider blocks need fewer.
     """
-    return min(rank + min(max(2 * PROBES, 5 * rank // 2), 40), images, neurons)
+    return min(rank + min(max(PROBES, 5 * rank // 2), 40) + PROBES, images, neurons)
 
 
 def gram(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:

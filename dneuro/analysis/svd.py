@@ -116,7 +116,7 @@ def svd(
     Notes
     -----
     **Cost**: ``"tsqr"`` and ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` as a rule 4 passes, at most 13, state
-    8·P·l bytes per task, l = K + 20 … K + 40, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
+    8·P·l bytes per task, l = K + 20 … K + 50, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
     for the moments under ``"neuron"`` and ``"center"``. On the side of the images N and P change places. Where
     the rank is not known ``"krylov"`` looks for 16, 64 and at most 256 components, each time from what it has.
 
