@@ -30,7 +30,8 @@ class Event:
         ``started``, ``progress``, ``finished`` and ``failed`` belong to a step; ``note`` and ``warning``
         are lines of text.
     step : str
-        The step or operation it belongs to; empty for the run as a whole.
+        The step or operation it belongs to; empty for the run as a whole. A step of a member of a series has the
+        member's name before its own: ``alexnet/svd``.
     parent : str
         The step of a job inside which the operation runs; empty if there is none.
     message : str
@@ -89,13 +90,15 @@ class Pace:
 Listener = Callable[[Event], object]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("dneuro_listeners", default=())
 _parent: ContextVar[str] = ContextVar("dneuro_parent", default="")
+_member: ContextVar[str] = ContextVar("dneuro_member", default="")
 
 
 def emit(kind: Kind, step: str = "", message: str = "", **fields: Any) -> None:
     """Tell every listener; without listeners this costs next to nothing."""
     listeners = _listeners.get()
     if listeners:
-        event = Event(kind, step, message, _parent.get(), **fields)
+        parent = _parent.get()
+        event = Event(kind, step if parent else step_of(_member.get(), step), message, parent, **fields)
         for listener in listeners:
             listener(event)
 
@@ -123,8 +126,23 @@ def only(listener: Listener) -> Iterator[None]:
 @contextlib.contextmanager
 def inside(step: str) -> Iterator[None]:
     """Mark every event emitted inside the ``with`` block as part of the step of a job."""
-    token = _parent.set(step)
+    token = _parent.set(step_of(_member.get(), step))
     try:
         yield
     finally:
         _parent.reset(token)
+
+
+@contextlib.contextmanager
+def of_member(member: str) -> Iterator[None]:
+    """Let the steps of a job that are worked on inside the ``with`` block be those of a member of a series."""
+    token = _member.set(member)
+    try:
+        yield
+    finally:
+        _member.reset(token)
+
+
+def step_of(member: str, step: str) -> str:
+    """Return the name that a step of a member has in events."""
+    return f"{member}/{step}" if member and step else step

@@ -27,15 +27,17 @@ def submit(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson
     from dneuro.jobs.submitting import submit as start
     from dneuro.progress import showing
     from dneuro.quantities import format_bytes
+    from dneuro.spec import store_pattern
 
     with showing(quiet=True):
         folder, plan = start(*read_both(str(find_job(job)), cluster or "local", settings or ()))
+    store = store_pattern(folder.read_job())
     if json:
-        print_json({"id": folder.id, "folder": str(folder.path), "store": plan.study.job.store, "plan": plan.to_dict()})
+        print_json({"id": folder.id, "folder": str(folder.path), "store": store, "plan": plan.to_dict()})
         return
     typer.echo(folder.id)
-    units = f"{plan.extract.units} units" + (f", {plan.done} of them done" if plan.done else "")
-    typer.echo(f"{units}, {format_bytes(plan.disk_bytes)} before compression; store {plan.study.job.store}", err=True)
+    units = f"{plan.units} units" + (f", {plan.done} of them done" if plan.done else "")
+    typer.echo(f"{units}, {format_bytes(plan.disk_bytes)} before compression; store {store}", err=True)
     more = set_by(cluster)
     for command, what in (("status", "how far it is"), ("logs -f", "follow it"), ("cancel", "end it")):
         verb, *flags = command.split()
@@ -121,9 +123,9 @@ def resume(job: JobId, cluster: OfCluster = None, json: AsJson = False) -> None:
     with showing(quiet=True):
         plan = start(folder)
     if json:
-        print_json({"id": folder.id, "units": plan.extract.units, "units_done": plan.done})
+        print_json({"id": folder.id, "units": plan.units, "units_done": plan.done})
     else:
-        typer.echo(f"{folder.id}: goes on, {plan.done} of {plan.extract.units} units are done")
+        typer.echo(f"{folder.id}: goes on, {plan.done} of {plan.units} units are done")
 
 
 def retry(

@@ -80,11 +80,11 @@ def plan(
     spec = read_study(find_job(job), settings or ())
     backend = backend_of(profile)
     sizes = cache(backend.sizes)
-    if isinstance(spec, SeriesSpec):
-        _plan_members(spec, profile, sizes, calibrate, json)
-        return
     folder = JobFolder.of(profile.state, spec)
     sent = backend.preview(folder.path, command_of(folder), spec.name)
+    if isinstance(spec, SeriesSpec):
+        _plan_members(spec, profile, sizes, calibrate, json, sent)
+        return
     with showing(quiet=True):
         found = plan_job(spec, sizes)
         if not json:
@@ -99,12 +99,17 @@ def plan(
         return
     if foretold:
         show_forecast(foretold)
+    _show_sent(profile, sent)
+
+
+def _show_sent(profile: ProfileSpec, sent: str) -> None:
+    """Print what a cluster would be sent, where that is a file of its own."""
     if profile.backend in ("slurm", "kubernetes"):
         typer.echo(f"\nsent by `dneuro submit`:\n\n{sent}", nl=False)
 
 
 def _plan_members(
-    series: SeriesSpec, profile: ProfileSpec, sizes: Callable[[str], WorkerSizes], calibrate: int, json: bool
+    series: SeriesSpec, profile: ProfileSpec, sizes: Callable[[str], WorkerSizes], calibrate: int, json: bool, sent: str
 ) -> None:
     """Print what a job over several networks or checkpoints will cost."""
     from dneuro.jobs.members import plan_members
@@ -117,11 +122,13 @@ def _plan_members(
             show_members(plans, sizes)
         forecasts = plans.forecasts(profile, calibrate) if calibrate else {}
     if json:
-        print_json({**plans.to_dict(), "forecasts": {name: one.to_dict() for name, one in forecasts.items()}})
+        print_json({**plans.to_dict(), "forecasts": {name: one.to_dict() for name, one in forecasts.items()},
+                    "sent": sent})  # fmt: skip
         return
     for member, one in forecasts.items():
         typer.echo(f"\n{member}:")
         show_forecast(one)
+    _show_sent(profile, sent)
 
 
 @contextlib.contextmanager

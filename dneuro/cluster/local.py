@@ -27,6 +27,10 @@ from dneuro.spec.profile import PoolSpec, ProfileSpec
 SHARE = 0.8
 """Share of the free memory that the workers get together, where the profile does not say."""
 
+KEPT = "1000 days"
+"""How long a lost worker may be away: for good, since its nanny starts it again. dask's own cluster looks once, 15
+seconds after a loss, and closes the nanny of a worker that is not there just then, be it about to come."""
+
 LEAST = 1664 * MiB
 """Memory below which another worker is not worth having, where the profile does not say how many."""
 
@@ -87,6 +91,7 @@ class LocalBackend(processes.DriversHere):
             **scheduler_settings(timeout),
             **worker_settings(),
             "distributed.comm.timeouts.connect": f"{timeout}s",
+            "distributed.deploy.lost-worker-timeout": KEPT,
         }
         with contextlib.ExitStack() as stack:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-", ignore_cleanup_errors=True))

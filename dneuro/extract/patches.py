@@ -228,6 +228,11 @@ def _lists(store: Store, layer: str, recorded: xr.Dataset, top: Any, k: Any) -> 
     dims = tuple(map(str, found["top_image"].dims))
     if set(dims) != {"channel", "rank"}:
         raise ArrayError(f"top images over {dims}: patches are of channels", hint="per='channel'")
+    last, images = int(found["top_image"].max()), store.images.sizes["image"]
+    if last >= images:
+        raise ArrayError(
+            f"image {last} is among the top images, and {store.path} has {images}", hint="the lists of this store"
+        )
     known, readable = found.sizes["rank"], int((store.images["status"].values == 0).sum())
     if top is None and known < min(k, readable):
         raise ArrayError(

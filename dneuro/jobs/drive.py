@@ -6,19 +6,20 @@ import contextlib
 import os
 from pathlib import Path
 
+from dneuro import events
 from dneuro.cluster import Backend, backend_of
 from dneuro.cluster.processes import this_process
 from dneuro.errors import CancelledError, UsageError
 from dneuro.jobs.attempt import Attempt
-from dneuro.jobs.driver import JobResult, run_job
+from dneuro.jobs.driver import JobResult
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Asked, Holder
-from dneuro.jobs.planning import JobPlan, plan_job
-from dneuro.spec.job import JobSpec
+from dneuro.jobs.members import AnyPlan, MembersResult, plan_any, run_any
+from dneuro.spec import AnyJob, members_of, store_pattern
 from dneuro.store.files import locate
 
 
-def drive(place: str) -> JobResult:
+def drive(place: str) -> JobResult | MembersResult:
     """Run the job of a folder, as the detached process that `submit` starts.
 
     Parameters
@@ -49,23 +50,20 @@ def was_cancelled(place: str) -> bool:
     return bool(JobFolder(locate(place).absolute()).read("cancel"))
 
 
-def run_here(folder: JobFolder, plan: JobPlan, backend: Backend) -> JobResult:
-    """Run a job as a process that somebody sits at; others may follow and cancel it by its folder."""
-    return attend(folder, plan.study.job, backend, plan)
-
-
-def attend(folder: JobFolder, job: JobSpec, backend: Backend, plan: JobPlan | None = None) -> JobResult:
-    """Make one attempt at a job: plan, open the machines, run.
+def attend(
+    folder: JobFolder, job: AnyJob, backend: Backend, plan: AnyPlan | None = None
+) -> JobResult | MembersResult:
+    """Make one attempt at a job: plan, open the machines, run. Others may follow and cancel it by its folder.
 
     Parameters
     ----------
     folder : JobFolder
         The job's.
-    job : JobSpec
+    job : JobSpec or SeriesSpec
         The job.
     backend : Backend
         Where it runs.
-    plan : JobPlan, optional
+    plan : JobPlan or MembersPlan, optional
         Of the job, if somebody sits here and has seen it; else it is planned as the first thing, and units that failed
         again and again in earlier attempts stay left out unless `retry` was asked for.
 
@@ -74,18 +72,19 @@ def attend(folder: JobFolder, job: JobSpec, backend: Backend, plan: JobPlan | No
     BusyError
         If another driver is at work on the job.
     """
-    steps = [step.id for step in job.steps]
+    members = members_of(job)
+    steps = [events.step_of(member, step.id) for member, one in members.items() for step in one.steps]
     detached = plan is None
-    with Attempt(folder, steps, job.store, ask=_known_dead(folder), detached=detached) as attempt:
+    with Attempt(folder, steps, store_pattern(job), ask=_known_dead(folder), detached=detached) as attempt:
         if not detached:
             folder.remember("driver", this_process("local").to_dict())
-        planned = plan or plan_job(job, backend.sizes)
+        planned = plan or plan_any(job, backend.sizes)
         own = attempt.place if isinstance(attempt.place, Path) else None
         with backend.open(folder=own, name=job.name) as machines:
             attempt.machines_are_up(machines.client)
             try:
-                threads = backend.sizes(job.extract.pool_name).cpus
-                result = run_job(planned, machines, threads=threads, retry=not detached or attempt.takes_retry())
+                threads = backend.sizes(next(iter(members.values())).extract.pool_name).cpus
+                result = run_any(planned, machines, threads=threads, retry=not detached or attempt.takes_retry())
             finally:
                 attempt.machines_go_down()
         attempt.reached(report=None if result.report is None else str(result.report))

@@ -142,14 +142,14 @@ def waste(folders: list[JobFolder], *, older: float = 0.0) -> list[Waste]:
         ended = now.found.get("ended")
         if now.state not in RESTING:
             continue
-        found += _partials(folder)
+        for store in folder.stores.values():
+            found += _partials(units_folder(store))
         if now.state in ("done", "cancelled") and ended is not None and time.time() - ended >= older:
             found.append(Waste("job", folder.path, f"{now.state} {format_duration(time.time() - ended)} ago"))
     return found
 
 
-def _partials(folder: JobFolder) -> list[Waste]:
-    units = units_folder(folder.store)
+def _partials(units: Location) -> list[Waste]:
     busy = holder(units / "attempts")
     if isinstance(units, RemotePath) or not units.is_dir() or (busy is not None and busy.alive is not False):
         return []

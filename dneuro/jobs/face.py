@@ -12,20 +12,29 @@ from typing import Any
 
 from dneuro.cluster import backend_of, profile_folders
 from dneuro.errors import UsageError
-from dneuro.jobs.drive import run_here
+from dneuro.jobs.drive import attend
 from dneuro.jobs.driver import JobResult, run_job
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import refuse_if_busy
-from dneuro.jobs.members import MembersResult, plan_members, run_members
-from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.members import MembersResult, plan_any, run_members
 from dneuro.jobs.submitting import read_cluster
-from dneuro.spec import JobSpec, ProfileSpec, SeriesSpec, find_profile, parse_job, read_profile, read_study
+from dneuro.spec import (
+    AnyJob,
+    JobSpec,
+    ProfileSpec,
+    SeriesSpec,
+    find_profile,
+    members_of,
+    parse_job,
+    read_profile,
+    read_study,
+)
 from dneuro.store.opening import Store, open_store
 from dneuro.store.units import units_folder
 
 
 def run(
-    job: JobSpec | SeriesSpec | str | os.PathLike[str],
+    job: AnyJob | str | os.PathLike[str],
     *,
     cluster: ProfileSpec | str | os.PathLike[str] | None = None,
     client: Any = None,
@@ -63,18 +72,12 @@ def run(
         raise UsageError("run() takes a cluster or a client, not both", hint="leave one of them out")
     profile = read_cluster(cluster)
     backend = backend_of(profile)
-
-    def run_one(planned: JobPlan, as_given: JobSpec) -> JobResult:
-        folder = JobFolder.of(profile.state, as_given)
-        folder.write(as_given, profile, planned.to_dict(), "run")
-        return run_here(folder, planned, backend)
-
-    several = spec.members.values() if isinstance(spec, SeriesSpec) else [spec]
-    for one in several:
+    for one in members_of(spec).values():
         refuse_if_busy(units_folder(one.store) / "attempts")  # before workers are started for nothing
-    if isinstance(spec, SeriesSpec):
-        return run_members(plan_members(spec, backend.sizes), run_one=run_one)
-    return run_one(plan_job(spec, backend.sizes), spec)
+    planned = plan_any(spec, backend.sizes)
+    folder = JobFolder.of(profile.state, spec)
+    folder.write(spec, profile, planned.to_dict(), "run")
+    return attend(folder, spec, backend, planned)
 
 
 def extract(

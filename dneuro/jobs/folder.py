@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from dneuro.errors import UsageError, suggest
-from dneuro.spec import JobSpec, parse_job, parse_profile
+from dneuro.spec import AnyJob, members_of, parse_profile, parse_study
 from dneuro.spec.profile import ProfileSpec
 from dneuro.store.files import Location, locate, read_json, remove, write_atomically, write_json
 from dneuro.store.remote import RemotePath, is_url
@@ -50,7 +50,7 @@ class JobFolder:
     path: Location
 
     @classmethod
-    def of(cls, state: str | Location, job: JobSpec) -> JobFolder:
+    def of(cls, state: str | Location, job: AnyJob) -> JobFolder:
         """Return the folder of a job in a state folder: one per name and store; it need not be there yet."""
         identity = hashlib.sha256(str(locate(job.store).absolute()).encode()).hexdigest()[:8]
         return cls(locate(state).absolute() / JOBS / f"{job.name}-{identity}")
@@ -69,7 +69,7 @@ class JobFolder:
         """Return the folder of one attempt."""
         return self.attempts / f"{number:03d}"
 
-    def write(self, job: JobSpec, profile: ProfileSpec | None, plan: Mapping[str, Any], command: str) -> None:
+    def write(self, job: AnyJob, profile: ProfileSpec | None, plan: Mapping[str, Any], command: str) -> None:
         """Write what is submitted, in the place of what was before."""
         (self.path / "cancel.json").unlink(missing_ok=True)
         self._write_yaml("job.yaml", job.model_dump(mode="json"))
@@ -83,10 +83,10 @@ class JobFolder:
         text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
         write_atomically(self.path / name, lambda file: file.write(text.encode()))
 
-    def read_job(self) -> JobSpec:
+    def read_job(self) -> AnyJob:
         """Return the job."""
         place = self.path / "job.yaml"
-        return parse_job(place.read_text(), str(place))
+        return parse_study(place.read_text(), str(place))
 
     def read_profile(self) -> ProfileSpec:
         """Return the profile that the job was submitted with."""
@@ -108,10 +108,10 @@ class JobFolder:
         return str(self.read("submitted").get("folder", os.curdir))
 
     @property
-    def store(self) -> Location:
-        """The job's store, from wherever one looks."""
-        store = self.read_job().store
-        return locate(store) if is_url(store) else Path(self.submitted_in) / store
+    def stores(self) -> dict[str, Location]:
+        """The store of each member, from wherever one looks; of a job about one network its store, with no name."""
+        own = {member: job.store for member, job in members_of(self.read_job()).items()}
+        return {member: locate(to) if is_url(to) else Path(self.submitted_in) / to for member, to in own.items()}
 
     def remove(self) -> None:
         """Remove the folder; the store is not in it."""

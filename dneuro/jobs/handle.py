@@ -13,7 +13,7 @@ from dneuro.jobs import ending, submitting, watching
 from dneuro.jobs.folder import JobFolder, find, folders
 from dneuro.jobs.watching import JobStatus
 from dneuro.quantities import format_duration
-from dneuro.spec import JobSpec, ProfileSpec, find_profile, read_profile
+from dneuro.spec import AnyJob, ProfileSpec, find_profile, read_profile
 from dneuro.store.opening import Store, open_store
 
 _ERRORS = {"partial": PartialError, "cancelled": CancelledError}
@@ -84,8 +84,8 @@ class Job:
         """Start another driver, if the last one is gone."""
         submitting.resume(self._folder)
 
-    def result(self, timeout: float | None = None) -> Store:
-        """Wait until the job is over and open its store.
+    def result(self, timeout: float | None = None) -> Store | dict[str, Store]:
+        """Wait until the job is over and open its store; of a job about several networks those of all, by name.
 
         Raises
         ------
@@ -98,14 +98,15 @@ class Job:
         if now.state != "done":
             said = now.found.get("error") or {"message": f"job {self.id} is {now.state}"}
             raise _ERRORS.get(now.state, DneuroError)(said["message"], hint=now.advice or said.get("hint"))
-        return open_store(self._folder.store)
+        stores = {member: open_store(store) for member, store in self._folder.stores.items()}
+        return stores.get("", stores)
 
     def __repr__(self) -> str:
         return f"<dneuro job {self.id}: {self.status().state}>"
 
 
 def submit(
-    job: JobSpec | str | os.PathLike[str],
+    job: AnyJob | str | os.PathLike[str],
     cluster: ProfileSpec | str | os.PathLike[str] = "local",
     *,
     overrides: Sequence[str] = (),
@@ -114,7 +115,7 @@ def submit(
 
     Parameters
     ----------
-    job : JobSpec or path
+    job : JobSpec, SeriesSpec or path
         What to compute.
     cluster : ProfileSpec or path
         A profile, or its path or name: where to compute.

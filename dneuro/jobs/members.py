@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,8 @@ from dneuro.jobs.driver import JobResult, run_job
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.pools import SizesOf
 from dneuro.jobs.reporting import report_folder
-from dneuro.spec.job import JobSpec
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.series import SeriesSpec
+from dneuro.spec.series import AnyJob, SeriesSpec
 from dneuro.spec.steps import ReportStep
 from dneuro.store.creating import put
 from dneuro.store.files import Location, remove
@@ -77,6 +76,16 @@ class MembersPlan:
     members: dict[str, JobPlan]
 
     @property
+    def units(self) -> int:
+        """Units of all extractions together."""
+        return sum(plan.units for plan in self.members.values())
+
+    @property
+    def done(self) -> int:
+        """Units that are done already."""
+        return sum(plan.done for plan in self.members.values())
+
+    @property
     def disk_bytes(self) -> int:
         """Bytes on disk, uncompressed, of all members together."""
         return sum(plan.disk_bytes for plan in self.members.values())
@@ -100,6 +109,15 @@ class MembersPlan:
         }
 
 
+AnyPlan = JobPlan | MembersPlan
+"""The plan of a job about one network, or about several."""
+
+
+def plan_any(job: AnyJob, where: Sizes | SizesOf) -> AnyPlan:
+    """Check a job in full, whether it has members or not, and return its plan; as `dneuro.jobs.planning.plan_job`."""
+    return plan_members(job, where) if isinstance(job, SeriesSpec) else plan_job(job, where)
+
+
 def plan_members(series: SeriesSpec, where: Sizes | SizesOf) -> MembersPlan:
     """Check all members in full and return their plans; the images are listed once. Starts nothing, writes nothing.
 
@@ -117,21 +135,26 @@ def plan_members(series: SeriesSpec, where: Sizes | SizesOf) -> MembersPlan:
     return MembersPlan(series, plans)
 
 
-def run_members(
-    job: SeriesSpec | MembersPlan, client: Any = None, *, run_one: Callable[[JobPlan, JobSpec], JobResult] | None = None
-) -> MembersResult:
+def run_any(plan: AnyPlan, client: Any, **settings: Any) -> JobResult | MembersResult:
+    """Run a job that was planned, whether it has members or not; as `dneuro.jobs.driver.run_job`."""
+    if isinstance(plan, MembersPlan):
+        return run_members(plan, client, **settings)
+    return run_job(plan, client, **settings)
+
+
+def run_members(job: SeriesSpec | MembersPlan, client: Any = None, **settings: Any) -> MembersResult:
     """Run a job for each of its members; run it again to resume it.
 
-    All members are checked before the first one is started.
+    All members are checked before the first one is started. Events of their steps name the member.
 
     Parameters
     ----------
     job : SeriesSpec or MembersPlan
         What to compute, or the plans of it.
-    client : distributed.Client, optional
+    client : distributed.Client, Machines or Executor, optional
         Where; the default is the active dask client, else threads.
-    run_one : callable, optional
-        What runs a member, planned and as it was given, in place of `client`.
+    **settings
+        As `dneuro.jobs.driver.run_job` takes them.
 
     Raises
     ------
@@ -147,9 +170,8 @@ def run_members(
     for number, (member, one) in enumerate(plan.members.items(), 1):
         events.emit("note", "", f"{member}, {number} of {len(plan.members)}")
         try:
-            with _naming(member):
-                given = plan.series.members[member]
-                results[member] = run_one(one, given) if run_one else run_job(one, client)
+            with _naming(member), events.of_member(member):
+                results[member] = run_job(one, client, **settings)
         except PartialError as error:
             failed.append(error)
     if failed:

@@ -42,6 +42,11 @@ class JobPlan:
     limits: dict[str, int]
 
     @property
+    def units(self) -> int:
+        """Units of the extraction."""
+        return self.extract.units
+
+    @property
     def extract(self) -> ExtractPlan:
         """Sizes of the extraction."""
         return self.study.plan

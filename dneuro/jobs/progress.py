@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -76,7 +77,7 @@ class Progress:
 
     def __init__(self, steps: Iterable[str]) -> None:
         self.steps = {name: StepProgress(name) for name in steps}
-        self.units: dict[str, int] = {}
+        self._units: dict[str, dict[str, int]] = {}
         self.warnings = 0
         self.workers: dict[str, int] = {}
         self.memory: dict[str, dict[str, int]] = {}
@@ -86,9 +87,17 @@ class Progress:
         if event.kind == "warning":
             self.warnings += 1
         if "units" in event.data:
-            self.units = dict(event.data["units"])
+            self._units[event.step] = dict(event.data["units"])
         if not event.parent and event.total and event.kind in ("started", "progress", "finished"):
             self.steps.setdefault(event.step, StepProgress(event.step)).take(event)
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Units done, failed, …: of all members of a series that were begun."""
+        found: Counter[str] = Counter()
+        for units in self._units.values():
+            found.update(units)
+        return dict(found)
 
     def fail(self) -> None:
         """Note that the attempt has ended in the midst of its steps."""

@@ -12,9 +12,19 @@ from dneuro.errors import BusyError, UsageError
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder, refuse_if_busy
-from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.members import AnyPlan, plan_any
 from dneuro.jobs.watching import driver_state, status
-from dneuro.spec import JobSpec, ProfileSpec, SeriesSpec, find_profile, read_profile, read_study
+from dneuro.spec import (
+    AnyJob,
+    JobSpec,
+    ProfileSpec,
+    SeriesSpec,
+    find_profile,
+    members_of,
+    read_profile,
+    read_study,
+    store_pattern,
+)
 from dneuro.store.units import units_folder
 
 
@@ -24,21 +34,10 @@ def command_of(folder: JobFolder) -> list[str]:
 
 
 def read_both(
-    job: JobSpec | str | os.PathLike[str], cluster: ProfileSpec | str | os.PathLike[str], overrides: Sequence[str] = ()
-) -> tuple[JobSpec, ProfileSpec]:
-    """Return a job and a profile, each given as such or as a file.
-
-    Raises
-    ------
-    UsageError
-        If the job is about several networks or checkpoints, each of which would be a job of its own.
-    """
-    spec = job if isinstance(job, JobSpec) else read_study(Path(job), overrides)
-    if isinstance(spec, SeriesSpec):
-        raise UsageError(
-            f"job {spec.name} is about {len(spec.members)} networks or checkpoints, and a driver works on one",
-            hint="dneuro run JOB runs them one after the other; or one job file for each",
-        )
+    job: AnyJob | str | os.PathLike[str], cluster: ProfileSpec | str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> tuple[AnyJob, ProfileSpec]:
+    """Return a job and a profile, each given as such or as a file."""
+    spec = job if isinstance(job, JobSpec | SeriesSpec) else read_study(Path(job), overrides)
     return spec, read_cluster(cluster)
 
 
@@ -49,19 +48,19 @@ def read_cluster(cluster: ProfileSpec | str | os.PathLike[str]) -> ProfileSpec:
     return read_profile(find_profile(os.fspath(cluster), profile_folders()))
 
 
-def submit(job: JobSpec, profile: ProfileSpec) -> tuple[JobFolder, JobPlan]:
+def submit(job: AnyJob, profile: ProfileSpec) -> tuple[JobFolder, AnyPlan]:
     """Check a job, write its folder and start its driver, which outlives this process.
 
     Parameters
     ----------
-    job : JobSpec
-        What to compute.
+    job : JobSpec or SeriesSpec
+        What to compute; one driver works on all members of a series, one after the other, on the same workers.
     profile : ProfileSpec
         Where.
 
     Returns
     -------
-    (JobFolder, JobPlan)
+    (JobFolder, JobPlan or MembersPlan)
         Where its state is, and what it will cost.
 
     Raises
@@ -76,8 +75,9 @@ def submit(job: JobSpec, profile: ProfileSpec) -> tuple[JobFolder, JobPlan]:
     backend = backend_of(profile)
     folder = JobFolder.of(profile.state, job)
     _refuse_if_driven(folder, backend)
-    refuse_if_busy(units_folder(job.store) / "attempts")
-    planned = plan_job(job, backend.sizes)
+    for one in members_of(job).values():
+        refuse_if_busy(units_folder(one.store) / "attempts")
+    planned = plan_any(job, backend.sizes)
     folder.write(job, profile, planned.to_dict(), "submit")
     (folder.path / "retry.json").unlink(missing_ok=True)
     folder.remember("retry", {})  # whoever submits a job wants all of it
@@ -85,7 +85,7 @@ def submit(job: JobSpec, profile: ProfileSpec) -> tuple[JobFolder, JobPlan]:
     return folder, planned
 
 
-def resume(folder: JobFolder) -> JobPlan:
+def resume(folder: JobFolder) -> AnyPlan:
     """Start another driver for a job that is not done; what is done stays done.
 
     Raises
@@ -103,7 +103,7 @@ def resume(folder: JobFolder) -> JobPlan:
     if now.state == "done":
         raise UsageError(f"job {folder.id} is done", hint="dneuro submit JOB, to have what was added to it computed")
     with _in_folder(folder.submitted_in):
-        planned = plan_job(folder.read_job(), backend.sizes)
+        planned = plan_any(folder.read_job(), backend.sizes)
     backend.clean_up(folder.path)  # what a dead driver may have left
     (folder.path / "cancel.json").unlink(missing_ok=True)
     _start(folder, backend)
@@ -122,7 +122,7 @@ def retry(folder: JobFolder) -> int:
     """
     backend = backend_of(folder.read_profile())
     _refuse_if_driven(folder, backend)
-    failed = sum(1 for _ in (units_folder(folder.store) / "quarantine").glob("*.json"))
+    failed = sum(1 for store in folder.stores.values() for _ in (units_folder(store) / "quarantine").glob("*.json"))
     if not failed:
         raise UsageError(f"no unit of job {folder.id} has failed for good", hint=f"dneuro resume {folder.id}")
     folder.remember("retry", {})
@@ -133,7 +133,7 @@ def retry(folder: JobFolder) -> int:
 def _start(folder: JobFolder, backend: Backend) -> DriverRef:
     job = folder.read_job()
     before = folder.read("status")
-    folder.remember("status", {**_blank(before), "id": folder.id, "store": job.store, "state": "pending"})
+    folder.remember("status", {**_blank(before), "id": folder.id, "store": store_pattern(job), "state": "pending"})
     ref = backend.start_driver(folder.path, command_of(folder), job.name)
     folder.remember("driver", ref.to_dict())
     return ref

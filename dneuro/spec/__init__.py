@@ -22,7 +22,7 @@ from dneuro.spec.job import JobSpec
 from dneuro.spec.network import NetworkSpec, Preprocessing
 from dneuro.spec.profile import PoolSpec, ProfileSpec
 from dneuro.spec.reading import parse_job, parse_profile, parse_study, read_job, read_profile, read_study
-from dneuro.spec.series import SeriesSpec
+from dneuro.spec.series import AnyJob, SeriesSpec, members_of, store_pattern
 from dneuro.spec.steps import (
     STEPS,
     AnalysisStep,
@@ -48,6 +48,7 @@ from dneuro.spec.steps import (
 __all__ = [
     "STEPS",
     "AnalysisStep",
+    "AnyJob",
     "ArrayImages",
     "Cifar10Images",
     "ClustersStep",
@@ -80,10 +81,12 @@ __all__ = [
     "TopImagesStep",
     "TrainStep",
     "find_profile",
+    "members_of",
     "parse_job",
     "parse_profile",
     "parse_study",
     "read_job",
     "read_profile",
     "read_study",
+    "store_pattern",
 ]

@@ -17,7 +17,7 @@ from dneuro.spec.job import JobSpec
 from dneuro.spec.outline import outline
 from dneuro.spec.problems import KeyPath, Problem, ProblemsError, shown
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.series import SeriesSpec
+from dneuro.spec.series import AnyJob, SeriesSpec
 
 S = TypeVar("S", bound=Spec)
 _WORDS: dict[type[Spec], str] = {JobSpec: "job", SeriesSpec: "job", ProfileSpec: "profile"}
@@ -41,12 +41,12 @@ def read_job(path: str | PathLike[str], overrides: Sequence[str] = ()) -> JobSpe
     return _parse(JobSpec, files.read_text(path, "job"), str(path), overrides)
 
 
-def read_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> JobSpec | SeriesSpec:
+def read_study(path: str | PathLike[str], overrides: Sequence[str] = ()) -> AnyJob:
     """Read and check a job file that may be about several networks or checkpoints; as `read_job`."""
     return parse_study(files.read_text(path, "job"), str(path), overrides)
 
 
-def parse_study(text: str, name: str = "<job>", overrides: Sequence[str] = ()) -> JobSpec | SeriesSpec:
+def parse_study(text: str, name: str = "<job>", overrides: Sequence[str] = ()) -> AnyJob:
     """Check the text of a job that may be about several networks or checkpoints; as `parse_job`."""
     if _names_several(text):
         return _parse(SeriesSpec, text, name, overrides)

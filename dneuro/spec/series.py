@@ -128,6 +128,20 @@ def member_store(store: str, member: str) -> str:
     return f"{stem}-{member}{store[len(stem) :]}"
 
 
+AnyJob = JobSpec | SeriesSpec
+"""A job about one network, or about several."""
+
+
+def members_of(job: AnyJob) -> dict[str, JobSpec]:
+    """Return the job of each member; of a job about one network itself, with no name."""
+    return job.members if isinstance(job, SeriesSpec) else {"": job}
+
+
+def store_pattern(job: AnyJob) -> str:
+    """Return where a job's store goes; with ``*`` for the name of the member, if it has several."""
+    return member_store(job.store, "*") if isinstance(job, SeriesSpec) else job.store
+
+
 def _steps_of(steps: Sequence[Step], layers: dict[str, LayerSpec]) -> list[Step]:
     """Return the steps for a member with these layers: what is asked of layers that it has not is left out."""
     layers = layers or next(step.layers for step in steps if isinstance(step, ExtractStep))

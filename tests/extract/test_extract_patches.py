@@ -224,6 +224,12 @@ def test_source__that_is_gone_or_moved(coloured: dn.Store, tmp_path: Path) -> No
         dn.top_patches(coloured, "4", images={"source": "photos"}, k=6)
 
 
+def test_patches__of_images_that_the_store_has_not_are_refused(digits: dn.Store, threads: ThreadExecutor) -> None:
+    top = dn.top_images(digits["relu1"], k=3, client=threads)
+    with pytest.raises(ArrayError, match=r"image \d+ is among the top images, and .* has \d+"):
+        dn.top_patches(digits, "relu1", k=3, top=top.assign(top_image=top["top_image"] + 10**6))
+
+
 def test_source__of_other_images_is_refused(coloured: dn.Store, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "photos", tmp_path / "other")
     (tmp_path / "other" / "a" / "00.png").unlink()

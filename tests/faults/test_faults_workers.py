@@ -61,6 +61,13 @@ def all_here(machines: Machines) -> bool:
     return len(machines.client.scheduler_info(n_workers=-1)["workers"]) == 2
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "in time"
+        time.sleep(0.05)
+
+
 def lose(machines: Machines, random_one: random.Random) -> None:
     """End a random worker in a random way."""
     address, pid = random_one.choice(sorted(pids(machines).items()))
@@ -127,6 +134,23 @@ def test_workers__lost_at_random_cost_nothing(
     assert result.outcome.units == len(list(Path(f"{result.store}.units").glob("extract/fc/*.done")))
     same_store(result.store, run_job(make_job(store="clean.zarr", **settings), threads).store)
     measured(workers_lost=count, units=result.outcome.units, units_failed=0, units_tried_again=len(failed))
+
+
+def test_worker__lost_twice_in_a_row_comes_back(machines: Machines) -> None:
+    """dask looks 15 seconds after a loss whether the worker is there, and else gives its place up."""
+
+    def workers() -> dict[str, str]:
+        return {worker["name"]: at for at, worker in machines.client.scheduler_info(n_workers=-1)["workers"].items()}
+
+    began = time.monotonic()
+    for moment in (0, 14.4):
+        wait_for(lambda: all_here(machines))
+        time.sleep(max(0, began + moment - time.monotonic()))
+        address = workers()["extract-0"]
+        os.kill(pids(machines)[address], signal.SIGKILL)
+        wait_for(lambda address=address: address not in workers().values())
+    time.sleep(max(0, began + 16 - time.monotonic()))
+    wait_for(lambda: all_here(machines))
 
 
 def test_worker__that_stands_still_is_given_up_and_its_units_move(

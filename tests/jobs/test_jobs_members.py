@@ -14,13 +14,15 @@ import xarray as xr
 import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import DneuroError, NetworkError
-from dneuro.jobs import study
+from dneuro.errors import DneuroError, NetworkError, PartialError
+from dneuro.jobs import drive, ending, study, submitting
 from dneuro.jobs.driver import run_job
+from dneuro.jobs.folder import JobFolder, folders
 from dneuro.jobs.members import MembersResult, plan_members, run_members
+from dneuro.jobs.watching import status
 from dneuro.nets.convnet import ConvNet
 from dneuro.nets.weights import save_state
-from dneuro.spec import SeriesSpec, parse_study
+from dneuro.spec import PoolSpec, ProfileSpec, SeriesSpec, parse_study
 
 STEPS = [{"extract": {"layers": ["relu1", "fc"], "images_per_unit": 16}}, {"svd": {"layer": "fc", "rank": 2}}]
 
@@ -145,3 +147,68 @@ def test_run__gives_the_results_by_member(make: Callable[..., SeriesSpec], tmp_p
     assert dn.open(found["epoch-1"].store).results["svd"]["fc"].sizes["component"] == 1
     with pytest.raises(DneuroError, match=r"epoch-1: .*was made from something else"):
         dn.run(path, overrides=["images.sample=30"])
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> ProfileSpec:
+    pool = PoolSpec(workers=1, memory="3GiB")
+    return ProfileSpec(backend="local", state=str(tmp_path / "state"), pools={"extract": pool})
+
+
+def test_members__are_one_job_when_they_are_submitted(make: Callable[..., SeriesSpec], profile: ProfileSpec) -> None:
+    spec = make({"report": {"index": False}})
+    job = dn.submit(spec, profile)
+    assert job.id.startswith("training-")
+    end = job.wait(180)
+    assert end.state == "done", (job._folder.path / "driver.log").read_text()
+    assert [(step["step"], step["state"]) for step in end.found["steps"]] == [
+        (f"{member}/{step}", "done") for member in ("epoch-1", "epoch-2") for step in ("extract", "svd", "report")
+    ]
+    assert end.found["units"] == {"total": 6, "done": 6, "failed": 0, "masked": 0}
+    assert Path(end.found["store"]).name == "training-*.zarr"
+    assert Path(end.found["report"]).parent.name == "training.zarr.report"
+    stores = job.result()
+    assert isinstance(stores, dict)
+    assert list(stores) == ["epoch-1", "epoch-2"]
+    assert not stores["epoch-1"]["fc"].equals(stores["epoch-2"]["fc"])
+    assert len(end.found["memory"]) == 1, "one worker for both"
+
+
+def test_members__that_failed_in_part_are_tried_again(
+    make: Callable[..., SeriesSpec], profile: ProfileSpec, threads_as_machines: ThreadExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from dneuro.extract import task
+
+    honest = task.batches
+
+    def batches(work: Any, layers: Any, start: int, stop: int) -> Any:
+        if start == 16 and "epoch-1" in str(work.weights):
+            raise ValueError("torn")
+        return honest(work, layers, start, stop)
+
+    monkeypatch.setattr(task, "batches", batches)
+    with pytest.raises(PartialError, match="epoch-1: 1 of 3 units"):
+        dn.run(make(), cluster=profile)
+    (folder,) = folders(profile.state)
+    found = status(folder)
+    assert (found.state, found.found["units"]["failed"]) == ("partial", 1)
+    assert dn.open(make().members["epoch-2"].store).results["svd"]["fc"].sizes["component"] == 2, "the other is done"
+    monkeypatch.setattr(submitting, "_start", lambda *args: None)
+    assert submitting.retry(folder) == 1
+    monkeypatch.setattr(task, "batches", honest)
+    done = drive.drive(str(folder.path))
+    assert isinstance(done, MembersResult)
+    assert [one.outcome.done_before for one in done.values()] == [2, 3]
+    assert status(folder).state == "done"
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_members__gc_clears_beside_each_of_their_stores(make: Callable[..., SeriesSpec], profile: ProfileSpec) -> None:
+    spec = make()
+    dn.run(spec, cluster=profile)
+    strays = [Path(f"{one.store}.units") / "extract" / ".00000.done.x.partial" for one in spec.members.values()]
+    for stray in strays:
+        stray.write_text("half")
+    found = ending.waste(list(folders(profile.state)))
+    assert {one.path for one in found} == {*strays, JobFolder.of(profile.state, spec).path}

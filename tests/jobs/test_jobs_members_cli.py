@@ -37,6 +37,7 @@ def test_plan__sums_up_the_members(job: Path) -> None:
     assert list(found["members"]) == ["a", "b"]
     assert found["disk_bytes"] == sum(plan["disk_bytes"] for plan in found["members"].values())
     assert found["forecasts"] == {}
+    assert "drive" in found["sent"]
     shown = call("plan", job)
     for words in ("a:", "two-b: 40 images", "two: 2 members, one after the other; on disk"):
         assert words in shown

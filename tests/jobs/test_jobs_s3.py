@@ -16,12 +16,13 @@ import torch
 import zarr.core.sync
 
 import dneuro as dn
+from dneuro.cluster import backend_of
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, NotAStoreError, PartialError, StoreError
 from dneuro.extract import task
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.lease import Lease
-from dneuro.spec import JobSpec, parse_job
+from dneuro.spec import JobSpec, PoolSpec, ProfileSpec, parse_job
 from dneuro.store import remote
 from dneuro.store.files import claim, locate, sizes
 from dneuro.store.remote import RemotePath
@@ -124,6 +125,20 @@ def test_s3__a_killed_and_resumed_job_equals_one_on_disk(
     assert bucket.exists("dneuro-test/runs/acts.zarr.report/index.html")
     again = run_job(at(job, URL), threads)
     assert (again.outcome.images, again.computed) == (0, 0)
+
+
+def test_s3__worker_processes_write_what_threads_write_on_a_disk(
+    bucket: Any, make_job: MakeJob, threads: ThreadExecutor
+) -> None:
+    job = make_job(*STEPS[1:], images={"source": "digits", "sample": 40})
+    there = run_job(job, threads).store
+    profile = ProfileSpec(backend="local", pools={"extract": PoolSpec(workers=2, memory="3GiB")})
+    with backend_of(profile).open() as machines:
+        found = run_job(at(job, URL), machines)
+    assert (str(found.store), found.computed) == (URL, 2)
+    ours, local = contents(URL), contents(there)
+    assert ours.keys() == local.keys()
+    assert [name for name in ours if ours[name] != local[name]] == []
 
 
 def test_s3__is_opened_asked_and_verified(bucket: Any, job: JobSpec, threads: ThreadExecutor) -> None:
