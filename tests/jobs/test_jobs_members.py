@@ -183,7 +183,7 @@ def test_members__that_failed_in_part_are_tried_again(
     honest = task.batches
 
     def batches(work: Any, layers: Any, start: int, stop: int) -> Any:
-        if start == 16 and "epoch-1" in str(work.weights):
+        if start == 16 and work.store.name == "training-epoch-1.zarr":
             raise ValueError("torn")
         return honest(work, layers, start, stop)
 
