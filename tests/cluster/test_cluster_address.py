@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import pytest
 
 from dneuro.cluster import backend_of, versions
@@ -32,7 +33,11 @@ def address(keys: Path) -> Iterator[str]:
         for name, resources in (("gpu-0", {"GPU": 1}), ("gpu-1", {"GPU": 1}), ("big-0", {}))
     }  # fmt: skip
     options = {**common, "port": 0, "protocol": "tls://", "dashboard_address": "127.0.0.1:0"}
-    with SpecCluster(workers, {"cls": Scheduler, "options": options}, security=security, silence_logs=50) as cluster:
+    # The workers are threads of this process, which may hold more than their limit of other tests: none is to pause.
+    with (
+        dask.config.set({f"distributed.worker.memory.{at}": False for at in ("target", "spill", "pause")}),
+        SpecCluster(workers, {"cls": Scheduler, "options": options}, security=security, silence_logs=50) as cluster,
+    ):
         yield cluster.scheduler_address
 
 
@@ -116,8 +121,6 @@ def test_workers__of_other_versions_are_refused_by_name(profile: Any, monkeypatc
 
 
 def test_worker__refuses_to_start_beside_other_versions() -> None:
-    import dask
-
     with dask.config.set({"dneuro.versions": versions.versions()}):
         versions.dask_setup(None)
     with (
