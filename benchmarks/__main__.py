@@ -83,6 +83,7 @@ def _parse(groups: list[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--memory", type=parse_bytes, default="512MiB", help="of each worker")
     parser.add_argument("--rounds", type=int, default=1, help="turns of all candidates of a question")
+    parser.add_argument("--device", default="", help="of the group `devices`: cuda, or torch:cpu to try it out")
     parser.add_argument("--large", action="store_true", help="also an array of 4 times the workers' memory")
     parser.add_argument("--only", default="", help="candidates whose name matches this pattern")
     parser.add_argument("--patience", type=float, default=900, help="seconds after which a candidate is ended")
@@ -91,6 +92,10 @@ def _parse(groups: list[str]) -> argparse.Namespace:
     asked = parser.parse_args()
     if unknown := set(asked.what) - set(groups):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
+    if not asked.device:
+        if asked.what == ["devices"]:
+            parser.error("devices takes --device cuda")
+        asked.what = [name for name in asked.what if name != "devices"]
     return asked
 
 
@@ -100,7 +105,7 @@ def _settings(asked: argparse.Namespace, folder: Path) -> Iterator[Setting]:
         counts.append(max(asked.images + 1, -(-4 * asked.workers * asked.memory // (4 * asked.neurons))))
     for images in counts:
         path = folder / f"{images}x{asked.neurons}.zarr"
-        yield Setting(path, images, asked.neurons, asked.rank, asked.workers, asked.memory)
+        yield Setting(path, images, asked.neurons, asked.rank, asked.workers, asked.memory, asked.device)
 
 
 def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> list[str]:
@@ -116,7 +121,8 @@ def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> l
     lines += _show(_row(HEADINGS), _row(["---"] * len(HEADINGS)))
     for i, runs in found.items():
         candidate = question.candidates[i]
-        lines += _show(_row([candidate.name, candidate.where, *_cells(question, runs, found[chosen[0]], truth)]))
+        name = candidate.name.replace("{device}", setting.device)
+        lines += _show(_row([name, candidate.where, *_cells(question, runs, found[chosen[0]], truth)]))
     return lines
 
 

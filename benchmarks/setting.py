@@ -26,6 +26,8 @@ class Setting:
         Sizes.
     workers, memory : int
         Processes of the cluster, one thread each, and bytes of each.
+    device : str
+        What the group `devices` computes on.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class Setting:
     rank: int
     workers: int
     memory: int
+    device: str = ""
 
     @property
     def nbytes(self) -> int:

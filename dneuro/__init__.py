@@ -18,7 +18,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dneuro.analysis import plan
+    from dneuro.analysis import on_device, plan
     from dneuro.analysis.clusters import clusters
     from dneuro.analysis.connections import connections
     from dneuro.analysis.cooccurrence import cooccurrence
@@ -73,6 +73,7 @@ _WHERE = {
     "mean_similarity": "dneuro.analysis",
     "moments": "dneuro.analysis",
     "nmf": "dneuro.analysis",
+    "on_device": "dneuro.analysis",
     "open": "dneuro.store.opening:open_store",
     "open_cluster": "dneuro.jobs.face",
     "patch_components": "dneuro.analysis",
@@ -116,6 +117,7 @@ __all__ = [
     "mean_similarity",
     "moments",
     "nmf",
+    "on_device",
     "open",
     "open_cluster",
     "patch_components",

@@ -8,7 +8,8 @@
     │   ├── ImageSourceError              images missing, mislabelled, empty
     │   ├── NetworkError                  unknown network or layer, weights that do not fit
     │   ├── ArrayError                    an array without the dims or dtype an analysis needs
-    │   └── MemoryLimitError              the plan does not fit; nothing was started
+    │   ├── MemoryLimitError              the plan does not fit; nothing was started
+    │   └── DeviceError                   a device that is not there, or has no room
     ├── UnreadableImageError        4     one image; extraction masks it and goes on
     ├── NonFiniteError              4     NaN or infinity among the activations
     ├── StoreError                  4     a store that is missing, foreign or damaged
@@ -84,6 +85,10 @@ class ArrayError(UsageError):
 
 class MemoryLimitError(UsageError):
     """A plan that does not fit into the memory there is; nothing was started."""
+
+
+class DeviceError(UsageError):
+    """A device that a worker does not have, or that has no room for a task; no other is taken in its place."""
 
 
 class UnreadableImageError(DneuroError):

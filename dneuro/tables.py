@@ -68,12 +68,18 @@ def show_plan(plan: JobPlan, sizes: Callable[[str], WorkerSizes]) -> None:
         table.add_row(
             question.step.id, question.layer, str(one.passes), format_bytes(one.read_bytes),
             format_bytes(one.result_bytes), format_bytes(one.worker_bytes) if one.worker_bytes else "",
-            format_bytes(one.driver_bytes), one.method,
+            format_bytes(one.driver_bytes), _how(one),
         )  # fmt: skip
     console.print(table)
     for note in plan.study.notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {', '.join(_peaks(plan))}")
+
+
+def _how(plan: Any) -> str:
+    """Return how a step is computed, and what it takes of a device."""
+    there = f"{format_bytes(plan.device_bytes)} of each worker's {plan.device}" if plan.device_bytes else plan.device
+    return "; ".join(filter(None, (plan.method, there)))
 
 
 def _peaks(plan: JobPlan) -> list[str]:

@@ -134,6 +134,7 @@ def test_face__names_exactly_what_it_offers() -> None:
         "mean_similarity",
         "moments",
         "nmf",
+        "on_device",
         "open",
         "open_cluster",
         "patch_components",

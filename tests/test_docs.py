@@ -81,4 +81,4 @@ def test_jobs__keys_of_every_step_are_listed() -> None:
     for kind, step in STEPS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{kind}` |"))
         listed = set(re.findall(r"`(\w+)`", row)) | (factorisation if "those of `nmf`" in row else set())
-        assert set(step.model_fields) - {"name", "workers", "select"} <= listed, kind
+        assert set(step.model_fields) - {"name", "workers", "device", "tf32", "select"} <= listed, kind

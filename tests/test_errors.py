@@ -16,6 +16,7 @@ CODES = {
     "NetworkError": 2,
     "ArrayError": 2,
     "MemoryLimitError": 2,
+    "DeviceError": 2,
     "UnreadableImageError": 4,
     "NonFiniteError": 4,
     "StoreError": 4,

@@ -31,9 +31,9 @@ def test_names__are_these() -> None:
     assert set(dn.__all__) == {
         "DneuroError", "Job", "Store", "class_selectivity", "clusters", "connect", "connections", "cooccurrence",
         "coupled_nmf", "export", "extract", "facets", "gini", "ica", "jobs", "kmeans", "listening", "mean_similarity",
-        "moments", "nmf", "open", "open_cluster", "patch_components", "plan", "random_projections", "regression",
-        "report", "run", "select", "selectivity", "similar_places", "similarity", "single_neurons", "spectral_flatness",
-        "submit", "svd", "top_images", "top_patches", "verify", "weights_between",
+        "moments", "nmf", "on_device", "open", "open_cluster", "patch_components", "plan", "random_projections",
+        "regression", "report", "run", "select", "selectivity", "similar_places", "similarity", "single_neurons",
+        "spectral_flatness", "submit", "svd", "top_images", "top_patches", "verify", "weights_between",
     }  # fmt: skip
     assert set(dir(dn)) >= set(dn.__all__)
     assert all(getattr(dn, name) is not None for name in dn.__all__)

@@ -31,6 +31,7 @@ from dneuro.analysis.similarity import plan_similarity, similarity
 from dneuro.analysis.single_neurons import plan_single_neurons, single_neurons
 from dneuro.analysis.svd import plan_svd, svd
 from dneuro.analysis.top_images import plan_top_images, top_images
+from dneuro.engine.device import on_device
 from dneuro.engine.plan import Plan
 from dneuro.errors import UsageError, suggest
 
@@ -51,6 +52,7 @@ __all__ = [
     "mean_similarity",
     "moments",
     "nmf",
+    "on_device",
     "patch_components",
     "plan",
     "random_projections",

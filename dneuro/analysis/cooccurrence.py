@@ -180,7 +180,7 @@ def plan_cooccurrence(
         )
         for kernel in kernels
     )  # fmt: skip
-    return replace(digits, worker_bytes=max(digits.worker_bytes, last.worker_bytes))
+    return digits.at_least(last)
 
 
 def _counting(plan: Plan, seen: View, k: int) -> Plan:

@@ -15,11 +15,12 @@ from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.blocks import BLOCK_BYTES
+from dneuro.engine.device import chosen, process_bytes
 from dneuro.engine.executors import Executor, Sizes, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, Moments, Standardise
-from dneuro.kernels.nearest import Gather, Nearest
+from dneuro.kernels.nearest import Gather, Lloyd, Nearest
 from dneuro.kernels.standardise import Standardised
 from dneuro.quantities import MiB
 
@@ -98,7 +99,8 @@ def kmeans(
     **Cost**: one pass for the sample (``"neuron"``: two), one at the end, and between them one pass if images ×
     features fit into a quarter of a worker's memory, where they stay, else one to check, one per iteration, and one
     more at most; then memory is by chunk, flat in N but for 40 bytes per image. A note says which. Iterations in
-    float32 (float64 for such an array), the last assignment and its distances in float64.
+    float32 (float64 for such an array), the last assignment and its distances in float64. On a device
+    (`dneuro.on_device`) they are passes of dneuro's own in float64, each of which reads the array.
 
     Examples
     --------
@@ -180,14 +182,19 @@ def plan_kmeans(
         _survey(stand_in, np.broadcast_to(np.int64(0), _sampled(count, n))),
         {"nearest": Nearest(stand_in, centres)},
     )
-    held = _is_held(seen, executor)
+    on_device = chosen() is not None
+    held = _is_held(seen, executor) and not on_device
     plan = seen.plan(
         "kmeans", kernels[0], executor,
-        passes=(3 if held else max_iter + 4) + (standardize == "neuron"), result_bytes=size,
-        driver_bytes=2 * size + 32 * n + 24 * p * _sampled(count, n), method="dask-ml",
+        passes=(3 if held else max_iter + 2 * (2 - on_device)) + (standardize == "neuron"), result_bytes=size,
+        driver_bytes=2 * size + 32 * n + 24 * p * _sampled(count, n),
+        method="Lloyd's iterations on the device" if on_device else "dask-ml",
     )  # fmt: skip
     last = seen.plan("kmeans", kernels[1], executor)
-    lloyd = executor.process_bytes + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
+    if on_device:
+        between = seen.plan("kmeans", {"lloyd": Lloyd(stand_in, centres)}, executor)
+        return plan.at_least(last).at_least(between)
+    lloyd = process_bytes(executor) + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
     lloyd += _table_bytes(seen) if held else 0
     return replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, last.worker_bytes + IMPORTS, lloyd))
 
@@ -227,6 +234,8 @@ def _iterate(
     executor: Executor,
 ) -> tuple[NDArray[np.float64], int]:
     """Return the centres that dask-ml arrives at, and after how many iterations."""
+    if chosen() is not None:
+        return _iterate_on_device(seen, standardise, centres, max_iter, tol, executor)
     from dask_ml.cluster import KMeans
 
     data, held = _table(seen, standardise), _is_held(seen, executor)
@@ -236,6 +245,21 @@ def _iterate(
     with executor.computing():
         model.fit(data.persist() if held else data)
     return np.asarray(model.cluster_centers_, dtype=np.float64), int(model.n_iter_)
+
+
+def _iterate_on_device(
+    seen: View, standardise: Standardise, centres: NDArray[np.float64], max_iter: int, tol: float, executor: Executor
+) -> tuple[NDArray[np.float64], int]:
+    """Return what `_iterate` does, by passes of our own in float64: dask-ml computes with NumPy."""
+    events.emit("note", "kmeans", f"{seen.layer or 'array'}: {len(seen.taking_part)} images × {seen.labels.count} "
+                "features, read in every iteration")  # fmt: skip
+    for number in range(max_iter):
+        found = seen.reduce({"lloyd": Lloyd(standardise, centres)}, executor, "kmeans")["lloyd"]
+        new = found["sum"] / np.maximum(found["count"], 1)[:, None]
+        if float(np.sum((centres - new) ** 2)) < tol:
+            return centres, number + 1
+        centres = new
+    return centres, max_iter
 
 
 def _table(seen: View, standardise: Standardise) -> Any:

@@ -104,6 +104,7 @@ def plan_mean_similarity(results: Mapping[str, xr.Dataset], *, client: Any = Non
     return Plan(
         NAME, 1, sum(plan.read_bytes for plan in plans), max(plan.tasks for plan in plans),
         max(plan.worker_bytes for plan in plans), 48 * widest + 2 * size, size, "in blocks, no matrix is held",
+        plans[0].device, max(plan.device_bytes for plan in plans),
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ from dneuro.analysis.keeping import (
 )
 from dneuro.analysis.metrics import METRICS, WORK_ITEMS
 from dneuro.analysis.turned import turned
+from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan
 from dneuro.engine.regions import tile
@@ -259,6 +260,8 @@ def pairing(
         driver_bytes=_driver_bytes(keep, count, tiling),
         result_bytes=result,
         method=_method(tiling, multiplied, reads),
+        device=chosen_name(),
+        device_bytes=held_on_device(executor.slots_per_process, tiling.task_bytes),
     )
     return Pairing(seen, metrics, multiplied, most, threshold, path, tiling, plan, held > 0, reads, held)
 

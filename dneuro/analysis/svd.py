@@ -367,7 +367,7 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
     if way.method == "krylov":
         return plan
     last = view.plan("svd", {"scores": Scores(stand_in, np.broadcast_to(0.0, (features, rank)))}, executor)
-    return replace(plan, worker_bytes=max(plan.worker_bytes, last.worker_bytes))
+    return plan.at_least(last)
 
 
 def _setup(

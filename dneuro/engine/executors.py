@@ -18,6 +18,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from dneuro.allocation import keep_memory, make_room_for, release_memory
 from dneuro.engine import stopping
 from dneuro.engine.memory import available
+from dneuro.engine.place import free_bytes, free_on_worker
 from dneuro.errors import DneuroError, SchedulerLostError, UsageError
 from dneuro.quantities import MiB, format_duration
 
@@ -38,6 +39,9 @@ GLANCE = 0.05
 
 ANSWER = 10.0
 """Seconds that workers are given to say what they are at; one that is silent for longer is not waited for."""
+
+IMPORTING = 120.0
+"""Seconds that workers are given to import torch and to say what their device has."""
 
 PATIENCE = 900.0
 """Seconds to wait for other workers once all are lost: a queue may take its time to give new ones."""
@@ -74,6 +78,16 @@ class Sizes(Protocol):
 
 class Executor(Sizes, Protocol):
     """What the engine needs of a place to compute."""
+
+    def device_memory(self, name: str) -> int | None:
+        """Return the bytes of a device that one process may take, the least of all; None where nobody knows.
+
+        Raises
+        ------
+        DeviceError
+            If a process does not have it.
+        """
+        ...
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:
         """Start ``function(*args)``; an argument may be a future of this executor, once it is done."""
@@ -119,6 +133,9 @@ class ThreadExecutor:
     def driver_memory(self) -> int:
         """Bytes that results may take with the tasks, which this process does too; its imports are there already."""
         return min(self.memory, available() + PROCESS_BYTES)
+
+    def device_memory(self, name: str) -> int | None:  # noqa: D102
+        return free_bytes(name)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         ready = [a.result() if isinstance(a, concurrent.futures.Future) else a for a in args]
@@ -176,6 +193,7 @@ class DaskExecutor:
         self._changed = threading.Event()
         self._deserted: float | None = None
         self._seen = -1.0
+        self._devices: dict[str, int | None] = {}
         self._look()
         if not self._workers:
             raise UsageError(
@@ -207,6 +225,33 @@ class DaskExecutor:
     def driver_memory(self) -> int:
         """Bytes that results may take in this process: what is free here, now."""
         return available()
+
+    def device_memory(self, name: str) -> int | None:
+        """Return the bytes of a device that the worker with the least of it may take; asks all of them, once.
+
+        Raises
+        ------
+        DeviceError
+            If one of them does not have it.
+        """
+        if name not in self._devices:
+            self._devices[name] = self._ask_for(name)
+        return self._devices[name]
+
+    def _ask_for(self, name: str) -> int | None:
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        asked = [address for address, w in workers.items() if self.pool is None or self.pool in w.get("resources", {})]
+        ask = self.client._run  # what `client.run` waits for, without end
+        try:
+            found = self.client.sync(
+                ask, free_on_worker, name, workers=asked, on_error="ignore", callback_timeout=IMPORTING
+            )
+        except (OSError, RuntimeError, TimeoutError):  # a worker that is silent says so in its first task
+            return None
+        for answer in found.values():
+            if isinstance(answer, DneuroError):
+                raise answer
+        return min((answer for answer in found.values() if answer is not None), default=None)
 
     def submit(self, function: Callable[..., Any], *args: Any) -> Future:  # noqa: D102
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.

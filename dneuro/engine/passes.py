@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from dneuro import events
 from dneuro.engine import stopping
 from dneuro.engine.blocks import Block, Grid, narrowed, thinned
+from dneuro.engine.device import Device, chosen
 from dneuro.engine.executors import Executor, one_blas_thread
 from dneuro.engine.panel import Panel, is_small
 from dneuro.engine.parts import Source, compute
+from dneuro.engine.place import Place, place_of
 from dneuro.engine.plan import Plannable, fit
 from dneuro.engine.window import Call, Window
 
@@ -54,9 +56,10 @@ class _Work:
     prepare: Prepare | None
     dims: tuple[str, ...]
     rows: NDArray[np.bool_] | None
+    device: Device | None
 
 
-_Place = tuple[tuple[int, int], int, int]
+_Spot = tuple[tuple[int, int], int, int]
 """Columns, level and place of a state in the tree of its panel."""
 
 
@@ -100,15 +103,20 @@ def reduce(
     -------
     dict of dict of array
         By kernel and by name; where columns were cut, joined along the last feature dims again.
+
+    Notes
+    -----
+    On the device of this context (`dneuro.engine.device`), if there is one: blocks are moved there before `prepare`
+    sees them; the states of a run come back as NumPy arrays and are merged as such.
     """
     grid, _ = fit(xs, kernels, executor, pooled=pooled)
     if rows is not None:
         grid = narrowed(grid, xs[0], rows)
     grid = thinned(grid, every)
-    work = executor.share(_Work(dict(kernels), prepare, tuple(map(str, xs[0].dims)), rows))
+    work = executor.share(_Work(dict(kernels), prepare, tuple(map(str, xs[0].dims)), rows, chosen()))
     panels = {columns: Panel(kernels, len(runs), here=is_small(grid, kernels, len(xs[0])))
               for columns, runs in grid.panels.items()}  # fmt: skip
-    window: Window[_Place] = Window(executor, _leaves(sources or [Source(x) for x in xs], grid, work))
+    window: Window[_Spot] = Window(executor, _leaves(sources or [Source(x) for x in xs], grid, work))
     found: dict[tuple[int, int], dict[str, dict[str, NDArray[Any]]]] = {}
     done = 0
     events.emit("started", step, total=grid.blocks, what="blocks")
@@ -133,7 +141,7 @@ def reduce(
     return {name: _join([part[name] for part in parts], 1 if pooled else xs[0].ndim - 1) for name in kernels}
 
 
-def _leaves(sources: Sequence[Source], grid: Grid, work: Any) -> Iterator[Call[_Place]]:
+def _leaves(sources: Sequence[Source], grid: Grid, work: Any) -> Iterator[Call[_Spot]]:
     """Yield one task per run."""
     whole = len(grid.panels) == 1
     for columns, runs in grid.panels.items():
@@ -147,7 +155,16 @@ def _leaves(sources: Sequence[Source], grid: Grid, work: Any) -> Iterator[Call[_
 def _run(
     work: _Work, blocks: tuple[Block, ...], parts: list[list[Any]], fillings: list[list[list[Any]]]
 ) -> dict[str, State]:
-    """One task: a state for each kernel, across all blocks of the run."""
+    """One task: a state for each kernel, across all blocks of the run, on the device that was asked for."""
+    place = place_of(work.device)
+    with place.computing():
+        states = _reduced(work, place, blocks, parts, fillings)
+        return {name: place.fetch(state) for name, state in states.items()}
+
+
+def _reduced(
+    work: _Work, place: Place, blocks: tuple[Block, ...], parts: list[list[Any]], fillings: list[list[list[Any]]]
+) -> dict[str, State]:
     states = {name: kernel.start() for name, kernel in work.kernels.items()}
     for block, arrays, held in zip(blocks, parts, fillings, strict=True):
         stopping.check()
@@ -161,6 +178,7 @@ def _run(
         if taking is not None and not taking.all():
             values = [v[taking] for v in values]
             origin["image"] = origin["image"][taking]
+        values = [place.put(v) for v in values]
         if work.prepare is not None:
             values = work.prepare(values, origin)
         for name, kernel in work.kernels.items():

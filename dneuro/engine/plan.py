@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 import xarray as xr
 
 from dneuro.engine.blocks import BLOCK_BYTES, FEW_RUNS, RUNS, Grid, cut
+from dneuro.engine.device import chosen_name, device_limit, held_on_device, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import MiB, format_bytes
@@ -50,6 +51,10 @@ class Plan:
         Size of the result.
     method : str
         How it will be computed.
+    device : str
+        Device of the workers that it is computed on; empty for NumPy on the processor.
+    device_bytes : int
+        Peak memory that one worker process takes on it; 0 where it has none of its own.
     """
 
     operation: str
@@ -60,6 +65,8 @@ class Plan:
     driver_bytes: int
     result_bytes: int
     method: str = ""
+    device: str = ""
+    device_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a plain dictionary."""
@@ -67,11 +74,12 @@ class Plan:
 
     def __str__(self) -> str:
         how = f" ({self.method})" if self.method else ""
+        there = f" and {format_bytes(self.device_bytes)} on its {self.device}" if self.device_bytes else ""
         return (
             f"{self.operation}{how}: {self.passes} pass{'es' if self.passes != 1 else ''} over "
             f"{format_bytes(self.read_bytes / max(1, self.passes))}, {self.tasks} tasks each; "
-            f"peak {format_bytes(self.worker_bytes)} per worker, {format_bytes(self.driver_bytes)} in the driver; "
-            f"result {format_bytes(self.result_bytes)}"
+            f"peak {format_bytes(self.worker_bytes)} per worker{there}, {format_bytes(self.driver_bytes)} in the "
+            f"driver; result {format_bytes(self.result_bytes)}"
         )
 
     def process_bytes(self, where: Sizes) -> int:
@@ -82,12 +90,24 @@ class Plan:
         """Return the peak of the process that asks."""
         return self.process_bytes(where) if isinstance(where, ThreadExecutor) else self.driver_bytes
 
+    def at_least(self, other: Plan) -> Plan:
+        """Return the plan with the peaks of another one where they are higher: of workers, and of their devices."""
+        return replace(
+            self, worker_bytes=max(self.worker_bytes, other.worker_bytes),
+            device_bytes=max(self.device_bytes, other.device_bytes),
+        )  # fmt: skip
+
     def fits(self, where: Sizes) -> bool:
-        """Return whether both workers and driver have room for the plan."""
-        return self.worker_bytes <= where.memory and self.asking_bytes(where) <= where.driver_memory
+        """Return whether workers, their device and the driver have room for the plan."""
+        here = self.worker_bytes <= where.memory and self.asking_bytes(where) <= where.driver_memory
+        return here and (not self.device_bytes or self.device_bytes <= self._on_device(where))
+
+    def _on_device(self, where: Sizes) -> int:
+        limit = device_limit(where)
+        return self.device_bytes if limit is None else limit
 
     def check(self, where: Sizes, *, hint: str, driver_hint: str) -> None:
-        """Refuse a plan that does not fit into the workers, or into the process that asks.
+        """Refuse a plan that does not fit into the workers, their device, or the process that asks.
 
         Parameters
         ----------
@@ -100,6 +120,8 @@ class Plan:
         ------
         MemoryLimitError
             With the numbers, and the way out.
+        DeviceError
+            If a worker does not have the device.
         """
         if self.worker_bytes > where.memory:
             raise MemoryLimitError(
@@ -113,6 +135,12 @@ class Plan:
                 f"{self.operation} needs {format_bytes(self.asking_bytes(where))} in the driver, the process that "
                 f"asks{tasks}; the limit is {format_bytes(where.driver_memory)}; nothing was started",
                 hint=driver_hint,
+            )
+        if self.device and self.device_bytes > (limit := self._on_device(where)):
+            raise MemoryLimitError(
+                f"{self.operation} needs {format_bytes(self.device_bytes)} of each worker's device {self.device!r}, "
+                f"{format_bytes(limit)} of it are free; nothing was started",
+                hint=f"{hint}; fewer threads per worker, or dn.on_device('cpu')",
             )
 
 
@@ -134,7 +162,7 @@ def fit(
             # What such kernels find is the same however the images are cut, so it may depend on the workers.
             runs = min(RUNS, max(FEW_RUNS, 4 * executor.slots))
             grid = cut(xs, whole_rows=whole, pooled=pooled, target=target, runs=runs)
-        peak = executor.process_bytes + _pass_bytes(grid, images, kernels, executor.slots_per_process)
+        peak = process_bytes(executor) + _pass_bytes(grid, images, kernels, executor.slots_per_process)
         if peak <= executor.memory or target <= MiB:
             return grid, peak
         target //= 2
@@ -153,7 +181,18 @@ def _pass_bytes(grid: Grid, images: int, kernels: Mapping[str, Plannable], slots
     leaf, _ = _memory(grid, per_run, kernels)
     waiting = sum(_memory(grid, min(images, per_run << level), kernels, per_run)[0] for level in range(levels))
     _, work = _memory(grid, images, kernels, per_run)
-    return slots * (2 * grid.block_bytes + grid.chunk_bytes + 2 * leaf + work) + waiting
+    moving = moving_bytes(grid.block_bytes)
+    return slots * (2 * grid.block_bytes + grid.chunk_bytes + moving + 2 * leaf + work) + waiting
+
+
+def _task_on_device(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> int:
+    """Return the most bytes of a device that a task holds: a block and the one that follows it, states, and their work.
+
+    What is made of a block at once, its maximum over positions for instance, is there when the next has not come yet.
+    """
+    per_run = math.ceil(images / max(map(len, grid.panels.values())))
+    state, work = _memory(grid, per_run, kernels)
+    return 2 * grid.block_bytes + state + work
 
 
 def run_state(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> int:
@@ -204,4 +243,6 @@ def plan_pass(
         driver_bytes=2 * result_bytes if driver_bytes is None else driver_bytes,
         result_bytes=result_bytes,
         method=method,
+        device=chosen_name(),
+        device_bytes=held_on_device(executor.slots_per_process, _task_on_device(grid, len(xs[0]), kernels)),
     )

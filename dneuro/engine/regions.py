@@ -16,6 +16,7 @@ from functools import cached_property
 import xarray as xr
 
 from dneuro.engine.blocks import edges_of, grouped
+from dneuro.engine.device import device_limit, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes
 from dneuro.engine.tiling import Needs, Region, Tiling
 from dneuro.engine.visits import Span
@@ -85,7 +86,10 @@ def tile(
     length = strip_length(x, features)
     edges = [*range(0, x.shape[1], length), x.shape[1]]
     base = Tiling(tuple(itertools.pairwise(edges)), features, (), (), (), 0, 0)
-    room = SHARE * executor.memory - executor.process_bytes - taken
+    room = SHARE * executor.memory - process_bytes(executor) - taken
+    on_device = device_limit(executor)
+    if on_device is not None:  # there too: z and products lie on it
+        room = min(room, SHARE * on_device)
     best: tuple[tuple[float, ...], Tiling] | None = None
     known: dict[tuple[int, int, bool], tuple[int, list[tuple[int, int]]]] = {}
     for wished in sorted({BAND_ROWS, BAND_ROWS // 2, BAND_ROWS // 4, BAND_ROWS // 8}, reverse=True):
@@ -103,7 +107,7 @@ def tile(
     shape = chosen.regions[0]
     cost = _Cost(x, chosen, needs, executor, resident, known)
     tiling = cost.cut(len(shape.rows), len(shape.columns), held=shape.held)
-    return tiling, executor.process_bytes + taken + executor.slots_per_process * tiling.task_bytes
+    return tiling, process_bytes(executor) + taken + executor.slots_per_process * tiling.task_bytes
 
 
 def _bands(x: xr.DataArray, wished: int) -> tuple[Span, ...]:
@@ -170,7 +174,8 @@ class _Cost:
         # they are.
         z = width * self._rows * max(needs.item * (1 if region.held else strips), 16)
         z = max(z, strips * length * self._rows * self._cell)
-        stream = z + 2 * self._rows * self._cell * max(map(self._decoded, spans)) + needs.item * width**2
+        block = self._rows * self._cell * max(map(self._decoded, spans))
+        stream = z + 2 * block + moving_bytes(block) + needs.item * width**2
         waiting, own = needs.kept(tiles, now, strips, width)
         return int(always + waiting + max(stream, needs.work(width) + own))
 

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from dneuro import events
 from dneuro.engine import stopping
 from dneuro.engine.blocks import Block
+from dneuro.engine.device import Device, chosen
 from dneuro.engine.executors import Executor, one_blas_thread
 from dneuro.engine.parts import Bundle, Source, compute
 from dneuro.engine.passes import Prepare
+from dneuro.engine.place import Place, place_of
 from dneuro.engine.window import Call, Window
 
 Span = tuple[int, int]
@@ -55,13 +57,20 @@ class _Shared:
     dims: tuple[str, ...]
     taking: NDArray[np.bool_] | None
     bands: tuple[Span, ...]
+    device: Device | None
 
 
 class Reader:
-    """What a task reads: bands of images × spans of columns, each computed when it is asked for."""
+    """What a task reads: bands of images × spans of columns, each computed when it is asked for.
 
-    def __init__(self, shared: _Shared, spans: tuple[Span, ...], parts: list[Any], fillings: list[Any]) -> None:
-        self._shared, self.spans, self._parts, self._fillings = shared, spans, parts, fillings
+    Blocks are given on the device that was asked for; what a task returns is to be NumPy.
+    """
+
+    def __init__(
+        self, shared: _Shared, place: Place, spans: tuple[Span, ...], parts: list[Any], fillings: list[Any]
+    ) -> None:
+        self._shared, self._place, self.spans = shared, place, spans
+        self._parts, self._fillings = parts, fillings
 
     @property
     def bands(self) -> int:
@@ -87,6 +96,7 @@ class Reader:
         if taking is not None and not taking.all():
             values = [v[taking] for v in values]
             origin["image"] = origin["image"][taking]
+        values = [self._place.put(v) for v in values]
         return values if self._shared.prepare is None else self._shared.prepare(values, origin)
 
 
@@ -129,7 +139,7 @@ def visit(
     Besides what `function` holds, a task needs a block twice (as its chunks and as it is joined). Chunks that a
     cluster holds already, and arrays in memory, travel with the task and stay until it ends.
     """
-    shared = _Shared(function, prepare, tuple(map(str, xs[0].dims)), rows, tuple(bands))
+    shared = _Shared(function, prepare, tuple(map(str, xs[0].dims)), rows, tuple(bands), chosen())
     total, done = sum(some.weight for some in visits), 0
     events.emit("started", step, total=total, what=what)
     window: Window[int] = Window(executor, _calls(xs, visits, shared, executor.share(shared)))
@@ -170,4 +180,6 @@ def _calls(
 
 
 def _visit(shared: _Shared, spans: tuple[Span, ...], parts: Bundle, fillings: list[Any], *args: Any) -> Any:
-    return shared.function(Reader(shared, spans, parts.parts, fillings), *args)
+    place = place_of(shared.device)
+    with place.computing():
+        return shared.function(Reader(shared, place, spans, parts.parts, fillings), *args)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from dneuro.engine.device import TORCH_BYTES
 from dneuro.errors import MemoryLimitError
 from dneuro.extract.gathering import GATHERED
 from dneuro.images.memory import LEAST, MARGIN
@@ -14,10 +15,6 @@ from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.steps import DEFAULT_CODEC, Codec
 from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arrays
-
-TORCH_BYTES = 920 * MiB
-"""Memory of a worker process that has imported all it needs, before it loads a network: measured with torch 2.14 for
-CUDA (380 MiB are pages of libraries that workers share); less with torch for CPUs alone."""
 
 COMPILER_BYTES = 256 * MiB
 """Memory of a worker process that compiled its network: 80 to 180 MiB were measured, the C++ compiler's own apart."""

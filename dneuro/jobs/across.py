@@ -12,7 +12,7 @@ from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, UsageError
 from dneuro.jobs.study import Study
-from dneuro.spec.steps import AcrossStep
+from dneuro.spec.steps import PLACED, AcrossStep
 from dneuro.store import results
 from dneuro.store.opening import Store
 
@@ -66,4 +66,4 @@ def done(study: Study, step: AcrossStep, layers: list[str], wanted: str) -> bool
 
 
 def _parameters(step: AcrossStep) -> dict[str, Any]:
-    return step.model_dump(exclude={"name", "workers", "layer", "of", "select"})
+    return step.model_dump(exclude={"name", "layer", "of", "select"} | PLACED)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import xarray as xr
@@ -16,6 +17,7 @@ from dneuro.analysis.arrays import taking_part
 from dneuro.analysis.pairing import ROWS_NEURONS, count_features
 from dneuro.analysis.selection import select
 from dneuro.analysis.taken import TAKEN, Found, Taken
+from dneuro.engine.device import on_device
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, StoreError, UsageError
@@ -29,7 +31,9 @@ from dneuro.jobs.stand_ins import stand_in, stand_in_result, stand_in_rows, unre
 from dneuro.jobs.study import Study
 from dneuro.jobs.wiring import read_weights, stand_in_weights
 from dneuro.kernels.feeds import Feed
+from dneuro.spec.device import CPU
 from dneuro.spec.steps import (
+    PLACED,
     PLACING,
     AcrossStep,
     AnalysisStep,
@@ -49,6 +53,9 @@ from dneuro.store import results
 from dneuro.store.layout import LayerPlan
 from dneuro.store.opening import Store
 from dneuro.store.units import fingerprint
+
+P = ParamSpec("P")
+Answer = TypeVar("Answer")
 
 RESULT_FORMAT = 1
 """Number of the results' layout; part of their fingerprints."""
@@ -91,7 +98,7 @@ class Question:
     def parameters(self) -> dict[str, Any]:
         """Keyword arguments of the function in `dneuro.analysis`."""
         of_activations = {"per", "pool"} if self.rows is not None else set()
-        return self.step.model_dump(exclude={"name", "workers", "layer", "of", "select", "source"} | of_activations)
+        return self.step.model_dump(exclude={"name", "layer", "of", "select", "source"} | PLACED | of_activations)
 
     def selected(self, x: xr.DataArray) -> xr.DataArray:
         """Return `x` with the images that take part chosen, if the step says which."""
@@ -134,6 +141,20 @@ def _placed(study: Study, question: Question, x: xr.DataArray) -> dict[str, Any]
     return {} if written is None else {"out": written}
 
 
+def _on_its_device(
+    function: Callable[Concatenate[Study, Question, P], Answer],
+) -> Callable[Concatenate[Study, Question, P], Answer]:
+    """Let a function about a question run with the device that its step names, whatever the caller's own is."""
+
+    @wraps(function)
+    def on_it(study: Study, question: Question, /, *args: P.args, **kwargs: P.kwargs) -> Answer:
+        with on_device(question.step.device, tf32=question.step.tf32):
+            return function(study, question, *args, **kwargs)
+
+    return on_it
+
+
+@_on_its_device
 def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
     """Return the plan of one question before the store exists, and refuse what does not fit.
 
@@ -200,7 +221,7 @@ def plan_step(question: Question, x: xr.DataArray, executor: Sizes, **placed: An
     kind, asked = question.step.kind, question.parameters
     if isinstance(question.step, PatchComponentsStep):
         kind, asked = "top_images", {"k": question.step.k}
-    with _named(question):
+    with _named(question), on_device(question.step.device, tf32=question.step.tf32):
         return PLANS[kind](_at_best(question, x), client=executor, **asked, **placed)
 
 
@@ -230,6 +251,7 @@ def _taken(question: Question, images: int, answer: Callable[[Feed], Found] | No
     return Taken(lambda feed: feed.found_in(keys, images) is not None, answer, only=question.recorded)
 
 
+@_on_its_device
 def answer(
     study: Study, question: Question, executor: Executor, work: ExtractWork, opened: Callable[[], Store]
 ) -> bool:
@@ -256,7 +278,8 @@ def answer(
     if isinstance(step, CoupledNmfStep):
         if done(study, step, wanted):
             return False
-        answer_coupled(study, opened(), question.selected, step, executor, wanted, {"order": position})
+        answer_coupled(study, opened(), question.selected, step, executor, wanted,
+                       {"order": position, **_computed_on(step)})  # fmt: skip
         return True
     if results.unit(study.store, step.id, layer).marker(wanted) is not None:
         return False
@@ -272,7 +295,7 @@ def answer(
         except DneuroError as error:
             error.message = f"step {step.id}, layer {layer}: {error.message}"
             raise
-        attrs = {"step": step.id, "order": position + list(study.layers).index(layer)}
+        attrs = {"step": step.id, "order": position + list(study.layers).index(layer), **_computed_on(step)}
         if isinstance(study.store, Path) and written is not None and written.exists():  # by the tasks: it may be large
             results.adopt(study.store, step.id, layer, written, wanted, attrs)
             return True
@@ -300,12 +323,19 @@ def _said(step: AnalysisStep) -> dict[str, Any]:
     A step that selects nothing has the fingerprint that it had before one could select; and so for what may be said now
     of the images selected.
     """
-    said = step.model_dump(mode="json", exclude={"name", "workers", "layer"} | PLACING)
+    said = step.model_dump(mode="json", exclude={"name", "layer"} | PLACED | PLACING)
+    if step.tf32:  # on a device without it a result is the same but for the last digit, with it, it is not
+        said["tf32"] = True
     if step.select is None:
         del said["select"]
     elif step.select.images is None:
         del said["select"]["images"]
     return said
+
+
+def _computed_on(step: AnalysisStep) -> dict[str, str]:
+    """Return what a result says of the device that it was computed on, if it was one."""
+    return {} if step.device == CPU else {"device": step.device + ", tf32" * step.tf32}
 
 
 def _compute(

@@ -14,7 +14,7 @@ from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, StoreError, UsageError
 from dneuro.jobs.study import Study
-from dneuro.spec.steps import CoupledNmfStep
+from dneuro.spec.steps import PLACED, CoupledNmfStep
 from dneuro.store import results
 from dneuro.store.layout import LayerPlan
 from dneuro.store.opening import Store
@@ -114,4 +114,4 @@ def _pictures(store: Store) -> xr.DataArray:
 
 
 def _parameters(step: CoupledNmfStep) -> dict[str, Any]:
-    return step.model_dump(exclude={"name", "workers", "layer", "pictures", "select"})
+    return step.model_dump(exclude={"name", "layer", "pictures", "select"} | PLACED)

@@ -14,7 +14,7 @@ from dneuro.extract.views import Views, forget
 from dneuro.extract.work import ExtractWork
 from dneuro.images.memory import LEAST, MARGIN
 from dneuro.jobs.study import Study
-from dneuro.spec.steps import PatchComponentsStep
+from dneuro.spec.steps import PLACED, PatchComponentsStep
 from dneuro.store.opening import Store
 
 LIST_BYTES = 128
@@ -56,6 +56,8 @@ def plan_patches(
         driver_bytes=max(top.driver_bytes, found.driver_bytes) + LIST_BYTES * channels * samples,
         result_bytes=found.result_bytes,
         method=f"{found.method}; at most {reads:,} pictures read again",
+        device=found.device,
+        device_bytes=max(top.device_bytes, found.device_bytes),
     )
 
 
@@ -111,4 +113,4 @@ def _reading_bytes(study: Study) -> int:
 
 def parameters_of(step: PatchComponentsStep) -> dict[str, Any]:
     """Return the keyword arguments of the function."""
-    return step.model_dump(exclude={"name", "workers", "layer", "select"})
+    return step.model_dump(exclude={"name", "layer", "select"} | PLACED)

@@ -8,8 +8,8 @@ from dataclasses import is_dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
+from dneuro.engine.device import TORCH_BYTES
 from dneuro.engine.executors import Executor, Sizes, get_executor
-from dneuro.extract.plan import TORCH_BYTES
 from dneuro.spec.job import JobSpec
 
 EXTRACT = "extract"

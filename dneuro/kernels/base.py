@@ -116,6 +116,13 @@ def to_numpy(array: Array) -> NDArray[Any]:
     return np.asarray(array)
 
 
+def placed(values: NDArray[Any], xp: Any, where: Any, dtype: Any = None) -> Array:
+    """Return NumPy `values`, which a kernel knows beforehand, in the namespace `xp` of a block and on its device."""
+    if xp.__name__.endswith("torch"):  # it takes no negative strides, and warns of what is read-only
+        values = np.require(values, requirements=["C", "W"])
+    return xp.asarray(values, dtype=dtype, device=where)
+
+
 def state_to_numpy(state: State) -> dict[str, NDArray[Any]]:
     """Return `state` with NumPy arrays, fit for a file."""
     return {name: to_numpy(array) for name, array in state.items()}

@@ -11,7 +11,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, spans, to_numpy
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ClassSums:
         for of_class in np.unique(labels[labels >= 0]):
             members = np.flatnonzero(labels == of_class)
             state["count"][int(of_class)] += len(members)
-            rows = xp.asarray(members, device=where)
+            rows = placed(members, xp, where)
             for columns in spans(table.shape[1], SLICE_ITEMS // len(members)):
                 some = xp.astype(xp.take(table[:, columns], rows, axis=0), xp.float64)
                 sums[int(of_class), columns] += xp.sum(some, axis=0)

@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, join_rows, row_slices, rows_by_image
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, join_rows, placed, row_slices, rows_by_image
 from dneuro.kernels.standardise import Standardise
 
 
@@ -38,10 +38,10 @@ class Columns:
         table = flat(blocks[0])
         xp = array_api_compat.array_namespace(table)
         where = array_api_compat.device(table)
-        columns = xp.asarray(self.columns, device=where)
+        columns = placed(self.columns, xp, where)
         raw = xp.astype(xp.take(table, columns, axis=1), xp.float64)
         made = [xp.take(self.standardise.apply(table[rows, :]), columns, axis=1) for rows in row_slices(table)]
-        images = xp.asarray(origin["image"], device=where)
+        images = placed(origin["image"], xp, where)
         return self.merge(state, {"image": images, "raw": raw, "value": xp.concat(made)})
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102

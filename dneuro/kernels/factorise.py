@@ -10,7 +10,18 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, join_rows, row_slices, rows_by_image, to_numpy
+from dneuro.kernels.base import (
+    SLICE_ITEMS,
+    Array,
+    Origin,
+    State,
+    flat,
+    join_rows,
+    placed,
+    row_slices,
+    rows_by_image,
+    to_numpy,
+)
 from dneuro.kernels.standardise import Standardise
 
 
@@ -94,9 +105,9 @@ class Scores:
         table = flat(blocks[0])
         xp = array_api_compat.array_namespace(table)
         where = array_api_compat.device(table)
-        vectors = xp.asarray(self.vectors, device=where)
+        vectors = placed(self.vectors, xp, where)
         rows = [xp.matmul(self.standardise.apply(table[rows, :]), vectors) for rows in row_slices(table)]
-        images = xp.asarray(origin["image"], device=where)
+        images = placed(origin["image"], xp, where)
         return self.merge(state, {"image": images, "score": xp.concat(rows)})
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102

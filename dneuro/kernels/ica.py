@@ -7,15 +7,18 @@ those that have converged drop out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import NonFiniteError
-from dneuro.kernels.base import Array, Origin, State, spans, to_numpy
+from dneuro.kernels.base import Array, Origin, State, placed, spans, to_numpy
+from dneuro.kernels.triangle import triangle_of
 
 Fun = Literal["logcosh", "exp", "cube"]
 
@@ -28,7 +31,8 @@ CALM = 50
 BATCH_ITEMS = 1 << 20
 """Elements of the problems that are worked on together, unless a single one has more (8 MiB in float64)."""
 
-Matrix = NDArray[np.float64]
+Matrix = Array
+"""Of float64, in the namespace of the samples; what is decided about each problem is NumPy's."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class Unmixed:
 
 
 def fast_ica(
-    x: NDArray[Any], components: int, *, fun: Fun = "logcosh", max_iter: int = 200, tol: float = 1e-4,
+    x: Array, components: int, *, fun: Fun = "logcosh", max_iter: int = 200, tol: float = 1e-4,
     seeds: Sequence[Sequence[int]],
 ) -> Unmixed:  # fmt: skip
     """Find the independent components of every problem of a batch.
@@ -93,29 +97,42 @@ def fast_ica(
     ----------
     Hyvärinen & Oja, "Independent component analysis: algorithms and applications" (2000), symmetric decorrelation.
     """
-    values = np.asarray(x, dtype=np.float64)
+    xp, where = array_api_compat.array_namespace(x), array_api_compat.device(x)
+    values = xp.astype(x, xp.float64)
     batch = len(values)
-    mean = values.mean(axis=1)
-    white, turn, rank = _whiten(values - mean[:, None, :], components, np.abs(values).max(axis=(1, 2), initial=0.0))
-    rotation = np.full((batch, components, components), np.nan)
+    mean = xp.mean(values, axis=1)
+    white, turn, rank = _whiten(values - mean[:, None, :], components, xp.max(xp.abs(values), axis=(1, 2)))
+    rotation = xp.zeros((batch, components, components), dtype=xp.float64, device=where)
     converged, iterations = np.zeros(batch, bool), np.zeros(batch, np.int64)
     for r in np.unique(rank[rank > 0]):
         those = np.flatnonzero(rank == r)
         start = np.stack([np.random.default_rng(seeds[b]).standard_normal((r, r)) for b in those.tolist()])
-        found = _rotate(white[those, :, :r], _decorrelate(start), fun, max_iter, tol)
-        rotation[those, :r, :r], converged[those], iterations[those] = found
-    known = np.nan_to_num(rotation)
-    component = np.matmul(known, turn)
-    length = np.einsum("bkp,bkp->bk", turn, turn)
-    inverse = np.divide(1.0, length, out=np.zeros_like(length), where=length > 0)
-    mixing = np.matmul(np.swapaxes(turn, 1, 2) * inverse[:, None, :], np.swapaxes(known, 1, 2))
-    source = np.matmul(white, np.swapaxes(known, 1, 2))
+        own = placed(those, xp, where)
+        first = _decorrelate(placed(start, xp, where))
+        found = _rotate(xp.take(white, own, axis=0)[:, :, : int(r)], first, fun, max_iter, tol)
+        rotation[own, : int(r), : int(r)], converged[those], iterations[those] = found
+    component = xp.matmul(rotation, turn)
+    inverse = _inverse(xp.einsum("bkp,bkp->bk", turn, turn))
+    mixing = xp.matmul(_turned(turn) * inverse[:, None, :], _turned(rotation))
+    source = xp.matmul(white, _turned(rotation))
     component, mixing, source = _ordered(component, mixing, source, rank)
     return Unmixed(component, mixing, mean, source, rank, converged, iterations)
 
 
+def _turned(matrices: Matrix) -> Matrix:
+    """Return each of many matrices transposed."""
+    return array_api_compat.array_namespace(matrices).matrix_transpose(matrices)
+
+
+def _inverse(numbers: Matrix, over: float = 1.0) -> Matrix:
+    """Return `over` divided by numbers that are not negative; 0 where they are 0."""
+    xp = array_api_compat.array_namespace(numbers)
+    some = numbers > 0
+    return xp.where(some, over / xp.where(some, numbers, xp.ones_like(numbers)), xp.zeros_like(numbers))
+
+
 def unmix(
-    x: NDArray[Any], counts: NDArray[np.int64] | None, components: int, *, fun: Fun = "logcosh", max_iter: int = 200,
+    x: Array, counts: NDArray[np.int64] | None, components: int, *, fun: Fun = "logcosh", max_iter: int = 200,
     tol: float = 1e-4, seeds: Sequence[Sequence[int]],
 ) -> Unmixed:  # fmt: skip
     """Find the independent components of problems of which each may have samples, and components, of its own number.
@@ -135,26 +152,33 @@ def unmix(
     counts = np.full(batch, samples) if counts is None else counts
     if (counts == samples).all() and components <= min(samples, features):
         return fast_ica(x, components, fun=fun, max_iter=max_iter, tol=tol, seeds=seeds)
-    whole = _nothing(batch, samples, features, components)
+    xp, where = array_api_compat.array_namespace(x), array_api_compat.device(x)
+    whole = _nothing(x, components)
     for count in np.unique(counts[counts > 0]).tolist():
         those = np.flatnonzero(counts == count)
         most = min(components, count, features)
-        own = [seeds[b] for b in those.tolist()]
-        found = fast_ica(x[those, :count], most, fun=fun, max_iter=max_iter, tol=tol, seeds=own)
-        whole.component[those, :most], whole.mixing[those, :, :most] = found.component, found.mixing
-        whole.source[those, :count, :most], whole.mean[those] = found.source, found.mean
+        own, place = [seeds[b] for b in those.tolist()], placed(those, xp, where)
+        found = fast_ica(xp.take(x, place, axis=0)[:, :count], most, fun=fun, max_iter=max_iter, tol=tol, seeds=own)
+        whole.component[place, :most], whole.mixing[place, :, :most] = found.component, found.mixing
+        whole.source[place, :count, :most], whole.mean[place] = found.source, found.mean
         whole.rank[those], whole.converged[those] = found.rank, found.converged
         whole.iterations[those] = found.iterations
     return whole
 
 
-def _nothing(batch: int, samples: int, features: int, components: int) -> Unmixed:
+def _nothing(x: Array, components: int) -> Unmixed:
     """Return what comes of problems without samples."""
+    batch, samples, features = x.shape
+    xp, where = array_api_compat.array_namespace(x), array_api_compat.device(x)
+
+    def unknown(*shape: int) -> Matrix:
+        return xp.full(shape, float("nan"), dtype=xp.float64, device=where)
+
     return Unmixed(
-        component=np.full((batch, components, features), np.nan),
-        mixing=np.full((batch, features, components), np.nan),
-        mean=np.full((batch, features), np.nan),
-        source=np.full((batch, samples, components), np.nan),
+        component=unknown(batch, components, features),
+        mixing=unknown(batch, features, components),
+        mean=unknown(batch, features),
+        source=unknown(batch, samples, components),
         rank=np.zeros(batch, np.int64),
         converged=np.zeros(batch, bool),
         iterations=np.zeros(batch, np.int64),
@@ -163,28 +187,29 @@ def _nothing(batch: int, samples: int, features: int, components: int) -> Unmixe
 
 def _whiten(centred: Matrix, components: int, scale: Matrix) -> tuple[Matrix, Matrix, NDArray[np.int64]]:
     """Return the whitened samples (B, S, K), what whitens (B, K, P), and the rank of each problem, at most K."""
+    xp = array_api_compat.array_namespace(centred)
     _, samples, features = centred.shape
     if samples <= features:
         # Patches are far fewer than their pixels: through the smaller side, and of the larger one only what is kept. A
         # third of the multiplications of a whole decomposition.
-        triangle = np.linalg.qr(np.swapaxes(centred, 1, 2), mode="r")
-        u, sizes, _ = np.linalg.svd(np.swapaxes(triangle, 1, 2))
-        v = np.matmul(np.swapaxes(u[:, :, :components], 1, 2), centred)
-        v = np.divide(v, sizes[:, :components, None], out=np.zeros_like(v), where=sizes[:, :components, None] > 0)
+        u, sizes, _ = xp.linalg.svd(_turned(triangle_of(_turned(centred))))
+        v = xp.matmul(_turned(u[:, :, :components]), centred)
+        some = sizes[:, :components, None]
+        v = xp.where(some > 0, v / xp.where(some > 0, some, xp.ones_like(some)), xp.zeros_like(v))
     else:
-        turned = np.linalg.qr(centred)
-        left, sizes, v = np.linalg.svd(turned[1], full_matrices=False)
-        u = np.matmul(turned[0], left)
+        turned = xp.linalg.qr(centred)
+        left, sizes, v = xp.linalg.svd(turned[1], full_matrices=False)
+        u = xp.matmul(turned[0], left)
     # The mean of equal samples is off by rounding, at every entry.
-    dust = samples * np.finfo(float).eps * np.sqrt(samples * features) * scale
-    least = np.maximum(DEGENERATE * sizes[:, 0], dust)
+    dust = samples * float(np.finfo(float).eps) * math.sqrt(samples * features) * scale
+    least = xp.maximum(DEGENERATE * sizes[:, 0], dust)
     live = sizes[:, :components] > least[:, None]
-    rank = live.sum(axis=1)
+    rank = to_numpy(xp.sum(live, axis=1, dtype=xp.int64))
     # sign as in scikit-learn: the start of the iteration does not depend on LAPACK's
-    signs = np.sign(u[:, 0, :components])
-    signs[signs == 0] = 1
-    white = u[:, :, :components] * (signs * live)[:, None, :] * np.sqrt(samples)
-    inverse = np.divide(np.sqrt(samples), sizes[:, :components], out=np.zeros(live.shape), where=live)
+    ones = xp.ones_like(u[:, 0, :components])
+    signs = xp.where(u[:, 0, :components] < 0, -ones, ones)
+    white = u[:, :, :components] * (signs * live)[:, None, :] * math.sqrt(samples)
+    inverse = _inverse(xp.where(live, sizes[:, :components], xp.zeros_like(signs)), math.sqrt(samples))
     return white, v[:, :components] * (signs * inverse)[:, :, None], rank
 
 
@@ -192,28 +217,31 @@ def _rotate(
     white: Matrix, w: Matrix, fun: Fun, max_iter: int, tol: float
 ) -> tuple[Matrix, NDArray[np.bool_], NDArray[np.int64]]:
     """Return the rotation (B, r, r) of each problem, whether it converged, and after how many iterations."""
+    xp, where = array_api_compat.array_namespace(white), array_api_compat.device(white)
     batch, samples, _ = white.shape
     converged, iterations = np.zeros(batch, bool), np.zeros(batch, np.int64)
     at_work = np.arange(batch)
-    z, turned = white, np.swapaxes(white, 1, 2)
-    w = w.copy()
+    own, z, turned = placed(at_work, xp, where), white, _turned(white)
+    w = xp.asarray(w, copy=True)
     for number in range(max_iter):
-        old = w[at_work]
-        projected = np.matmul(old, turned)
+        old = xp.take(w, own, axis=0)
+        projected = xp.matmul(old, turned)
         g, slope = _contrast(projected, fun)
-        new = _decorrelate(np.matmul(g, z) / samples - slope[:, :, None] * old)
-        along = np.einsum("bij,bij->bi", new, old)
-        moved = np.abs(np.abs(along) - 1).max(axis=1)
+        new = _decorrelate(xp.matmul(g, z) / samples - slope[:, :, None] * old)
+        along = xp.einsum("bij,bij->bi", new, old)
+        calm = xp.max(xp.abs(xp.abs(along) - 1), axis=1) < tol
         if number >= CALM:
-            half = _decorrelate(new + np.where(along < 0, -1.0, 1.0)[:, :, None] * old)
-            new = np.where((moved < tol)[:, None, None], new, half)
-        w[at_work] = new
+            signs = xp.where(along < 0, -xp.ones_like(along), xp.ones_like(along))
+            half = _decorrelate(new + signs[:, :, None] * old)
+            new = xp.where(calm[:, None, None], new, half)
+        w[own] = new
         iterations[at_work] += 1
-        ended = moved < tol
+        ended = to_numpy(calm)
         converged[at_work[ended]] = True
         if ended.any():
-            at_work, z = at_work[~ended], z[~ended]
-            turned = np.swapaxes(z, 1, 2)
+            left = np.flatnonzero(~ended)
+            at_work, z = at_work[left], xp.take(z, placed(left, xp, where), axis=0)
+            own, turned = placed(at_work, xp, where), _turned(z)
         if not at_work.size:
             break
     return w, converged, iterations
@@ -221,38 +249,39 @@ def _rotate(
 
 def _contrast(projected: Matrix, fun: Fun) -> tuple[Matrix, Matrix]:
     """Return g of every entry (B, r, S), and the mean over the samples of g′ (B, r)."""
+    xp = array_api_compat.array_namespace(projected)
     if fun == "logcosh":
-        g = np.tanh(projected)
-        return g, 1 - np.mean(g * g, axis=2)
-    if fun == "cube":
-        square = projected * projected
-        return square * projected, 3 * np.mean(square, axis=2)
+        g = xp.tanh(projected)
+        return g, 1 - xp.mean(g * g, axis=2)
     square = projected * projected
-    decay = np.exp(-square / 2)
-    return projected * decay, np.mean((1 - square) * decay, axis=2)
+    if fun == "cube":
+        return square * projected, 3 * xp.mean(square, axis=2)
+    decay = xp.exp(-square / 2)
+    return projected * decay, xp.mean((1 - square) * decay, axis=2)
 
 
 def _decorrelate(w: Matrix) -> Matrix:
     """Return (W Wᵀ)^(−1/2) W of each: the nearest rotation."""
-    u, _, v = np.linalg.svd(w)
-    nearest: Matrix = np.matmul(u, v)
-    return nearest
+    xp = array_api_compat.array_namespace(w)
+    u, _, v = xp.linalg.svd(w)
+    return xp.matmul(u, v)
 
 
 def _ordered(
     component: Matrix, mixing: Matrix, source: Matrix, rank: NDArray[np.int64]
 ) -> tuple[Matrix, Matrix, Matrix]:
     """Return all with the largest column of `mixing` first and its largest entry positive; NaN beyond the rank."""
-    beyond = np.arange(component.shape[1])[None, :] >= rank[:, None]
-    sizes = np.linalg.norm(mixing, axis=1)
-    sizes[beyond] = -1
-    order = np.argsort(-sizes, axis=1, kind="stable")
-    component = np.take_along_axis(component, order[:, :, None], axis=1)
-    mixing = np.take_along_axis(mixing, order[:, None, :], axis=2)
-    source = np.take_along_axis(source, order[:, None, :], axis=2)
-    largest = np.abs(mixing).argmax(axis=1)
-    signs = np.sign(np.take_along_axis(mixing, largest[:, None, :], axis=1))[:, 0]
-    signs[beyond] = np.nan
+    xp, where = array_api_compat.array_namespace(mixing), array_api_compat.device(mixing)
+    beyond = placed(np.arange(component.shape[1])[None, :] >= rank[:, None], xp, where)
+    sizes = xp.sqrt(xp.sum(mixing * mixing, axis=1))
+    sizes = xp.where(beyond, -xp.ones_like(sizes), sizes)
+    order = xp.argsort(-sizes, axis=1, stable=True)
+    component = xp.take_along_axis(component, order[:, :, None], axis=1)
+    mixing = xp.take_along_axis(mixing, order[:, None, :], axis=2)
+    source = xp.take_along_axis(source, order[:, None, :], axis=2)
+    largest = xp.argmax(xp.abs(mixing), axis=1)
+    signs = xp.sign(xp.take_along_axis(mixing, largest[:, None, :], axis=1))[:, 0]
+    signs = xp.where(beyond, xp.full_like(signs, float("nan")), signs)
     return component * signs[:, :, None], mixing * signs[:, None, :], source * signs[:, None, :]
 
 
@@ -289,8 +318,7 @@ class Unmix:
         return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
-        x = to_numpy(blocks[0])
-        x = x.reshape(*x.shape[:2], -1)
+        x = blocks[0].reshape(*blocks[0].shape[:2], -1)
         counts = to_numpy(blocks[1]) if len(blocks) > 1 else np.full(len(x), x.shape[1])
         for some in spans(len(x), BATCH_ITEMS // (x.shape[1] * x.shape[2])):
             numbers = [int(number) for number in origin["image"][some]]
@@ -299,7 +327,8 @@ class Unmix:
             found = unmix(
                 x[some], counts[some], self.rank, fun=self.fun, max_iter=self.max_iter, tol=self.tol, seeds=seeds
             )
-            state = self.merge(state, {name: self._kept(value) for name, value in vars(found).items()})
+            # Off a device at once: of a problem much is kept, and nothing of it is needed again.
+            state = self.merge(state, {name: self._kept(to_numpy(value)) for name, value in vars(found).items()})
         return state
 
     def _kept(self, value: NDArray[Any]) -> NDArray[Any]:
@@ -322,7 +351,7 @@ class Unmix:
         return images * (np.dtype(self.dtype).itemsize * kept + 24), 8 * 6 * batch + 16 * rows * kept
 
 
-def check_samples(x: NDArray[Any], counts: NDArray[np.int64], numbers: Sequence[int]) -> None:
+def check_samples(x: Array, counts: NDArray[np.int64], numbers: Sequence[int]) -> None:
     """Refuse NaN and infinity among the samples (B, S, P) that count.
 
     Raises
@@ -330,11 +359,13 @@ def check_samples(x: NDArray[Any], counts: NDArray[np.int64], numbers: Sequence[
     NonFiniteError
         Names problem and sample.
     """
-    if x.dtype.kind != "f":
+    xp, where = array_api_compat.array_namespace(x), array_api_compat.device(x)
+    if not xp.isdtype(x.dtype, "real floating"):
         return
-    bad = ~np.isfinite(x)
-    bad &= np.arange(x.shape[1])[:, None] < counts[:, None, None]
-    if bad.any():
+    found = ~xp.isfinite(x)
+    found &= placed(np.arange(x.shape[1])[:, None] < counts[:, None, None], xp, where)
+    if bool(xp.any(found)):
+        bad = to_numpy(found)
         problem, sample, _ = (int(i) for i in np.unravel_index(int(bad.argmax()), bad.shape))
         raise NonFiniteError(
             f"problem {numbers[problem]}, sample {sample} holds NaN or infinity ({int(bad.sum())} such values here)",

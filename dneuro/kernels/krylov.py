@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, rows_by_image, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, rows_by_image, spans, to_numpy
 from dneuro.kernels.standardise import Standardise
 
 SINGLE_ITEMS = 2 * SLICE_ITEMS
@@ -48,7 +48,7 @@ class Step:
         table = flat(blocks[0])
         xp = array_api_compat.array_namespace(table)
         where = array_api_compat.device(table)
-        q = xp.asarray(self.vectors, dtype=xp.float32 if self.single else xp.float64, device=where)
+        q = placed(self.vectors, xp, where, dtype=xp.float32 if self.single else xp.float64)
         if "product" not in state:
             zeros = xp.zeros((q.shape[1], table.shape[1]), dtype=xp.float64, device=where)
             state = {**state, "total": xp.zeros((), dtype=xp.float64, device=where), "product": zeros}
@@ -60,7 +60,7 @@ class Step:
                 state["product"] += xp.matmul(score.T, z)
             state["total"] = state["total"] + self._energy(z)
             scores.append(score)
-        images = xp.asarray(origin["image"], device=where)
+        images = placed(origin["image"], xp, where)
         return self.merge(state, {"image": images, "score": xp.concat(scores)})
 
     def _slices(self, shape: tuple[int, ...]) -> Any:

@@ -19,7 +19,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, spans, to_numpy
 
 CACHE_ITEMS = 1 << 16
 """Rows are summarised in runs of about this many elements: in float64 these stay in a core's cache (512 KiB), which is
@@ -122,7 +122,7 @@ class ImageMoments:
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         table = flat(blocks[0])
         xp = array_api_compat.array_namespace(table)
-        images = xp.asarray(origin["image"], device=array_api_compat.device(table))
+        images = placed(origin["image"], xp, array_api_compat.device(table))
         parts = [self._rows(table[rows, :]) for rows in spans(table.shape[0], CACHE_ITEMS // table.shape[1])]
         return self.merge(state, {"image": images, **_joined(parts, images.shape)})
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import ArrayError
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, row_slices, spans, to_numpy
 
 Update = Literal["hals", "mu", "keep", "project"]
 
@@ -55,7 +55,7 @@ def hals(factor: Array, target: Array, gram: Array, sweeps: int) -> Array:
     xp = array_api_compat.array_namespace(factor)
     done = xp.empty(factor.shape, dtype=xp.float64, device=array_api_compat.device(factor))
     nothing = xp.zeros((), dtype=xp.float64, device=array_api_compat.device(factor))
-    live = [k for k in range(gram.shape[0]) if float(gram[k, k]) > 0]
+    live = np.flatnonzero(to_numpy(gram).diagonal() > 0).tolist()  # looked at here, and once: a device would wait
     for rows in spans(factor.shape[0], HELD_ITEMS // max(1, factor.shape[1])):
         # One component lies in one piece: a sweep goes over components.
         r = xp.asarray(xp.astype(factor[rows, :], xp.float64).T, copy=True)
@@ -168,8 +168,8 @@ class Alternate:
         *tables, factor = [flat(block) for block in blocks]
         xp = array_api_compat.array_namespace(factor)
         where = array_api_compat.device(factor)
-        fixed = [xp.asarray(other, device=where) for other in self.fixed]
-        gram = xp.asarray(self.gram, device=where)
+        fixed = [placed(other, xp, where) for other in self.fixed]
+        gram = placed(self.gram, xp, where)
         new: State = {"factor": xp.empty(factor.shape, dtype=fixed[0].dtype, device=where)}
         new["gram"] = xp.zeros(gram.shape, dtype=xp.float64, device=where)
         for number, other in enumerate(fixed):

@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, row_slices, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, placed, row_slices, to_numpy
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class OffDiagonal:
             kinds = {"count": xp.int64, "sum": xp.float64, "squares": xp.float64}
             state = {name: xp.zeros((table.shape[1],), dtype=kind, device=where) for name, kind in kinds.items()}
         numbers = next((places for name, places in origin.items() if name != "image"), np.arange(table.shape[1]))
-        columns = xp.asarray(numbers, device=where)
+        columns = placed(numbers, xp, where)
         for rows in row_slices(table):
-            own = xp.asarray(origin["image"][rows], device=where)
+            own = placed(origin["image"][rows], xp, where)
             some = xp.astype(table[rows, :], xp.float64)
             counts = ~xp.isnan(some) & (own[:, None] != columns[None, :])
             some = xp.where(counts, some, xp.zeros_like(some))

@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, spans, to_numpy
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class PairedProducts:
         for number in np.unique(of_rows).tolist():
             members = np.flatnonzero(of_rows == number)
             for some in spans(len(members), SLICE_ITEMS // (self.sources + self.targets)):
-                rows = xp.asarray(members[some], device=where)
+                rows = placed(members[some], xp, where)
                 both = [xp.astype(xp.take(block, rows, axis=0), xp.float64) for block in (a, b)]
                 z = xp.concat(both, axis=1) - state["shift"]
                 state["count"][number] += len(rows)

@@ -1,12 +1,18 @@
-"""Components of patches as pictures: in grey, per colour and together, in eight bits."""
+"""Components of patches as pictures: in grey, per colour and together, in eight bits.
+
+Patches may lie on a device; their components, a few pictures for each channel, are put together in NumPy.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
+
+from dneuro.kernels.base import Array
 
 Matrix = NDArray[np.float64]
 
@@ -17,20 +23,25 @@ MIDDLE = 128
 """Grey that stands for zero in eight bits."""
 
 
-def grey(patches: NDArray[Any]) -> Matrix:
+def grey(patches: Array) -> Array:
     """Return patches (…, color) in grey (…), on the same scale; those of one colour are grey."""
+    xp = array_api_compat.array_namespace(patches)
     if patches.shape[-1] == 1:
-        return patches[..., 0].astype(np.float64)
-    found = np.zeros(patches.shape[:-1])
+        return xp.astype(patches[..., 0], xp.float64)
+    found = xp.zeros(patches.shape[:-1], dtype=xp.float64, device=array_api_compat.device(patches))
     for color, share in enumerate(LUMINANCE):
-        found += share * patches[..., color]
+        one = patches[..., color]
+        found += share * (one if xp.isdtype(one.dtype, "real floating") else xp.astype(one, xp.float64))
     return found
 
 
-def variance(values: Matrix, counts: NDArray[np.int64]) -> Matrix:
+def variance(values: Array, counts: NDArray[np.int64]) -> Matrix:
     """Return the variance (B,) of patches (B, S, P), all pixels together, of the first `counts` of each."""
-    pairs = zip(values, counts.tolist(), strict=True)
-    return np.asarray([some[:count].var(axis=0).sum() if count else 0.0 for some, count in pairs], dtype=np.float64)
+    xp = array_api_compat.array_namespace(values)
+    found = np.zeros(len(counts))
+    for number, count in enumerate(counts.tolist()):
+        found[number] = float(xp.sum(xp.var(values[number, :count], axis=0))) if count else 0.0
+    return found
 
 
 def share(parts: Sequence[Matrix], totals: Sequence[Matrix]) -> Matrix:

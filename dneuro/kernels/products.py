@@ -11,7 +11,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, row_slices, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, row_slices, spans, to_numpy
 
 LEAST_ROWS = 512
 """Rows of a slice, if the block has them: each slice adds a whole matrix of products to the state."""
@@ -174,7 +174,7 @@ def direct_distances(pairs: NDArray[np.integer], left: Array, right: Array) -> A
     where = array_api_compat.device(left)
     squared = xp.zeros((len(pairs),), dtype=xp.float64, device=where)
     for some in spans(len(pairs), CENTRE_ITEMS // left.shape[0]):
-        first, second = (xp.asarray(side, dtype=xp.int64, device=where) for side in pairs[some].T)
+        first, second = (placed(side, xp, where, dtype=xp.int64) for side in pairs[some].T)
         apart = xp.astype(xp.take(left, first, axis=1), xp.float64)
         apart -= xp.astype(xp.take(right, second, axis=1), xp.float64)
         squared[some] = xp.sum(apart * apart, axis=0)

@@ -15,7 +15,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, spans, to_numpy
 
 DIGIT = 8
 """Bits that one pass finds."""
@@ -84,7 +84,7 @@ class Digits:
         xp = array_api_compat.array_namespace(table)
         where = array_api_compat.device(table)
         rows, features = table.shape
-        found = xp.asarray(np.reshape(self.found[_columns(origin)], -1), device=where)
+        found = placed(np.reshape(self.found[_columns(origin)], -1), xp, where)
         if not state:
             state = {"count": xp.zeros((*block.shape[1:], VALUES), dtype=xp.int32, device=where)}
         counts = xp.reshape(state["count"], (features, VALUES))
@@ -139,8 +139,8 @@ class CountAbove:
         xp = array_api_compat.array_namespace(table)
         where = array_api_compat.device(table)
         rows, features = table.shape
-        thresholds = xp.asarray(np.reshape(self.thresholds[_columns(origin)], -1), device=where)
-        labels = xp.asarray(np.asarray(self.labels)[origin["image"]], device=where)
+        thresholds = placed(np.reshape(self.thresholds[_columns(origin)], -1), xp, where)
+        labels = placed(np.asarray(self.labels)[origin["image"]], xp, where)
         if not state:
             state = {"count": xp.zeros((self.classes, *block.shape[1:]), dtype=xp.int64, device=where)}
         counts = xp.reshape(state["count"], (self.classes, features))

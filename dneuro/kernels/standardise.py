@@ -10,7 +10,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Kernel, Origin, State, flat, row_slices, spans
+from dneuro.kernels.base import SLICE_ITEMS, Array, Kernel, Origin, State, flat, placed, row_slices, spans
 
 Mode = Literal["image", "neuron", "center"] | None
 _RANGE = 1e15
@@ -95,9 +95,9 @@ class Standardise:
             z = cleared(z, constant)
         elif self.mode is not None:
             where = array_api_compat.device(rows)
-            z -= xp.asarray(self.mean, device=where)
+            z -= placed(np.asarray(self.mean), xp, where)
             if self.mode == "neuron":
-                z *= xp.asarray(self.weight, device=where)
+                z *= placed(self.weight, xp, where)
         return z
 
     def _single(self, rows: Array) -> Array:
@@ -128,10 +128,10 @@ class Standardise:
             return self._wide(rows)
         mean = np.asarray(self.mean)
         most = mean.astype(np.float32)
-        z = xp.astype(rows, xp.float32, copy=False) - xp.asarray(most, device=where)
-        z -= xp.asarray((mean - most).astype(np.float32), device=where)
+        z = xp.astype(rows, xp.float32, copy=False) - placed(most, xp, where)
+        z -= placed((mean - most).astype(np.float32), xp, where)
         if self.mode == "neuron":
-            z *= xp.asarray(self.weight.astype(np.float32), device=where)
+            z *= placed(self.weight.astype(np.float32), xp, where)
         return z
 
     def _mend(self, z: Array, rows: Array, which: Array) -> None:

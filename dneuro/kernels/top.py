@@ -15,7 +15,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, spans, take_along, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, spans, take_along, to_numpy
 
 LEAST_ROWS = 512
 """Images that are looked at together, if there are so many."""
@@ -35,7 +35,7 @@ def _pack(values: Array, images: NDArray[np.int64], largest: bool) -> Array:
     if not largest:
         key = ~key
     key = xp.astype(xp.where(missing, xp.full_like(key, _NAN), key), xp.int64)
-    below = xp.asarray(_LOW - images, device=array_api_compat.device(values))
+    below = placed(_LOW - images, xp, array_api_compat.device(values))
     return (key << 32) | below[:, None]
 
 

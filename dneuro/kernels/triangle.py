@@ -44,14 +44,14 @@ class Triangle:
         table = flat(blocks[0])
         # A factorisation of R and some rows costs as if R had as many: so at least twice that.
         for rows in row_slices(table, 2 * table.shape[1]):
-            state = self.merge(state, {"triangle": _triangle(self.standardise.apply(table[rows, :]))})
+            state = self.merge(state, {"triangle": triangle_of(self.standardise.apply(table[rows, :]))})
         return state
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
         if not a or not b:
             return a or b
         xp = array_api_compat.array_namespace(a["triangle"], b["triangle"])
-        return {"triangle": _triangle(xp.concat([a["triangle"], b["triangle"]]))}
+        return {"triangle": triangle_of(xp.concat([a["triangle"], b["triangle"]]))}
 
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return triangle (min(images, features), features)."""
@@ -63,7 +63,8 @@ class Triangle:
         return 8 * features * high, 24 * features * (tall + 2 * high) + 16 * features * tall
 
 
-def _triangle(table: Array) -> Array:
+def triangle_of(table: Array) -> Array:
+    """Return R of QR, of a matrix or of each of many."""
     if array_api_compat.is_torch_array(table):
         return array_api_compat.array_namespace(table).linalg.qr(table, mode="r")[1]
     return np.linalg.qr(table, mode="r")

@@ -23,8 +23,9 @@ OF_THE_PLACE = {"client", "checkpoint", "out"}
 ARRAYS = {"regression": {"source"}, "connections": {"directions"}}
 """What a function takes as arrays, and a step finds in the store by the name of a layer or of another step."""
 
-OF_THE_STORE = {"name", "workers", "layer", "source", "select", "of", "pictures"}
-"""What a step says besides: which layers and images of the store are asked, and what its results are called."""
+OF_THE_STORE = {"name", "workers", "device", "tf32", "layer", "source", "select", "of", "pictures"}
+"""What a step says besides: which layers and images of the store are asked, what its results are called, and what
+computes them."""
 
 OTHERWISE = {("cooccurrence", "k")}
 """Defaults that are written in another way, and mean the same: 100 where no quantile is given."""

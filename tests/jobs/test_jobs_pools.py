@@ -10,8 +10,8 @@ import pytest
 
 from dneuro.cluster import backend_of
 from dneuro.engine import ThreadExecutor
+from dneuro.engine.device import TORCH_BYTES
 from dneuro.extract import pipeline
-from dneuro.extract.plan import TORCH_BYTES
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
 from dneuro.jobs.pools import beside_network

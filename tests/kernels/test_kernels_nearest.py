@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dneuro.kernels import Kernel, Moments, Standardise
-from dneuro.kernels.nearest import Gather, Nearest
+from dneuro.kernels.nearest import Gather, Lloyd, Nearest
 from dneuro.kernels.quantile import DIGIT, CountAbove, Digits, bits_of, values_of
 from dneuro.kernels.standardise import Standardised
 
@@ -49,6 +49,12 @@ def standardised(table: np.ndarray) -> np.ndarray:
     return z / np.where(np.ptp(table, axis=1) > 0, z.std(1), np.inf)[:, None]
 
 
+def of_nearest(z: np.ndarray, by: float = 1.0) -> dict[str, np.ndarray]:
+    nearest = np.linalg.norm(z[:, None] - CENTRES / by, axis=2).argmin(1)
+    member = nearest == np.arange(len(CENTRES))[:, None]
+    return {"count": member.sum(1), "sum": member @ z}
+
+
 FOUND = (key_of(TABLE)[0] >> 24).astype("i8")
 CASES: dict[str, tuple[Kernel, Callable[[], dict[str, np.ndarray]]]] = {
     "first digit": (Digits(np.zeros(3, "i8"), 24), lambda: {"count": digits(TABLE, np.zeros(3, "i8"), 24)}),
@@ -66,6 +72,8 @@ CASES: dict[str, tuple[Kernel, Callable[[], dict[str, np.ndarray]]]] = {
             "squared": (np.linalg.norm(TABLE[:, None].astype("f8") - CENTRES, axis=2) ** 2).min(1),
         },
     ),
+    "lloyd": (Lloyd(Standardise(None), CENTRES), lambda: of_nearest(TABLE.astype("f8"))),
+    "lloyd of z": (Lloyd(Standardise("image"), CENTRES / 9), lambda: of_nearest(standardised(TABLE), 9)),
     "moments of z": (
         Standardised(Moments(), Standardise("image")),
         lambda: {"mean": standardised(TABLE).mean(0), "variance": standardised(TABLE).var(0)},
@@ -135,6 +143,8 @@ SIZES: list[tuple[str, Callable[[int, int], Kernel], int, int, str]] = [
     ("gather", lambda n, p: Gather(Standardise("image"), np.arange(0, 3 * n, 7)), 3000, 700, "f4"),
     ("nearest", lambda n, p: Nearest(Standardise("image"), RNG.random((40, p))), 20_000, 300, "f4"),
     ("nearest, wide", lambda n, p: Nearest(Standardise(None), RNG.random((40, p))), 30, 50_000, "f2"),
+    ("lloyd", lambda n, p: Lloyd(Standardise("image"), RNG.random((40, p))), 20_000, 300, "f4"),
+    ("lloyd, wide", lambda n, p: Lloyd(Standardise(None), RNG.random((40, p))), 30, 50_000, "f2"),
     ("moments of z", lambda n, p: Standardised(Moments(), Standardise("image")), 2000, 3000, "f4"),
     ("moments of wide z", lambda n, p: Standardised(Moments(), Standardise("image")), 10, 200_000, "f4"),
 ]

@@ -22,6 +22,7 @@ from dneuro.analysis.nonnegative.checkpoint import Checkpoint
 from dneuro.analysis.nonnegative.reads import Reads
 from dneuro.analysis.nonnegative.reads import choose as choose_reads
 from dneuro.analysis.nonnegative.solve import Solution, solve
+from dneuro.engine.device import process_bytes
 from dneuro.engine.executors import Executor
 from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
@@ -135,7 +136,7 @@ class Asked:
         if self.start == "compressed":
             sizes = (images, neurons, self._columns, self.rank)
             driver = max(driver, compressed.driver_bytes(*sizes))
-            worker = max(worker, executor.process_bytes + executor.slots_per_process * compressed.task_bytes(*sizes))
+            worker = max(worker, process_bytes(executor) + executor.slots_per_process * compressed.task_bytes(*sizes))
         return replace(
             one,
             worker_bytes=worker,

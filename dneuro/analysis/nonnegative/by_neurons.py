@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce as reduce_plans
 
+import array_api_compat
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -44,7 +46,7 @@ class _Upright:
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         panel, *rest = blocks
         if self.check:
-            turned = np.moveaxis(panel, -1, 0)
+            turned = array_api_compat.array_namespace(panel).moveaxis(panel, -1, 0)
             place = {"image": self.images, "channel": origin["image"]}
             check_finite(turned, place, self.layer)
             check_range(turned, place, self.layer)
@@ -186,6 +188,6 @@ class ByNeurons:
             rows = xr.DataArray(np.broadcast_to(one, cells), dims=(x.dims[0], "cell", "component"))
             fixed = np.broadcast_to(one, (self.arrays.images, columns))
             plans.append(plan_read(self.step, [x, rows], (fixed,), sizes, 1))
-        worst = max(plans, key=lambda found: found[0].worker_bytes)
+        worst = reduce_plans(Plan.at_least, [plan for plan, _ in plans])
         tasks = sum(plan.tasks for plan, _ in plans)
-        return replace(worst[0], tasks=tasks), max(block for _, block in plans)
+        return replace(worst, tasks=tasks), max(block for _, block in plans)

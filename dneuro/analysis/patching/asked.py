@@ -19,6 +19,7 @@ from dneuro.analysis.gathering import Large, Layout
 from dneuro.analysis.ica import check_search, counts_of
 from dneuro.analysis.patching.rendering import Render, Rendering
 from dneuro.engine.blocks import BLOCK_BYTES
+from dneuro.engine.device import chosen_name, held_on_device, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
@@ -114,7 +115,8 @@ class Asked:
         planes = 3 if colors == 3 else 1
         # A chunk as it is computed and as it is joined; of a batch a plane, its copies and singular vectors; components
         # and mixing of all planes, matched, combined and scaled; and the largest array on its way into the store.
-        task = 2 * itemsize * most * samples * pixels * colors + 8 * 6 * batch * samples * pixels
+        block = itemsize * most * samples * pixels * colors
+        task = 2 * block + 8 * 6 * batch * samples * pixels
         task += 8 * batch * rank * pixels * (3 * planes + 6)
         one = self.layout.step_bytes
         task += 2 * most * one
@@ -125,10 +127,12 @@ class Asked:
             passes=1,
             read_bytes=int(self.patches.nbytes),
             tasks=len(self.spans),
-            worker_bytes=executor.process_bytes + executor.slots_per_process * task,
+            worker_bytes=process_bytes(executor) + executor.slots_per_process * (task + moving_bytes(block)),
             driver_bytes=driver,
             result_bytes=result,
             method=f"FastICA, blocks of {most} channels",
+            device=chosen_name(),
+            device_bytes=held_on_device(executor.slots_per_process, task),
         )
 
     @property

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.engine.visits import Reader
 from dneuro.errors import NonFiniteError
 from dneuro.kernels import patches as pictures
-from dneuro.kernels.base import spans
+from dneuro.kernels.base import Array, spans, to_numpy
 from dneuro.kernels.ica import BATCH_ITEMS, Fun, Unmixed, check_samples, unmix
 
 Rendering = Literal["grey", "rgb", "rgb8"]
@@ -63,9 +64,10 @@ class Render:
     def __call__(self, reader: Reader, start: int, counts: NDArray[np.int64]) -> tuple[int, Found]:
         """Return the first channel of a block, and what is found of all of them but what was written."""
         (block,) = reader.read(0, 0) or ()
-        x = np.swapaxes(np.asarray(block), 0, 1)  # (channel, sample, row, column, color)
+        # To (channel, sample, row, column, color).
+        x = array_api_compat.array_namespace(block).permute_dims(block, (1, 0, 2, 3, 4))
         step = BATCH_ITEMS // int(np.prod(x.shape[1:4]))
-        parts = [self._of(x[some], counts[some], range(start + some.start, start + some.stop))
+        parts = [self._of(x[some, ...], counts[some], range(start + some.start, start + some.stop))
                  for some in spans(len(x), step)]  # fmt: skip
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found["count"] = counts
@@ -76,19 +78,19 @@ class Render:
                 write_block(self.path, name, start, found.pop(name))
         return start, found
 
-    def _of(self, x: NDArray[Any], counts: NDArray[np.int64], numbers: range) -> Found:
+    def _of(self, x: Array, counts: NDArray[np.int64], numbers: range) -> Found:
         """Return what is found of a few channels."""
         check_samples(x.reshape(*x.shape[:2], -1), counts, numbers)
         found = self._grey(x, counts, numbers) if "grey" in self.renderings else {}
         if {"rgb", "rgb8"} & set(self.renderings):
             found |= self._colours(x, counts, numbers)
         if self.keep:
-            kept = x[:, : self.keep]
+            kept = to_numpy(x[:, : self.keep])
             there = np.arange(kept.shape[1]) < counts[:, None]
-            found["patch"] = np.where(there[:, :, None, None, None], kept, 0).astype(x.dtype)
+            found["patch"] = np.where(there[:, :, None, None, None], kept, 0).astype(kept.dtype)
         return found
 
-    def _grey(self, x: NDArray[Any], counts: NDArray[np.int64], numbers: range) -> Found:
+    def _grey(self, x: Array, counts: NDArray[np.int64], numbers: range) -> Found:
         values = pictures.grey(x).reshape(*x.shape[:2], -1)
         mixed = self._unmixed(values, counts, numbers)
         parts = _pictures(mixed)
@@ -100,11 +102,12 @@ class Render:
             "grey_share": pictures.share([parts], [pictures.variance(values, counts)]),
         }
 
-    def _colours(self, x: NDArray[Any], counts: NDArray[np.int64], numbers: range) -> Found:
+    def _colours(self, x: Array, counts: NDArray[np.int64], numbers: range) -> Found:
         """Take R, G and B apart one by one, then put the components together that belong together."""
+        xp = array_api_compat.array_namespace(x)
         found, totals = [], []
         for color in range(3):
-            values = x[..., color].reshape(*x.shape[:2], -1).astype(np.float64)
+            values = xp.astype(x[..., color].reshape(*x.shape[:2], -1), xp.float64)
             totals.append(pictures.variance(values, counts))
             found.append(self._unmixed(values, counts, numbers))
         parts = [_pictures(mixed) for mixed in found]
@@ -124,7 +127,7 @@ class Render:
             result["rgb8"] = pictures.eight_bit(whole).reshape(shape)
         return result
 
-    def _unmixed(self, values: NDArray[Any], counts: NDArray[np.int64], numbers: range) -> Unmixed:
+    def _unmixed(self, values: Array, counts: NDArray[np.int64], numbers: range) -> Unmixed:
         # The same first rotation for all colours of a channel: they begin alike, and as `dneuro.ica` begins.
         seeds = [(self.seed, number) for number in numbers]
         return unmix(values, counts, self.rank, fun=self.fun, max_iter=self.max_iter, tol=self.tol, seeds=seeds)
@@ -142,4 +145,4 @@ class Render:
 
 def _pictures(mixed: Unmixed) -> NDArray[np.float64]:
     """Return the pictures (B, K, P): the columns of the mixing matrix."""
-    return np.swapaxes(mixed.mixing, 1, 2)
+    return np.swapaxes(to_numpy(mixed.mixing), 1, 2)

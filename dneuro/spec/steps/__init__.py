@@ -5,6 +5,7 @@ from __future__ import annotations
 from dneuro.spec.steps.across import AcrossStep, FacetsStep, MeanSimilarityStep
 from dneuro.spec.steps.base import (
     DEFAULT_CODEC,
+    PLACED,
     PLACING,
     AnalysisStep,
     Codec,
@@ -28,6 +29,7 @@ from dneuro.spec.steps.report import ReportStep
 
 __all__ = [
     "DEFAULT_CODEC",
+    "PLACED",
     "PLACING",
     "STEPS",
     "AcrossStep",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, Tag, model_validator
 
 from dneuro.spec.base import ONE, SEVERAL, Name, OrBlank, Positive, Seed, Spec, by_count
+from dneuro.spec.device import CPU, DeviceName, is_apart, wrong_tf32
 from dneuro.spec.problems import refusal, repeated
 
 Codec = Literal["zstd-fast", "zstd", "zstd-shuffle", "lz4-shuffle", "none"]
@@ -18,6 +19,8 @@ Pool = Literal["max", "mean"]
 Persist = Literal["auto", True, False]
 PLACING = {"persist"}
 """Keys of a step that say how it is computed; its result does not depend on them."""
+PLACED = {"workers", "device", "tf32"}
+"""Keys of a step that say what computes it, and are no keywords of its function."""
 
 
 class Step(Spec):
@@ -48,7 +51,8 @@ class WorkersStep(Step):
 
     usual_pool: ClassVar[str] = "memory"
     workers: Name | None = None
-    """Pool of the profile whose workers do this step; by default `extract` trains and extracts, `memory` analyses."""
+    """Pool of the profile whose workers do this step; by default `extract` trains, extracts and does steps on a device,
+    `memory` analyses."""
 
     @property
     def pool_name(self) -> str:
@@ -89,6 +93,23 @@ class AnalysisStep(WorkersStep):
 
     select: Annotated[SelectSpec, OrBlank()] | None = None
     """Images that take part; the default is all that could be read."""
+
+    device: DeviceName = CPU
+    """``cpu`` (NumPy) or the device of the workers that they compute on, such as ``cuda``; never switched silently."""
+
+    tf32: bool = False
+    """Let NVIDIA's GPUs round the factors of float32 products to 10 bits."""
+
+    @model_validator(mode="after")
+    def _need_a_device_with_tf32(self) -> Self:
+        if self.tf32 and (wrong := wrong_tf32(self.device)):
+            raise refusal(wrong, "add `device: cuda`", ("tf32",))
+        return self
+
+    @property
+    def pool_name(self) -> str:
+        """Name of the pool whose workers do the step: where the cards are, if it is to run on one."""
+        return self.workers or ("extract" if is_apart(self.device) else self.usual_pool)
 
     @property
     def layers(self) -> list[str]:
