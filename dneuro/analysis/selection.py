@@ -75,6 +75,9 @@ def select(
     if "image" not in x.dims:
         dims = tuple(map(str, x.dims))
         raise ArrayError(f"the array has dims {dims}, none is named 'image'", hint="x.rename(…)")
+    if correct is not None and not isinstance(correct, bool | np.bool_):
+        raise ArrayError(f"correct={correct!r}", hint="correct=True, or False")
+    classes, images = _listed("classes", classes, "['cat', 'dog']"), _listed("images", images, "[0, 12]")
     rows = np.ones(x.sizes["image"], bool)
     for name, takes_part in (("status", 0), (SELECTED, True)):
         if name in x.coords:
@@ -82,7 +85,7 @@ def select(
     available, said = int(rows.sum()), []
     for what, condition in (
         (f"correct={correct}", None if correct is None else _correct(x, correct)),
-        (f"classes={list(classes or ())}", None if classes is None else _of_classes(x, classes)),
+        (f"classes={classes}", None if classes is None else _of_classes(x, classes)),
         (f"{len(images or ())} images named", None if images is None else _named(x, images)),
     ):
         if condition is not None:
@@ -141,6 +144,25 @@ def _share_read(x: xr.DataArray) -> float:
     return float(lengths[lengths > 0][some].sum() / len(rows))
 
 
+def _listed(name: str, given: Any, example: str) -> list[str | int] | None:
+    """Return what a selection names as a list of texts and numbers; None if it names nothing.
+
+    Raises
+    ------
+    ArrayError
+        If it is no such list.
+    """
+    if given is None:
+        return None
+    found = given.tolist() if isinstance(given, np.ndarray) else given
+    if not isinstance(found, Sequence) or isinstance(found, str | bytes):
+        raise ArrayError(f"{name}={given!r}: a list of names or numbers", hint=f"{name}={example}")
+    for one in found:
+        if not isinstance(one, str | int | np.integer) or isinstance(one, bool):
+            raise ArrayError(f"{name}: {one!r} is neither a name nor a number", hint=f"{name}={example}")
+    return list(found)
+
+
 def _correct(x: xr.DataArray, wanted: bool) -> NDArray[np.bool_]:
     if "correct" not in x.coords:
         raise ArrayError(
@@ -156,12 +178,12 @@ def _correct(x: xr.DataArray, wanted: bool) -> NDArray[np.bool_]:
 
 
 def _of_classes(x: xr.DataArray, classes: Sequence[str | int]) -> NDArray[np.bool_]:
-    if isinstance(classes, str) or not len(classes):
-        raise ArrayError(f"classes={classes!r}: a list of names or indices", hint="classes=['cat', 'dog']")
+    if not classes:
+        raise ArrayError("classes=[]: a list of names or indices", hint="classes=['cat', 'dog']")
     labels, names = class_labels(x)
     wanted: set[int] = set()
     for given in classes:
-        if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        if not isinstance(given, str):
             if not 0 <= given < len(names):
                 raise ArrayError(f"class {given} is unknown", hint=f"0 to {len(names) - 1}")
             wanted.add(int(given))

@@ -123,15 +123,16 @@ class ExtractPlan:
         other works. In the end one task merges the states of all units: that so far, that of a unit, the new one.
         """
         shapes = {layer.name: layer.shape for layer in self.layers}
+        batch = min(self.batch, self.unit, self.images)
         states, works, merging = [0], [0], [0]
         waiting: set[tuple[str, str]] = set()
         for layer, those in feeds.items():
             for feed in those:
-                state, work = feed.memory(self.unit, self.batch, shapes[layer])
+                state, work = feed.memory(self.unit, batch, shapes[layer])
                 states.append(state)
                 works.append(work)
                 waiting.add((layer, feed.look))
-                whole, work = feed.memory(self.images, self.batch, shapes[layer])
+                whole, work = feed.memory(self.images, batch, shapes[layer])
                 merging.append(2 * whole + state + work)
         gathered = len(waiting) * GATHERED
         per_slot = max(gathered + 2 * sum(states) + max(works), max(merging))
@@ -234,11 +235,16 @@ def plan_extraction(
 
 
 def pooled(layers: Iterable[LayerPlan], feeds: Mapping[str, Collection[Feed]]) -> frozenset[str]:
-    """Return the layers of which the maxima per channel are all that is wanted: nothing else of them is held."""
+    """Return the layers of which the maxima per channel are all that is wanted: nothing else of them is held.
+
+    Where numbers are rounded for the store they lie among all others until they are, for which of two is the larger,
+    and so its position, may depend on that.
+    """
     return frozenset(
         layer.name
         for layer in layers
         if len(layer.shape) == 3
+        and layer.dtype == "float32"
         and layer.keep in ("max", "stats")
         and all(feed.look == "max" for feed in feeds.get(layer.name, ()))
     )

@@ -20,6 +20,10 @@ from dneuro.files import write_atomically
 
 _FORMAT = 1
 
+ENTRY_BYTES = 300
+"""Memory per image of a list that is read, besides its name twice: of ImageNet's 1,281,167 names a process held
+246 MiB, and 408 while it read the list."""
+
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
@@ -99,6 +103,11 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory that a process takes to read the list and to keep it."""
+        return ENTRY_BYTES * len(self) + 2 * sum(map(len, self.names))
 
     def fingerprint(self) -> str:
         """Return a SHA-256 (hex) over names, labels, class names, identities and, where there are any, wnids.

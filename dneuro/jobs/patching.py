@@ -108,7 +108,7 @@ def _stand_in(study: Study, layer: str, samples: int) -> xr.DataArray:
 
 def _reading_bytes(study: Study) -> int:
     """Return what a process takes to read pictures, in any case."""
-    return LEAST + study.source.held_bytes
+    return LEAST + study.source.held_bytes + study.source.manifest.held_bytes
 
 
 def parameters_of(step: PatchComponentsStep) -> dict[str, Any]:

@@ -73,8 +73,8 @@ def unread(store: Store, study: Study, plan: LayerPlan) -> xr.DataArray:
     """Return a layer as the network gave it, labelled, whose activations cannot be read."""
     shape = (study.plan.images, *plan.shape)
     chunks = da.core.normalize_chunks((study.plan.unit, *plan.shape), shape)
-    empty = np.empty((0,) * len(shape), plan.dtype)
-    data = da.map_blocks(_refuse, plan.name, chunks=chunks, dtype=plan.dtype, meta=empty)
+    empty = np.empty((0,) * len(shape), plan.stored)
+    data = da.map_blocks(_refuse, plan.name, chunks=chunks, dtype=plan.stored, meta=empty)
     root = store.images
     names = ("image", "filename", "label", "prediction", "correct", *(("status",) if root["status"].any() else ()))
     attrs: dict[str, Any] = {"layer": plan.name, "shape": list(plan.shape)}

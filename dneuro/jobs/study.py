@@ -185,7 +185,7 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
         predictions=predictions,
         labels=comparable,
         thumbnails=step.thumbnails,
-        source_bytes=source.held_bytes,
+        source_bytes=source.held_bytes + manifest.held_bytes,
         compiled=job.network.compile,
         slots_per_process=executor.slots_per_process,
     )

@@ -74,7 +74,7 @@ def _make(
     from torch._inductor import config
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    images = torch.zeros(shape, device=network.device).to(memory_format=_format(network))
+    images = blank(shape, network.device)
     with (
         torch.no_grad(),
         computing_in(network.precision, network.device),
@@ -93,8 +93,13 @@ def _make(
     return compiled  # type: ignore[no-any-return]
 
 
-def _format(network: Network) -> torch.memory_format:
-    return torch.channels_last if network.memory_format == "channels_last" else torch.contiguous_format
+def blank(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return inputs (images, colours, height, width) of zeros that lie in memory as those of pictures do.
+
+    Another order would be another program to torch.
+    """
+    images, colors, height, width = shape
+    return torch.zeros((images, height, width, colors), device=device).permute(0, 3, 1, 2)
 
 
 def _hint(error: Exception) -> str:

@@ -12,6 +12,9 @@ from dneuro.errors import NetworkError
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
+AMPERE = 8
+"""Generation of NVIDIA's cards (compute capability) from which on they have TF32 and bfloat16."""
+
 _HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -26,8 +29,14 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     if precision == "tf32" and device.type != "cuda":
         raise NetworkError(f"precision tf32 is one of NVIDIA's GPUs, device {device} does not have it",
                            hint="network: {precision: bfloat16}, or float32")  # fmt: skip
-    if precision == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
-        raise NetworkError(f"device {device} does not compute in bfloat16", hint="network: {precision: float16}")
+    if device.type == "cuda" and precision in ("tf32", "bfloat16") and _generation(device) < AMPERE:
+        raise NetworkError(f"device {device} does not compute in {precision}", hint="network: {precision: float16}")
+
+
+def _generation(device: torch.device) -> int:
+    """Return the major number of a card's compute capability; torch itself counts what is emulated as supported."""
+    major: int = torch.cuda.get_device_capability(device)[0]
+    return major
 
 
 @contextlib.contextmanager

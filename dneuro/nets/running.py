@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dneuro.errors import NetworkError
+from dneuro.nets.compiled import blank as blank_inputs
 from dneuro.nets.compiled import program
 from dneuro.nets.load import Network
 from dneuro.nets.precision import computing_in
@@ -162,9 +163,11 @@ class Runner:
 
     def _compiled(self, inputs: Tensor) -> tuple[dict[str, Output], Tensor | None]:
         """Run the compiled program, which takes batches of one size: a smaller one is filled up with zeros."""
-        images, blank = len(inputs), max(0, self._batch - len(inputs))
-        if blank:
-            inputs = torch.cat([inputs, inputs.new_zeros(blank, *inputs.shape[1:])])
+        images = len(inputs)
+        if images < self._batch:
+            filled = blank_inputs((self._batch, *inputs.shape[1:]), self._device)
+            filled[:images] = inputs
+            inputs = filled
         run = program(self._network, self._layers, to_end=self._to_end, pooled=self._pooled, shape=inputs.shape)
         outputs, last = run(inputs)
         found = {name: _each(output, lambda part: self._own(part[:images]))

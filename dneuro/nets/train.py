@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def train(
     steps = trace(architecture.build_shapes(), images.shape[1:], spec.name, shapes=architecture.shapes)
     _check_labels(spec, images, labels, steps.classes)
     history = []
-    with seeded(seed, device), torch.backends.cudnn.flags(enabled=True, deterministic=True):
+    with seeded(seed, device), _exact_convolutions():
         module = architecture.build().train()
         state = module.state_dict()
         if kind_of_weights(spec.weights) == "file":
@@ -102,6 +103,11 @@ def train(
             if on_epoch is not None:
                 on_epoch(epoch, loss, accuracy)
     return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}, history
+
+
+def _exact_convolutions() -> AbstractContextManager[None]:
+    """Return the context in which cuDNN gives the same results each time, in float32: torch's own rounds to TF32."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 def _batches(

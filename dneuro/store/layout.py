@@ -134,11 +134,16 @@ class LayerPlan:
         """Group of the layer."""
         return f"layers/{self.name}"
 
+    @property
+    def stored(self) -> str:
+        """The dtype of its arrays."""
+        return "float32" if self.dtype == "bfloat16" else self.dtype
+
     def arrays(self, images: int, unit: int) -> list[ArrayPlan]:
         """Return the arrays of this layer for `images` images in units of `unit`."""
         channels = self.shape[:1]
         dims = ("channel", "y", "x")[: len(self.shape)]
-        stored = "float32" if self.dtype == "bfloat16" else self.dtype
+        stored = self.stored
         if self.keep == "stats":
             return []
         if self.keep == "full":

@@ -46,6 +46,33 @@ def chosen(x: xr.DataArray) -> list[int]:
     return np.flatnonzero(x["selected"].values).tolist()
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"correct": "no"}, "correct='no'"),
+        ({"correct": 1}, "correct=1"),
+        ({"classes": "cat"}, "classes='cat': a list of names or numbers"),
+        ({"classes": 3}, "classes=3: a list"),
+        ({"classes": []}, "a list of names"),
+        ({"images": [[1]]}, r"images: \[1\] is neither a name nor a number"),
+        ({"images": [True]}, "images: True is neither"),
+        ({"images": np.array([0.5])}, "images: 0.5 is neither"),
+    ],
+)
+def test_select__takes_no_other_words(asked: dict[str, Any], message: str) -> None:
+    x = xr.DataArray(np.eye(3, dtype="f4"), dims=("image", "channel"),
+                     coords={"label": ("image", [0, 1, 1]), "correct": ("image", [True, False, True])})  # fmt: skip
+    with pytest.raises(ArrayError, match=message) as caught:
+        dn.select(x, **asked)
+    assert caught.value.hint
+
+
+def test_select__takes_arrays_of_numbers() -> None:
+    x = xr.DataArray(np.eye(3, dtype="f4"), dims=("image", "channel"), coords={"label": ("image", [0, 1, 1])})
+    assert dn.select(x, classes=np.array([1])).selected.values.tolist() == [False, True, True]
+    assert dn.select(x, images=np.flatnonzero([1, 0, 1])).selected.values.tolist() == [True, False, True]
+
+
 def test_select__takes_what_fits_every_condition(x: xr.DataArray) -> None:
     label, correct = x["label"].values, x["correct"].values
     readable = x["status"].values == 0
@@ -140,7 +167,7 @@ def test_select__reads_no_chunk_without_a_chosen_image(chunk: int, threads: Thre
     [
         ({"classes": ["cta"]}, "class 'cta' is unknown", "did you mean 'cat'"),
         ({"classes": [9]}, "class 9 is unknown", "0 to 3"),
-        ({"classes": "cat"}, "a list of names or indices", "classes="),
+        ({"classes": "cat"}, "a list of names or numbers", "classes="),
         ({"images": ["9.pgn"]}, "image '9.pgn' is unknown", "9.png"),
         ({"images": [99]}, "image 99 is unknown", "0 to 59"),
         ({"images": [4]}, "the selection is empty: of 58 images 1 images named leaves 0", "leave out"),

@@ -158,6 +158,27 @@ def test_bfloat16__is_the_float32_rounded(job: MakeJob, threads: ThreadExecutor)
     np.testing.assert_allclose(half.statistics("conv1")["mean"], mean, err_msg="taken of the values as they are stored")
 
 
+@pytest.mark.parametrize("keep", ["full", "max", "stats"])
+def test_bfloat16__is_asked_of_like_any_other(job: MakeJob, threads: ThreadExecutor, keep: str) -> None:
+    steps = [{kind: {"layer": "relu2"}} for kind in ("moments", "top_images", "cooccurrence", "similarity")]
+    half = dn.open(run_job(job({"relu2": {"keep": keep}}, *steps, dtype="bfloat16", store="half.zarr"), threads).store)
+    whole = dn.open(run_job(job({"relu2": {"keep": "full"}}, store="whole.zarr"), threads).store)
+    expected = dn.moments(whole["relu2"].copy(data=to_bfloat16(whole["relu2"].values)), client=threads)
+    np.testing.assert_allclose(half.results["moments"]["relu2"]["mean"], expected["mean"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_positions__do_not_depend_on_what_else_is_asked(job: MakeJob, threads: ThreadExecutor, dtype: str) -> None:
+    """Of two values that are rounded to the same the first counts, wherever they are compared."""
+    found = []
+    for number, (keep, *steps) in enumerate([("max",), ("max", {"moments": {"per": "image"}}), ("full",)]):
+        made = run_job(job({"relu2": {"keep": keep}}, *steps, dtype=dtype, store=f"{number}.zarr"), threads)
+        found.append(dn.open(made.store).statistics("relu2"))
+    for other in found[1:]:
+        for name in ("top_image", "top_y", "top_x"):
+            np.testing.assert_array_equal(other[name], found[0][name], err_msg=name)
+
+
 @pytest.mark.parametrize("codec", get_args(Codec))
 def test_codec__changes_no_number(job: MakeJob, threads: ThreadExecutor, codec: str) -> None:
     whole = dn.open(run_job(job(["conv1"], store="whole.zarr"), threads).store)

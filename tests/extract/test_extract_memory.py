@@ -95,6 +95,7 @@ def test_plan__grows_with_what_a_worker_holds() -> None:
     assert plan(held=(9 * MiB, 4 * MiB)).worker_bytes >= base + 32 * MiB
     assert plan(kept={"conv": "stats"}).worker_bytes <= base - 32 * 4 * 64 * 112 * 112, "nothing waits to be written"
     assert plan(unit=16).worker_bytes == plan(unit=16, batch=16).worker_bytes, "a batch is never more than a unit"
+    assert plan(unit=16, batch=10**9).feeding(feeds).worker_bytes == plan(unit=16, batch=16).feeding(feeds).worker_bytes
     assert plan(images=10**7).worker_bytes == plan(images=10**6).worker_bytes, "flat in the number of images"
 
 

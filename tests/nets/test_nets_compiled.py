@@ -56,6 +56,30 @@ def test_compiled__is_made_once_for_all_runners(networks: tuple[Network, Network
     assert len(before) == 1
 
 
+COLOURED = """
+from torch import nn
+
+
+def make():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+"""
+
+
+def test_compiled__is_made_once_for_batches_that_are_not_full(tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    (tmp_path / "coloured.py").write_text(COLOURED)
+    how = Preprocessing(resize=8, crop=8)
+    network = load(NetworkSpec(name=f"python:{tmp_path}/coloured.py:make", preprocessing=how, compile=True))
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8)
+    with Runner(network, ["1"], to_end=False, batch=8) as runner:
+        full = runner.start(images).result()[0]["1"].copy()
+        before = counters["stats"]["unique_graphs"]
+        part = runner.start(images[:5]).result()[0]["1"]
+    assert counters["stats"]["unique_graphs"] == before
+    np.testing.assert_allclose(part, full[:5], rtol=1e-6, atol=1e-6)
+
+
 def test_compiled__needs_no_weights_behind_the_last_layer(tmp_path: Path) -> None:
     whole = ConvNet().eval()
     kept = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith("fc")}

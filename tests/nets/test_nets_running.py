@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dneuro.errors import NetworkError
 from dneuro.images.preprocess import to_input
 from dneuro.nets.load import Network, load
+from dneuro.nets.precision import Precision, check_precision
 from dneuro.nets.running import Runner
 from dneuro.spec.network import NetworkSpec, Preprocessing
 
@@ -107,6 +108,17 @@ def test_tf32__is_refused_where_there_is_none() -> None:
     with pytest.raises(NetworkError, match="precision tf32 is one of NVIDIA's GPUs, device cpu") as caught:
         squeezenet(precision="tf32")
     assert "bfloat16" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
+def test_precision__that_an_older_card_only_emulates_is_refused(
+    monkeypatch: pytest.MonkeyPatch, precision: Precision
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(NetworkError, match=f"device cuda:1 does not compute in {precision}"):
+        check_precision(precision, torch.device("cuda:1"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    check_precision(precision, torch.device("cuda:1"))
 
 
 FAULTS = """

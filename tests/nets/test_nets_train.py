@@ -95,6 +95,18 @@ def test_train__dropout_is_repeatable_too() -> None:
     assert runs[0][1] == runs[1][1]
 
 
+def test_train__does_not_let_a_card_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    cross_entropy, allowed = torch.nn.functional.cross_entropy, []
+
+    def look(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        allowed.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32))
+        return cross_entropy(outputs, labels)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", look)
+    train(SPEC, random_images(4), np.arange(4), **SETTINGS)
+    assert set(allowed) == {(False, False)}
+
+
 def test_train__sees_every_image_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     # Labels that are all the same: with the outputs at hand, the accuracy counts the images.
     images = random_images(9)
