@@ -23,7 +23,7 @@ from dneuro.analysis.moments import moments, plan_moments
 from dneuro.analysis.nonnegative import coupled_nmf, nmf, plan_coupled_nmf, plan_nmf
 from dneuro.analysis.patching import patch_components, plan_patch_components
 from dneuro.analysis.random_projections import plan_random_projections, random_projections
-from dneuro.analysis.regression import plan_regression, regression
+from dneuro.analysis.regressing import plan_regression, regression
 from dneuro.analysis.selection import counts_selection, select
 from dneuro.analysis.selectivity import plan_selectivity, selectivity
 from dneuro.analysis.similar_places import plan_similar_places, similar_places

@@ -90,8 +90,11 @@ def clusters(
     Notes
     -----
     **Cost**: that of `similarity`, then 32·P² bytes and O(P²) steps in this process (of images, 32·N²: 13 GB for
-    20,000). Exact. Of clusters of one size the one whose first neuron comes first is first. Source: Zhang, clusters of
-    redundant neurons, named as future work.
+    20,000). Exact. Of clusters of one size the one whose first neuron comes first is first.
+
+    Source: Zhang, "Visualizing neuron role with dimensionality reduction of feature space", future work:
+    agglomerative clusters of redundant neurons. The paper names neither distance nor linkage; average linkage by
+    1 − correlation, and where the tree is cut, are dneuro's.
 
     Examples
     --------

@@ -73,9 +73,13 @@ def cooccurrence(
     -----
     **Cost**: that of `top_images`. Under `quantile`, with k = the number of images beyond it, plus one, if that is at
     most 1,024 and fits; else digit by digit: 5 passes (float16: 3), state 1,024 bytes, then 8 bytes per class, per
-    feature, whatever the number of images. Exact either way, the same bit for bit under any chunking. Source:
-    Sadeghi, co-occurrence frequency; that only activations above 0 count is dneuro's choice, otherwise a dead filter
-    collects ties.
+    feature, whatever the number of images. Exact either way, the same bit for bit under any chunking.
+
+    Source: Sadeghi, "Conceptual Content in Deep Convolutional Neural Networks", co-occurrence frequency: of the top
+    100 training images of a neuron (a filter), how many belong to each class. That its activation on an image is the
+    maximum over positions, and that only activations above 0 count (otherwise a dead filter collects ties), are
+    dneuro's. With fewer images per class than are counted no row can be of one class alone; `selectivity` says how flat
+    it is at least.
 
     Examples
     --------

@@ -39,7 +39,10 @@ def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     1 − 2 Σₖ (c₍ₖ₎ / ‖c‖₁)(N − k + ½) / N, entries ascending. With ``dim="image"``, masked images and those that
     `dneuro.select` leaves out take no part. There is no `dneuro.plan` of an index: it is no pass of its own but a
     column of an xarray expression, which dask computes with what follows it. **Cost**: of a dask-backed array nothing
-    before it is computed; then one read, with whole rows in memory. Source: Sadeghi, sparsity.
+    before it is computed; then one read, with whole rows in memory.
+
+    m equal entries of N, the others 0, have G = 1 − m / N. Source: Sadeghi, "Conceptual Content in Deep Convolutional
+    Neural Networks", sparsity of a neuron's co-occurrence frequencies; the value of a row of zeros is dneuro's.
 
     Examples
     --------
@@ -72,7 +75,12 @@ def spectral_flatness(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
 
     Notes
     -----
-    **Cost**: as `gini`. Source: Sadeghi, flatness of a neuron's co-occurrence frequencies.
+    log₂(F + 1) = −(1 / log₂ N) Σ ṅ log₂ ṅ, ṅ the shares after 1e-7 was added to each entry; whether the row is zero is
+    asked before. m equal entries of N have F = 2^(log m / log N) − 1. **Cost**: as `gini`.
+
+    Source: Sadeghi, "Conceptual Content in Deep Convolutional Neural Networks", flatness of a neuron's co-occurrence
+    frequencies. N is the length of a row, the number of classes; the paper's text says the number of neurons, with
+    which F would exceed 1.
 
     Examples
     --------

@@ -111,7 +111,9 @@ def similarity(
     time, and their products added in float64: the error is below 1e-6, as a rule 1e-7, of a correlation, and twice that
     of a distance relative to it.
 
-    Source: Sadeghi, neuron similarity.
+    Source: Sadeghi, "Conceptual Content in Deep Convolutional Neural Networks": similarity (Pearson correlation) and
+    dissimilarity (Euclidean distance) of two neurons of a layer, by their rows of co-occurrence frequencies: give the
+    ``count`` of `cooccurrence`. The same of activations, and the other metrics, are dneuro's.
 
     Examples
     --------

@@ -59,8 +59,12 @@ def top_images(
     Notes
     -----
     **Cost**: one pass; state 24·k bytes per feature; exact. Of equal values the image that comes first in the array
-    is first, so the result is the same bit for bit under any chunking. Sources: Zhang, single neurons; Sadeghi, top
-    patches (a neuron there is a filter, its activation the maximum over positions).
+    is first, so the result is the same bit for bit under any chunking.
+
+    Sources: Zhang, "Visualizing neuron role with dimensionality reduction of feature space", images of highest and
+    lowest activation (of ``per="neuron"``; `single_neurons` standardises first, as the paper does). Sadeghi,
+    "Conceptual Content in Deep Convolutional Neural Networks", top patches: a neuron is a filter there; that its
+    activation on an image is the maximum over positions is dneuro's reading.
 
     Examples
     --------

@@ -13,14 +13,25 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LinearRegression, Ridge
 
 import dneuro as dn
-from dneuro.analysis.regression import _deal
+from dneuro.analysis.regressing.asked import Asked, asked, deal
+from dneuro.analysis.regressing.by_images import ByImages
+from dneuro.analysis.regressing.by_products import ByProducts
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import ArrayError
+from dneuro.errors import ArrayError, MemoryLimitError
+from dneuro.quantities import GiB, MiB
 
 EXECUTOR = ThreadExecutor(2)
 RNG = np.random.default_rng(8)
 A = np.maximum(RNG.normal(3, 1, (60, 4, 2, 2)), 0).astype("f4")
 B = np.concatenate([A[:, :2, :1] * 2 + A[:, 2:, :1], RNG.normal(50, 1, (60, 1, 1, 2))], axis=1).astype("f4")
+
+
+WAYS: dict[str, Any] = {
+    "all folds in one pass": lambda wanted: ByProducts(wanted, wanted.folds),
+    "two folds at a time": lambda wanted: ByProducts(wanted, 2),
+    "fold by fold": lambda wanted: ByProducts(wanted, 1),
+    "products of images": ByImages,
+}
 
 
 def labelled(values: np.ndarray, chunks: int) -> xr.DataArray:
@@ -50,7 +61,7 @@ def reference(ridge: float, fold: np.ndarray | None = None) -> tuple[np.ndarray,
 @pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.5])
 def test_regression__is_that_of_scikit_learn(ridge: float) -> None:
     found = dn.regression(labelled(B, 11), source=labelled(A, 7), ridge=ridge, folds=4, seed=3, client=EXECUTOR)
-    coefficient, r2, held_out = reference(ridge, _deal(60, None, 4, 3))
+    coefficient, r2, held_out = reference(ridge, deal(60, None, 4, 3))
     np.testing.assert_allclose(found["coefficient"], coefficient, atol=1e-8)
     np.testing.assert_allclose(found["r2"], r2, atol=1e-9)
     np.testing.assert_allclose(found["r2_held_out"], held_out, atol=1e-9)
@@ -102,3 +113,94 @@ def test_regression__refuses_what_cannot_be(given_settings: dict[str, Any], mess
 def test_regression__refuses_other_images() -> None:
     with pytest.raises(ArrayError, match="59 images"):
         dn.regression(labelled(B, 60), source=labelled(A[:59], 60), client=EXECUTOR)
+
+
+def held_out(a: np.ndarray, b: np.ndarray, fold: np.ndarray, ridge: float) -> np.ndarray:
+    """What scikit-learn says of the images of each fold, from the others, among whom a source may be constant."""
+    left = total = np.zeros(b.shape[1])
+    for number in np.unique(fold):
+        train, test = fold != number, fold == number
+        spread = a[train].std(axis=0)
+        spread[spread < 1e-9] = np.inf
+        z = (a - a[train].mean(axis=0)) / spread
+        model = (Ridge(alpha=train.sum() * ridge) if ridge else LinearRegression()).fit(z[train], b[train])
+        left = left + ((b[test] - model.predict(z[test])) ** 2).sum(axis=0)
+        total = total + ((b[test] - b[train].mean(axis=0)) ** 2).sum(axis=0)
+    return 1 - left / total
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("ridge", [0.0, 1e-3, 0.5])
+@pytest.mark.parametrize(("images", "sources"), [(40, 70), (90, 30)])
+def test_regression__is_that_of_scikit_learn_in_every_way(way: str, ridge: float, images: int, sources: int) -> None:
+    a = RNG.normal(5, 2, (images, sources))
+    a[:, 3], a[:, 4] = 0.1, 0.0
+    a[7, 4] = 9.0  # where its fold is held out nothing is left that varies
+    b = a[:, :6] @ RNG.normal(size=(6, 5)) + RNG.normal(100, 1, (images, 5))
+    wanted = asked(labelled(b, 11), labelled(a, 17), ridge, 5, "max", 5, 2)
+    found = WAYS[way](wanted).fit(EXECUTOR)
+    spread = a.std(axis=0)
+    spread[3] = np.inf
+    z, y = (a - a.mean(axis=0)) / spread, (b - b.mean(axis=0)) / b.std(axis=0)
+    model = (Ridge(alpha=images * ridge) if ridge else LinearRegression()).fit(z, y)
+    np.testing.assert_allclose(found.coefficient(), model.coef_, atol=1e-7)
+    np.testing.assert_allclose(found.r2(), 1 - ((model.predict(z) - y) ** 2).sum(axis=0) / images, atol=1e-8)
+    np.testing.assert_allclose(found.r2_held_out(), held_out(a, b, wanted.fold, ridge), atol=1e-7)
+    live = np.arange(sources) != 3
+    expected = np.corrcoef(b.T, a[:, live].T)[:5, 5:]
+    np.testing.assert_allclose(found.correlation()[:, live], expected, atol=1e-9)
+    assert np.isnan(found.correlation()[:, 3]).all()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_regression__of_selected_images_in_every_way(way: str) -> None:
+    some = [dn.select(labelled(values, 13), sample=37, seed=1) for values in (B, A)]
+    wanted: Asked = asked(some[0], some[1], 1e-2, 4, "max", 5, 0)
+    found = WAYS[way](wanted).fit(EXECUTOR)
+    chosen = some[0]["selected"].values
+    a, b = (values.reshape(60, values.shape[1], -1).max(axis=2).astype("f8")[chosen] for values in (A, B))
+    np.testing.assert_allclose(found.r2_held_out(), held_out(a, b, wanted.fold[chosen], 1e-2), atol=1e-8)
+
+
+def wide(images: int, sources: int, targets: int) -> tuple[xr.DataArray, xr.DataArray]:
+    return tuple(
+        xr.DataArray(da.zeros((images, count), chunks=(500, count), dtype="f4"), dims=("image", "channel"))
+        for count in (targets, sources)
+    )  # type: ignore[return-value]
+
+
+def test_plan__takes_as_many_folds_at_a_time_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: 256 * GiB)
+    x, source = wide(50_000, 4096, 4096)
+    plans = {limit: dn.plan("regression", x, source=source, client=ThreadExecutor(2, memory=limit * GiB))
+             for limit in (64, 16, 8)}  # fmt: skip
+    assert [plan.passes for plan in plans.values()] == sorted(plan.passes for plan in plans.values())
+    assert plans[64].passes == 1
+    assert plans[8].passes == 6, "all images together, then each of five folds"
+    assert "1 of 5 folds at a time" in plans[8].method
+    for limit, plan in plans.items():
+        assert plan.fits(ThreadExecutor(2, memory=limit * GiB)), limit
+    assert plans[8].worker_bytes + plans[8].driver_bytes < 6 * GiB
+    few = dn.plan("regression", *wide(3000, 4096, 4096)[:1], source=wide(3000, 4096, 4096)[1], client=EXECUTOR)
+    assert few.passes == 1
+    assert "products of images" in few.method
+    assert few.worker_bytes + few.driver_bytes < 2 * GiB
+    with pytest.raises(MemoryLimitError, match="regression needs"):
+        dn.regression(x, source=source, client=ThreadExecutor(2, memory=GiB))
+
+
+def test_regression__chosen_by_the_limit_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: 256 * GiB)
+    a = RNG.normal(size=(900, 700)).astype("f4")
+    b = (a[:, :200] + RNG.normal(size=(900, 200))).astype("f4")
+    x, source = labelled(b, 300), labelled(a, 300)
+    roomy = dn.regression(x, source=source, client=ThreadExecutor(2, memory=8 * GiB))
+    needed = {roomy.attrs["passes"]: roomy}
+    for limit in range(1400, 600, -50):
+        executor = ThreadExecutor(2, memory=limit * MiB)
+        plan = dn.plan("regression", x, source=source, client=executor)
+        if plan.passes not in needed and plan.fits(executor):
+            needed[plan.passes] = dn.regression(x, source=source, client=executor)
+    assert len(needed) > 2, "several ways were taken"
+    for found in needed.values():
+        xr.testing.assert_allclose(found, roomy, atol=1e-8)

@@ -23,6 +23,7 @@ from dneuro.kernels import (
     Triangle,
 )
 from dneuro.kernels.base import State
+from dneuro.kernels.paired import PairedProducts, PairedRows
 from dneuro.kernels.products import PairDistances
 
 LABELS = np.random.default_rng(2).integers(-1, 10, 900_000)
@@ -60,6 +61,15 @@ CASES: list[tuple[str, Kernel, int, int, str]] = [
 ]
 
 
+FOLDS = np.arange(9000) % 4
+PAIRED: list[tuple[str, Kernel, int, int, int]] = [
+    ("products, wide", PairedProducts(FOLDS, 4, 900, 700), 3000, 900, 700),
+    ("products, of one fold", PairedProducts(0 * FOLDS, 1, 700, 300), 3000, 700, 300),
+    ("products, narrow", PairedProducts(FOLDS, 4, 5, 3), 3000, 5, 3),
+    ("rows", PairedRows(4 * 1600), 3000, 900, 700),
+]
+
+
 def traced(work: Any) -> tuple[Any, int]:
     """Return a result, and the most that was allocated at a time while it was made."""
     tracemalloc.reset_peak()
@@ -93,3 +103,24 @@ def test_memory__bounds_update_and_merge(kernel: Kernel, rows: int, features: in
     assert size(merged) <= state
     assert third <= work
     assert state + work <= 20 * (size(merged) + block.nbytes) + 2**27, "a bound that refuses everything is no use"
+
+
+@pytest.mark.parametrize(("kernel", "rows", "sources", "targets"), [c[1:] for c in PAIRED], ids=[c[0] for c in PAIRED])
+def test_memory__bounds_update_and_merge_of_pairs(kernel: Kernel, rows: int, sources: int, targets: int) -> None:
+    blocks = [np.random.default_rng(1).standard_normal((rows, some), np.float32) for some in (sources, targets)]
+    origins = [{"image": np.arange(start, start + rows)} for start in (0, rows, 2 * rows)]
+    tracemalloc.start()
+    try:
+        a, first = traced(lambda: kernel.update(kernel.start(), blocks, origins[0]))
+        assert size(a) <= kernel.memory(rows, rows, sources)[0]
+        assert first <= sum(kernel.memory(rows, rows, sources))
+        a, second = traced(lambda: kernel.update(a, blocks, origins[1]))
+        assert second <= sum(kernel.memory(2 * rows, rows, sources))
+        b = kernel.update(kernel.start(), blocks, origins[2])
+        merged, third = traced(lambda: kernel.merge(a, b))
+    finally:
+        tracemalloc.stop()
+    state, work = kernel.memory(3 * rows, rows, sources)
+    assert size(merged) <= state
+    assert third <= work
+    assert work <= 2 * state + 2**27, "a bound that refuses everything is no use"
