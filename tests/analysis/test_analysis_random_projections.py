@@ -107,6 +107,12 @@ def test_variance__along_a_direction_is_that_of_a_neuron_on_average() -> None:
     assert all_of_them["kept"].all()
 
 
+def test_variance__of_uniform_entries_is_a_twelfth_of_all_variances() -> None:
+    """What the paper's cut-off is measured by: an image standardised over its neurons sums to 0, whatever v's mean."""
+    found = dn.random_projections(layer(), directions=4000, entries="uniform", standardize="image", client=EXECUTOR)
+    assert float(found["variance"].mean()) == pytest.approx(float(found["neuron_variance"].sum()) / 12, rel=0.03)
+
+
 def test_plan__of_random_projections() -> None:
     x = layer(chunks=(30, 6, 2, 2), label=("image", np.zeros(90, int)))
     plan = dn.plan("random_projections", x, directions=7, k=5)

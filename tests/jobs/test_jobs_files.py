@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dneuro.engine import ThreadExecutor
+from dneuro.errors import ArrayError
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.quantities import GiB
 from dneuro.spec import read_job
@@ -92,7 +93,7 @@ def test_submit__runs_a_job_and_opens_its_store(tmp_path: Path) -> None:
 
 
 def test_zhang__is_planned_for_imagenet_and_for_the_convolutions_on_photographs(tmp_path: Path) -> None:
-    small = ["steps.svd.rank=8", *imagenet(tmp_path)]
+    small = ["steps.svd.rank=8", "steps.svd-8.select.sample=40", *imagenet(tmp_path)]
     found = plan("zhang-features.yaml", *small, memory=16 * GiB)
     asked = {(question.step.id, question.layer) for question, _ in found.steps}
     assert ("svd", "classifier.6") in asked
@@ -104,11 +105,13 @@ def test_zhang__is_planned_for_imagenet_and_for_the_convolutions_on_photographs(
     layers = "{features.2: {}, features.5: {}, features.7: {}, features.9: {}, features.12: {}}"
     images = f"{{source: folder, root: {tmp_path / 'photos'}, classes: imagenet}}"
     fewer = ["steps.svd.rank=8", f"images={images}", f"store={tmp_path / 'b.zarr'}"]
-    photos = plan("zhang-features.yaml", *fewer, f"steps.extract.layers={layers}")
+    with pytest.raises(ArrayError, match=r"svd-8 of features\.12: sample=6000 of 12 images"):
+        plan("zhang-features.yaml", *fewer, f"steps.extract.layers={layers}")
+    photos = plan("zhang-features.yaml", *fewer, f"steps.extract.layers={layers}", "steps.svd-8.select={}")
     assert {layer.name for layer in photos.extract.layers} == {f"features.{n}" for n in (2, 5, 7, 9, 12)}
     methods = {question.step.id: one.method for question, one in photos.steps}
     assert methods["connections"] == "from the weights"
-    assert methods["regression"] == "on features.9"
+    assert methods["regression"] == "on features.9, products of images"
 
 
 def test_sadeghi__is_planned_for_imagenet_and_for_the_convolutions_on_photographs(tmp_path: Path) -> None:

@@ -110,7 +110,8 @@ def test_random_projections__are_shown_beside_neurons(source: str) -> None:
     assert "fc-random_projections-variances.png" in found
     assert "Kept: 2 directions with a variance of at least 1." in found
     assert "4 single neurons" in found
-    assert re.findall(r"<h4>Direction (\d)", found) == ["1", "2"], "those that are kept, largest variance first"
+    rows = re.findall(r"<h4>Direction (\d) <span class=\"note\">variance [\d.]+, ([a-z ]+)", found)
+    assert rows == [("1", "kept"), ("2", "kept"), ("0", "as drawn")], "those kept, largest variance first; a baseline"
     assert "variance 2" in found
     assert "Lowest" in found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ import xarray as xr
 
 import dneuro as dn
 from dneuro.engine.executors import ThreadExecutor
+from dneuro.report.sections.svd import common
+from dneuro.report.words import percent
 from dneuro.report.write import write_figures, write_report
 
 COUNT, CLASSES = 24, ["zero", "one", "two", "three"]
@@ -88,6 +92,33 @@ def test_layers__lie_side_by_side(
     said = f"≥ {count}" if count == 5 else f"{count}"
     assert f'<td class="number">{said}</td>' in page.source
     assert len(page.images) == 2
+
+
+def test_common__is_the_mean_share_of_two_lists() -> None:
+    tops = np.array([[0, 1, 2, 3], [3, 2, 7, 8], [9, 8, 7, 6]])
+    pairs = [len(set(one) & set(other)) / 4 for one, other in itertools.combinations(tops.tolist(), 2)]
+    assert common(tops) == pytest.approx(np.mean(pairs))
+    assert common(np.repeat(tops[:1], 5, axis=0)) == 1
+    assert np.isnan(common(tops[:1]))
+
+
+def test_layers__say_how_redundant_components_are(
+    tree: xr.DataTree, tmp_path: Path, pictures: Any, read_pages: Callable[..., dict[str, Any]]
+) -> None:
+    pages = read_pages(write_report(tree, tmp_path / "out", pictures=pictures, neurons=3, images=2))
+    data = tree["results/svd/two"].to_dataset()
+    score = np.where(np.isfinite(data["score"]), data["score"], -np.inf)
+    single = tree["results/single_neurons/two"].to_dataset()
+    k = int(re.search(r"the k = (\d+) images", pages["layer-two.html"].text)[1])  # type: ignore[index]
+    tops = [set(np.argsort(-column, kind="stable")[:k].tolist()) for column in score.T]
+    shared = np.mean([len(one & other) / k for one, other in itertools.combinations(tops, 2)])
+    assert f"two components have on average {percent(float(shared))} in common" in pages["layer-two.html"].text
+    page = pages["layers.html"]
+    assert "Two high-variance neurons share" in page.text
+    assert f'<td class="number">{percent(float(shared))}</td>' in page.source
+    own = [set(row[:k].tolist()) for row in single["top_image"].values[~single["random"].values]]
+    theirs = np.mean([len(one & other) / k for one, other in itertools.combinations(own, 2)])
+    assert f'<td class="number">{percent(float(theirs))}</td>' in page.source
 
 
 def test_layers__page_is_left_out_where_there_is_one_spectrum(

@@ -41,7 +41,7 @@ def build(result: Result, studio: Studio) -> Table:
         for place, name in enumerate(_layers(result))
     ]
     caption = (
-        "Per layer: neurons (and those without MF, of which no image counts); mean ± standard deviation, "
+        "Per layer: neurons (and those without MF: no image counts, or there is one class); mean ± standard deviation, "
         f"smallest and largest MF, divided by {number(float(data.attrs['largest']))}, the largest of all layers; what "
         "labels by chance give; mean ± standard deviation of the Gini index and the flatness; the share of neurons "
         f"below and above the threshold, {threshold_words(per_layer)}"

@@ -12,7 +12,7 @@ from dneuro.report import figures
 from dneuro.report.beside.table import Line, Table
 from dneuro.report.blocks import Plate, Studio
 from dneuro.report.contents import Contents, Layer, Result
-from dneuro.report.sections.svd import component_spans, neuron_spans
+from dneuro.report.sections.svd import common, component_overlap, component_spans, neuron_spans
 from dneuro.report.words import NOTHING, counted, listed, number, percent, quoted
 
 PAPER_SIGMA, PAPER_IMAGES = 200.0, 6000
@@ -42,7 +42,7 @@ def _table(step: str, found: list[tuple[Layer, Result]], studio: Studio) -> Tabl
     heads = (
         "Neurons", "‖Z‖", "Largest σ", f"σ ≥ {PAPER_SIGMA:.0f}", f"σ ≥ {large:.3g}", "σ ≥ 10 % of the largest",
         f"Explained by the first {_RANK}", "Explained by all", "Classes of a component's top images",
-        "of a high-variance neuron's", "of a channel's",
+        "of a high-variance neuron's", "of a channel's", "Two components share", "Two high-variance neurons share",
     )  # fmt: skip
     k = _top_images(found)
     lines = [Line(layer.name, layer.file, tuple(_cells(layer, result, large, k, studio))) for layer, result in found]
@@ -52,7 +52,9 @@ def _table(step: str, found: list[tuple[Layer, Result]], studio: Studio) -> Tabl
         f"n = {images:,}, as σ grows with √n; and a tenth of the layer's largest, which does not depend on its width "
         "(‖Z‖² is images × neurons). “≥” stands before a count where all that were computed pass. Last, the mean "
         f"number of classes among the top {k} images of a component, of a neuron of large variance (step "
-        f"single_neurons), and of a channel (by its maximum).{quoted(found[0][1].parameters)}"
+        "single_neurons), and of a channel (by its maximum); and the share of these images that two components, or two "
+        f"such neurons, have in common on average (two random sets: {percent(k / max(k, images))})."
+        f"{quoted(found[0][1].parameters)}"
     )
     plates = [_spectra(found, studio, large, absolute=True), _spectra(found, studio, large, absolute=False)]
     return Table(f"Step {step}", plates, heads, lines, caption)
@@ -85,6 +87,10 @@ def _cells(layer: Layer, result: Result, large: float, k: int, studio: Studio) -
         if top is not None and labels is not None:
             theirs = neuron_spans(_of_large_variance(top), k, labels)
         yield number(float(theirs.mean())) if theirs.size else NOTHING
+    yield percent(component_overlap(result, k, studio))
+    single = layer.first("single_neurons", "top_image")
+    tops = None if single is None else _of_large_variance(single).data["top_image"].isel(rank=slice(k)).values
+    yield NOTHING if tops is None or len(tops) < 2 else percent(common(tops))
 
 
 def _of_large_variance(top: Result) -> Result:

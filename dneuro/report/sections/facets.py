@@ -56,12 +56,13 @@ def _density(result: Result, layer: Layer, studio: Studio) -> Plate:
     if finite.size:
         caption += f": mean {number(float(finite.mean()))}, σ {number(float(finite.std()))}"
     caption += f". The threshold, {number(threshold)}, is {meant}. {_parts(facet, _values(result, 'significant'))}"
+    selectivity = step_of(result, layer)
     if gone := int(np.isnan(values).sum()):
-        caption += f" Without MF, for nothing was counted: {counted(gone, what)}."
+        empty = (_values(selectivity, "flatness") == -1).sum() == gone  # rows of zeros; in one class none is flat
+        caption += f" Without MF{', for nothing was counted' if empty else ''}: {counted(gone, what)}."
     if endless := int(np.isinf(values).sum()):
         caption += f" Not drawn, for all classes are alike to {'it' if endless == 1 else 'them'}: "
         caption += f"{counted(endless, what)}."
-    selectivity = step_of(result, layer)
     chance, spread = _values(selectivity, "mf_chance"), _values(selectivity, "mf_chance_std")
     by_chance = None
     if np.isfinite(chance).any():

@@ -22,11 +22,13 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     order = np.argsort(-variance, kind="stable")
     span = _span(order, kept, result, layer, studio)
     shown = [direction for direction in order if kept[direction]][: studio.neurons]
+    drawn = list(range(min(variance.size, max(1, studio.neurons // 2))))
     rows = [_row(int(direction), variance, result, studio) for direction in shown]
+    rows += [_row(direction, variance, result, studio, "as drawn") for direction in drawn]
     caption = (
         f"The images with the highest and with the lowest score on {counted(len(shown), 'direction')} of the "
-        f"{int(kept.sum()):,} kept, largest variance first; n = {counted(int(result.data.attrs['images']), 'image')}."
-        f"{quoted(result.parameters)}"
+        f"{int(kept.sum()):,} kept, largest variance first, then on the first {len(drawn)} as they were drawn, kept or "
+        f"not, the baseline; n = {counted(int(result.data.attrs['images']), 'image')}.{quoted(result.parameters)}"
     )
     plates += [span] if span is not None else []
     return Block(heading(result), plates=plates, rows=rows, paired=True, caption=caption, facts=facts(result))
@@ -54,13 +56,20 @@ def _variances(
     return studio.plate(figure, result, "variances", alt, caption + quoted(result.parameters))
 
 
-def _row(direction: int, variance: NDArray[np.float64], result: Result, studio: Studio) -> Row:
+def _row(
+    direction: int, variance: NDArray[np.float64], result: Result, studio: Studio, note: str = "kept"
+) -> Row:
     tiles = []
     for end in ("top", "bottom"):
         images = result.data[f"{end}_image"].values[direction][: studio.shown]
         values = result.data[f"{end}_value"].values[direction][: studio.shown]
         tiles.append([studio.tile(int(i), float(v)) for i, v in zip(images, values, strict=True)])
-    return Row(f"Direction {direction}", f"variance {number(float(variance[direction]))}", tiles[0], tiles[1])
+    said = [f"variance {number(float(variance[direction]))}", note]
+    spanned = {studio.images.label(int(image)) for image in result.data["top_image"].values[direction]} - {-1}
+    if spanned:
+        k = result.data.sizes["rank"]
+        said.append(f"its top {k} span {counted(len(spanned), 'class', 'classes')}")
+    return Row(f"Direction {direction}", ", ".join(said), tiles[0], tiles[1])
 
 
 def _span(

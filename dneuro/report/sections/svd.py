@@ -150,7 +150,8 @@ def _span(scores: NDArray[np.float64], result: Result, layer: Layer, studio: Stu
     k = min(_MOST_TOP, ranks, _usable(scores))
     if k < 2:
         return None
-    ours = _spans(scores, k, result, studio)
+    tops = _tops(scores, k, result, studio)
+    ours = _spans(tops, studio)
     theirs = None
     if top is not None:
         theirs = neuron_spans(top, k, labels)
@@ -164,13 +165,36 @@ def _span(scores: NDArray[np.float64], result: Result, layer: Layer, studio: Stu
             f"; shaded: the same for the top {k} images of {counted(theirs.size, 'single neuron')} of the layer "
             f"(mean {number(float(theirs.mean()))})"
         )
+    if len(tops) > 1:
+        caption += (
+            f". Of these images two components have on average {percent(common(tops))} in common; two random sets "
+            f"would have {percent(k / _usable(scores))}"
+        )
     alt = f"Classes spanned by the top {k} images of each of {counted(ours.size, 'component')}"
     return studio.plate(figures.spans(ours, theirs, classes, k), result, "span", alt, caption + ".")
 
 
-def _spans(scores: NDArray[np.float64], k: int, result: Result, studio: Studio) -> NDArray[np.float64]:
-    orders = [_by_score(scores[:, component])[:k] for component in range(scores.shape[1])]
-    return np.array([_classes(_numbers(result, order), studio) or 0 for order in orders], dtype=np.float64)
+def _tops(scores: NDArray[np.float64], k: int, result: Result, studio: Studio) -> NDArray[np.int64]:
+    """Return the `k` images with the highest score on each component (component, rank)."""
+    return np.array([_numbers(result, _by_score(column)[:k]) for column in scores.T], dtype=np.int64)
+
+
+def _spans(tops: NDArray[np.int64], studio: Studio) -> NDArray[np.float64]:
+    return np.array([_classes(images.tolist(), studio) or 0 for images in tops], dtype=np.float64)
+
+
+def common(tops: NDArray[np.int64]) -> float:
+    """Return the share of images that two lists (rows) have in common, on average; NaN of fewer than two."""
+    held = np.zeros((len(tops), int(tops.max(initial=0)) + 1))
+    np.put_along_axis(held, tops, 1.0, axis=1)
+    pairs = len(tops) * (len(tops) - 1)
+    shared = float((held.sum(axis=0) ** 2).sum() - held.sum())
+    return shared / (pairs * tops.shape[1]) if pairs else float("nan")
+
+
+def component_overlap(result: Result, k: int, studio: Studio) -> float | None:
+    """Return the share of the top `k` images that two components have in common, on average; None without scores."""
+    return common(_tops(_scores(result, studio), k, result, studio)) if "score" in result.data else None
 
 
 def component_spans(result: Result, k: int, studio: Studio) -> NDArray[np.float64] | None:
@@ -178,7 +202,7 @@ def component_spans(result: Result, k: int, studio: Studio) -> NDArray[np.float6
     labels = studio.images.labels
     if labels is None or not (labels >= 0).any() or "score" not in result.data:
         return None
-    return _spans(_scores(result, studio), k, result, studio)
+    return _spans(_tops(_scores(result, studio), k, result, studio), studio)
 
 
 def neuron_spans(top: Result, k: int, labels: NDArray[np.int64]) -> NDArray[np.float64]:
