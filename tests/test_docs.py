@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import os
 import re
 import subprocess
@@ -71,6 +73,17 @@ def test_analyses__examples_run_and_name_every_analysis(tmp_path: Path) -> None:
         assert name in dneuro.__all__
         assert f"dn.{name}(" in program or f"dn.{name}(" in text, name
         assert re.search(rf"^\|[^|]*`{name}`", text, re.MULTILINE) or name in ("plan", "select"), name
+
+
+SHOWING = [path for path in sorted((ROOT / "dneuro").rglob("*.py")) if ">>>" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", SHOWING, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings__examples_give_what_they_show(path: Path) -> None:
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    found = doctest.testmod(importlib.import_module(name), verbose=False)
+    assert found.attempted > 0
+    assert found.failed == 0
 
 
 def test_jobs__keys_of_every_step_are_listed() -> None:

@@ -93,7 +93,7 @@ def facets(
     >>> late = xr.DataArray(np.array([[8, 0, 0, 0], [0, 6, 2, 0], [3, 3, 2, 0]]), dims=("channel", "class"))
     >>> found = dn.facets({name: dn.selectivity(rows, chance=0) for name, rows in (("early", early), ("late", late))})
     >>> found["multi_share"].values.round(2).tolist(), found["late"]["facet"].values.tolist()
-    ([1.0, 0.0], [0, 0, 0])
+    ([1.0, 0.33], [0, 0, 1])
     """
     plan_facets(results, per_layer=per_layer, cutoff=cutoff, k=k, client=client).check(
         get_executor(client), hint="", driver_hint="per: channel of the steps before, or fewer layers"

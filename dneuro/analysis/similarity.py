@@ -119,7 +119,7 @@ def similarity(
     --------
     >>> import numpy as np, xarray as xr, dneuro as dn
     >>> x = xr.DataArray(np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]], "f4"), dims=("image", "channel"))
-    >>> dn.similarity(x, metric="pearson")["pearson"].values.tolist()
+    >>> dn.similarity(x, metric="pearson")["pearson"].values.round(6).tolist()
     [[1.0, 1.0], [1.0, 1.0]]
     """
     executor = get_executor(client)

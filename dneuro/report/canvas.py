@@ -17,12 +17,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
+
+from dneuro.report.words import number
 
 BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 INK, FAINT, MISSING = "#30343a", "#d9dce0", "#9a9a9a"
@@ -48,6 +51,14 @@ def save_vector(figure: Figure, path: Path) -> None:
     """Write a figure as SVG, letters as paths; the same figure gives the same file."""
     with rc_context({"svg.hashsalt": "dneuro"}):
         FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})  # type: ignore[no-untyped-call]
+
+
+def plain_log(axis: Axis, low: float, high: float) -> None:
+    """Name 1, 2, 5, 10, … along a logarithmic axis of less than two decades, where powers of ten alone say little."""
+    if low > 0 and high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:

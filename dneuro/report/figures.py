@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from dneuro.report.canvas import BLUE, INK, ORANGE, canvas, count_along, label, plain
+from dneuro.report.canvas import BLUE, INK, ORANGE, canvas, count_along, label, plain, plain_log
 
 _MOST_POINTS = 2000  # of a curve; more cannot be told apart in a figure this wide
 _WIDE_RANGE = 200.0  # largest ÷ median beyond which an axis is logarithmic
@@ -104,6 +104,7 @@ def spectra(curves: Mapping[str, Numbers], y: str, limit: float | None = None, s
     if limit is not None:
         ax.axhline(limit, color=INK, lw=1.0, ls="--", label=said)
     ax.set_yscale("log", nonpositive="mask")
+    plain_log(ax.yaxis, *ax.get_ylim())
     count_along(ax, max((values.size for values in curves.values()), default=1))
     label(ax, "component", y)
     ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -175,7 +175,7 @@ def shared(values: Values, names: Sequence[str], name: str, what: str) -> Figure
     """Draw shares between every two features, from 0 to the largest; NaN grey."""
     figure, ax = canvas(5.6, 4.7)
     figure.set_layout_engine("compressed")
-    _heat(figure, ax, values, "viridis_r", name, square=True)
+    _heat(figure, ax, values, "GnBu", name, square=True)
     name_ticks(ax, names, names)
     label(ax, what, what)
     return figure
@@ -185,7 +185,7 @@ def plane(values: Values, down: NDArray[np.integer], along: NDArray[np.integer],
     """Draw a number for every offset (y, x), the middle being none; NaN grey."""
     figure, ax = canvas(5.6, 4.7)
     figure.set_layout_engine("compressed")
-    _heat(figure, ax, values, "viridis_r", name, square=True)
+    _heat(figure, ax, values, "GnBu", name, square=True)
     name_ticks(ax, [str(int(offset)) for offset in down], [str(int(offset)) for offset in along])
     label(ax, f"{what} x", f"{what} y")
     return figure

@@ -39,18 +39,22 @@ def there(contents: Contents) -> bool:
 def _table(step: str, found: list[tuple[Layer, Result]], studio: Studio) -> Table:
     images = max(studio.taking_part(result) for _, result in found)
     large = PAPER_SIGMA * float(np.sqrt(images / PAPER_IMAGES))
+    k, share = _top_images(found), _share_of_all(found)
     heads = (
         "Neurons", "‖Z‖", "Largest σ", f"σ ≥ {PAPER_SIGMA:.0f}", f"σ ≥ {large:.3g}", "σ ≥ 10 % of the largest",
-        f"Explained by the first {_RANK}", "Explained by all", "Classes of a component's top images",
-        "of a high-variance neuron's", "of a channel's", "Two components share", "Two high-variance neurons share",
+        f"Explained by the first {_RANK}", "Explained by all", f"Components for {percent(share)}",
+        "Classes of a component's top images", "of a high-variance neuron's", "of a channel's",
+        "Two components share", "Two high-variance neurons share",
     )  # fmt: skip
-    k = _top_images(found)
-    lines = [Line(layer.name, layer.file, tuple(_cells(layer, result, large, k, studio))) for layer, result in found]
+    lines = [
+        Line(layer.name, layer.file, tuple(_cells(layer, result, large, share, k, studio))) for layer, result in found
+    ]
     caption = (
         "Per layer: neurons, the norm of the standardised activations ‖Z‖ = √(Σσ²), and how many singular values are "
         f"large: at least {PAPER_SIGMA:.0f}, the paper's limit for {PAPER_IMAGES:,} images; {large:.3g}, the same for "
         f"n = {images:,}, as σ grows with √n; and a tenth of the layer's largest, which does not depend on its width "
-        "(‖Z‖² is images × neurons). “≥” stands before a count where all that were computed pass. Last, the mean "
+        "(‖Z‖² is images × neurons). “≥” stands before a count where all that were computed pass. How many components "
+        f"explain {percent(share)} of ‖Z‖² together. Last, the mean "
         f"number of classes among the top {k} images of a component, of a neuron of large variance (step "
         "single_neurons), and of a channel (by its maximum); and the share of these images that two components, or two "
         f"such neurons, have in common on average (two random sets: {percent(k / max(k, images))})."
@@ -65,7 +69,20 @@ def _top_images(found: list[tuple[Layer, Result]]) -> int:
     return min([100, *lengths])
 
 
-def _cells(layer: Layer, result: Result, large: float, k: int, studio: Studio) -> Iterator[str]:
+def _explained(result: Result) -> NDArray[np.float64]:
+    """Return the share of ‖Z‖² that so many components explain together."""
+    return np.cumsum(np.asarray(result.data["explained_variance_ratio"].values, dtype=np.float64))
+
+
+def _share_of_all(found: list[tuple[Layer, Result]]) -> float:
+    """Return the largest twentieth that the components of every layer explain together, at least the first."""
+    least = min((float(_explained(result)[-1:].sum()) for _, result in found), default=0.0)
+    return max(1, int(20 * least)) / 20
+
+
+def _cells(
+    layer: Layer, result: Result, large: float, share: float, k: int, studio: Studio
+) -> Iterator[str]:
     data = result.data
     singular = np.asarray(data["singular_value"].values, dtype=np.float64)
     yield NOTHING if layer.shape is None else f"{int(np.prod(layer.shape)):,}"
@@ -75,9 +92,11 @@ def _cells(layer: Layer, result: Result, large: float, k: int, studio: Studio) -
     for limit in (PAPER_SIGMA, large, 0.1 * float(singular[0])):
         count = int((singular >= limit).sum())
         yield f"≥ {count:,}" if count == singular.size else f"{count:,}"
-    shares = np.cumsum(np.asarray(data["explained_variance_ratio"].values, dtype=np.float64))
+    shares = _explained(result)
     yield percent(float(shares[min(_RANK, shares.size) - 1]))
     yield f"{percent(float(shares[-1]))} ({counted(shares.size, 'component')})"
+    enough = int(np.searchsorted(shares, share)) + 1
+    yield f"{enough:,}" if enough <= shares.size else f"> {shares.size:,}"
     ours = component_spans(result, k, studio)
     yield NOTHING if ours is None else number(float(ours.mean()))
     labels = studio.images.labels

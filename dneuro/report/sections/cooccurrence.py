@@ -10,7 +10,10 @@ from dneuro.report import heatmaps
 from dneuro.report.blocks import Block, Studio, facts, heading
 from dneuro.report.contents import Layer, Result
 from dneuro.report.sections.picking import feature_dims, names, thin
-from dneuro.report.words import counted, number, quoted
+from dneuro.report.words import counted, number, percent, quoted
+
+_MOST_CLASSES = 72
+"""Columns of a map; of more classes a column would be narrower than a pixel."""
 
 
 def build(result: Result, layer: Layer, studio: Studio) -> Block:
@@ -23,6 +26,7 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
         studio.images.class_name(label) for label in range(counts.shape[1])
     ]  # fmt: skip
     counts, classes, without = _with_images(counts, classes, array)
+    shown = _shown(counts)
     called = names(array, dims, step) if len(counts) <= heatmaps.MOST_NAMED else None
     order = by_dominating_class(counts)
     what = "channel" if dims == ("channel",) else "neuron"
@@ -30,7 +34,8 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     kind = "top images" if quantile is None else "images"
     counted_images = kind if quantile is None else f"images above the {number(quantile)} quantile"
     figure = heatmaps.cooccurrence(
-        counts[order], called and [called[row] for row in order], classes, what, counted=kind
+        counts[order][:, shown], called and [called[row] for row in order], [classes[place] for place in shown], what,
+        counted=kind,
     )
     empty = int((counts.sum(axis=1) == 0).sum())
     full = counts[counts.sum(axis=1) > 0]
@@ -41,8 +46,14 @@ def build(result: Result, layer: Layer, studio: Studio) -> Block:
     )
     if without:
         caption += f" Left out: {counted(without, 'class', 'classes')} without images."
-    if heatmaps.block(max(counts.shape)) > 1:
-        cell = " × ".join(str(heatmaps.block(length)) for length in counts.shape)
+    if len(shown) < len(classes):
+        share = percent(float(counts[:, shown].sum()) / max(1.0, float(counts.sum())))
+        caption += (
+            f" Shown are {len(shown)} classes, those that dominate most {what}s (of equal ones those counted most): "
+            f"{share} of all counts."
+        )
+    if heatmaps.block(len(counts)) > 1:
+        cell = f"{heatmaps.block(len(counts))} × 1"
         caption += f" A cell of the map is the mean of {cell} (rows × classes)."
     if step > 1:
         caption += f" One channel in {step} is shown."
@@ -66,6 +77,16 @@ def _with_images(
         return counts, classes, 0
     present = np.flatnonzero(array["class_size"].values)
     return counts[:, present], [classes[label] for label in present], len(classes) - len(present)
+
+
+def _shown(counts: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Return the columns of the map: of very many classes those that dominate most rows, then those counted most."""
+    total = counts.sum(axis=0)
+    if counts.shape[1] <= _MOST_CLASSES:
+        return np.arange(counts.shape[1])
+    full = counts[counts.sum(axis=1) > 0]
+    dominated = np.bincount(full.argmax(axis=1), minlength=counts.shape[1])
+    return np.sort(np.lexsort((-total, -dominated))[:_MOST_CLASSES])
 
 
 def by_dominating_class(counts: NDArray[np.float32]) -> NDArray[np.intp]:

@@ -120,7 +120,8 @@ def _explained(
     else:
         caption += f", on the images fitted: mean {number(float(np.nanmean(fitted)))}"
     alt = f"Histogram of R² of {counted(known.size, _what(result))}"
-    figure = figures.histogram(known, "R²", f"{_what(result)}s")
+    shown = "R² on images held out" if np.isfinite(held_out).any() else "R² on the images fitted"
+    figure = figures.histogram(known, shown, f"{_what(result)}s")
     return studio.plate(figure, result, "explained", alt, f"{caption}.{quoted(result.parameters)}")
 
 

@@ -39,7 +39,13 @@ def _variances(
 ) -> Plate:
     samples = {"random directions": variance}
     caption = f"Variance of the scores on {counted(variance.size, 'random direction')} of {layer.name}"
-    if "neuron_variance" in result.data:
+    unit = result.parameters.get("entries", "gaussian") == "gaussian"
+    if not unit:
+        caption += (
+            f" (mean {number(float(variance.mean()))}), whose entries are uniform on [0, 1): their length is not 1, so "
+            "that single neurons are not beside them"
+        )
+    elif "neuron_variance" in result.data:
         neurons = np.asarray(result.data["neuron_variance"].values, dtype=np.float64).ravel()
         samples["single neurons"] = neurons
         caption += (
