@@ -114,7 +114,7 @@ def test_layers__say_how_redundant_components_are(
     shared = np.mean([len(one & other) / k for one, other in itertools.combinations(tops, 2)])
     assert f"two components have on average {percent(float(shared))} in common" in pages["layer-two.html"].text
     page = pages["layers.html"]
-    assert "Two high-variance neurons share" in page.text
+    assert "by two such neurons" in page.text
     assert f'<td class="number">{percent(float(shared))}</td>' in page.source
     own = [set(row[:k].tolist()) for row in single["top_image"].values[~single["random"].values]]
     theirs = np.mean([len(one & other) / k for one, other in itertools.combinations(own, 2)])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.report import figures
+from dneuro.report.beside import tops
 from dneuro.report.beside.table import Line, Table
 from dneuro.report.blocks import Plate, Studio
 from dneuro.report.contents import Contents, Layer, Result
-from dneuro.report.sections.svd import common, component_overlap, component_spans, neuron_spans
 from dneuro.report.words import NOTHING, counted, listed, number, percent, quoted
 
 PAPER_SIGMA, PAPER_IMAGES = 200.0, 6000
@@ -21,13 +20,17 @@ _RANK = 8
 
 
 def tables(studio: Studio) -> list[Table]:
-    """Return a table for every svd step that was asked of more than one layer."""
+    """Return what is to be said of every svd step that was asked of more than one layer."""
     steps: dict[str, list[tuple[Layer, Result]]] = {}
     for layer in studio.contents.layers:
         for result in layer.results:
             if result.analysis == "svd" and "singular_value" in result.data:
                 steps.setdefault(result.step, []).append((layer, result))
-    return [_table(step, found, studio) for step, found in steps.items() if len(found) > 1]
+    made = []
+    for step, found in steps.items():
+        if len(found) > 1:
+            made += [_table(step, found, studio), tops.table(step, found, studio)]
+    return [table for table in made if table is not None]
 
 
 def there(contents: Contents) -> bool:
@@ -39,34 +42,22 @@ def there(contents: Contents) -> bool:
 def _table(step: str, found: list[tuple[Layer, Result]], studio: Studio) -> Table:
     images = max(studio.taking_part(result) for _, result in found)
     large = PAPER_SIGMA * float(np.sqrt(images / PAPER_IMAGES))
-    k, share = _top_images(found), _share_of_all(found)
+    share = _share_of_all(found)
     heads = (
         "Neurons", "‖Z‖", "Largest σ", f"σ ≥ {PAPER_SIGMA:.0f}", f"σ ≥ {large:.3g}", "σ ≥ 10 % of the largest",
-        f"Explained by the first {_RANK}", "Explained by all", f"Components for {percent(share)}",
-        "Classes of a component's top images", "of a high-variance neuron's", "of a channel's",
-        "Two components share", "Two high-variance neurons share",
+        f"Explained by the first {_RANK}", "Explained by all computed", f"Components for {percent(share)}",
     )  # fmt: skip
-    lines = [
-        Line(layer.name, layer.file, tuple(_cells(layer, result, large, share, k, studio))) for layer, result in found
-    ]
+    lines = [Line(layer.name, layer.file, tuple(_cells(layer, result, large, share))) for layer, result in found]
     caption = (
         "Per layer: neurons, the norm of the standardised activations ‖Z‖ = √(Σσ²), and how many singular values are "
         f"large: at least {PAPER_SIGMA:.0f}, the paper's limit for {PAPER_IMAGES:,} images; {large:.3g}, the same for "
         f"n = {images:,}, as σ grows with √n; and a tenth of the layer's largest, which does not depend on its width "
-        "(‖Z‖² is images × neurons). “≥” stands before a count where all that were computed pass. How many components "
-        f"explain {percent(share)} of ‖Z‖² together. Last, the mean "
-        f"number of classes among the top {k} images of a component, of a neuron of large variance (step "
-        "single_neurons), and of a channel (by its maximum); and the share of these images that two components, or two "
-        f"such neurons, have in common on average (two random sets: {percent(k / max(k, images))})."
-        f"{quoted(found[0][1].parameters)}"
+        "(‖Z‖² is images × neurons). “≥” stands before a count where all that were computed pass. How much the "
+        f"first {_RANK} components explain, and all that were computed (how many); and how many explain "
+        f"{percent(share)} of ‖Z‖² together.{quoted(found[0][1].parameters)}"
     )
     plates = [_spectra(found, studio, large, absolute=True), _spectra(found, studio, large, absolute=False)]
     return Table(f"Step {step}", plates, heads, lines, caption)
-
-
-def _top_images(found: list[tuple[Layer, Result]]) -> int:
-    lengths = [top.data.sizes["rank"] for layer, _ in found if (top := layer.first("top_images", "top_image"))]
-    return min([100, *lengths])
 
 
 def _explained(result: Result) -> NDArray[np.float64]:
@@ -80,9 +71,7 @@ def _share_of_all(found: list[tuple[Layer, Result]]) -> float:
     return max(1, int(20 * least)) / 20
 
 
-def _cells(
-    layer: Layer, result: Result, large: float, share: float, k: int, studio: Studio
-) -> Iterator[str]:
+def _cells(layer: Layer, result: Result, large: float, share: float) -> Iterator[str]:
     data = result.data
     singular = np.asarray(data["singular_value"].values, dtype=np.float64)
     yield NOTHING if layer.shape is None else f"{int(np.prod(layer.shape)):,}"
@@ -94,29 +83,9 @@ def _cells(
         yield f"≥ {count:,}" if count == singular.size else f"{count:,}"
     shares = _explained(result)
     yield percent(float(shares[min(_RANK, shares.size) - 1]))
-    yield f"{percent(float(shares[-1]))} ({counted(shares.size, 'component')})"
+    yield f"{percent(float(shares[-1]))} ({shares.size:,})"
     enough = int(np.searchsorted(shares, share)) + 1
     yield f"{enough:,}" if enough <= shares.size else f"> {shares.size:,}"
-    ours = component_spans(result, k, studio)
-    yield NOTHING if ours is None else number(float(ours.mean()))
-    labels = studio.images.labels
-    for kind in ("single_neurons", "top_images"):
-        top = layer.first(kind, "top_image")
-        theirs = np.empty(0)
-        if top is not None and labels is not None:
-            theirs = neuron_spans(_of_large_variance(top), k, labels)
-        yield number(float(theirs.mean())) if theirs.size else NOTHING
-    yield percent(component_overlap(result, k, studio))
-    single = layer.first("single_neurons", "top_image")
-    tops = None if single is None else _of_large_variance(single).data["top_image"].isel(rank=slice(k)).values
-    yield NOTHING if tops is None or len(tops) < 2 else percent(common(tops))
-
-
-def _of_large_variance(top: Result) -> Result:
-    """Return the result without the neurons that were drawn at random, where there are such."""
-    if "random" not in top.data:
-        return top
-    return replace(top, data=top.data[["top_image"]].isel(chosen=~np.asarray(top.data["random"].values, dtype=bool)))
 
 
 def _spectra(found: list[tuple[Layer, Result]], studio: Studio, large: float, *, absolute: bool) -> Plate:
