@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dneuro.analysis.nonnegative import coupled_nmf, nmf
     from dneuro.analysis.patching import patch_components
     from dneuro.analysis.random_projections import random_projections
-    from dneuro.analysis.regression import regression
+    from dneuro.analysis.regressing import regression
     from dneuro.analysis.selection import select
     from dneuro.analysis.selectivity import selectivity
     from dneuro.analysis.similar_places import similar_places

@@ -27,7 +27,10 @@ Pool = Literal["max", "mean"]
 SELECTED = "selected"
 """The coordinate (image,) bool that says which images take part; see `dneuro.analysis.selection.select`."""
 
-LABELS = "x.assign_coords(label=('image', labels)): one class index per image, −1 where it is not known"
+LABELS = (
+    "in a job images that have classes (source: folder, or source: files with labels:); of an array "
+    "x.assign_coords(label=('image', labels)): one class index per image, −1 where it is not known"
+)
 MOST_CLASSES = 1_000_000
 
 INPUT = "input_"

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ class LocalBackend(processes.DriversHere):
 
     def sizes(self, pool: str) -> WorkerSizes:
         """Return what the workers of a pool have, defaults filled in from this machine."""
-        return self._all_sizes()[self.profile.group(pool)]
+        return self._all_sizes[self.profile.group(pool)]
 
+    @cached_property
     def _all_sizes(self) -> dict[str, WorkerSizes]:
+        """Found out once: what is free changes, and pools that are the same processes have the same."""
         cores = len(psutil.Process().cpu_affinity() or [0])
         there = available()
         free = math.floor(there * SHARE)
@@ -85,7 +88,7 @@ class LocalBackend(processes.DriversHere):
 
         from dneuro.cluster.nannies import PoolNanny
 
-        sizes = self._all_sizes()
+        sizes = self._all_sizes
         timeout = max(self.profile.timeout(group) for group in sizes)
         settings = {
             **scheduler_settings(timeout),

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 FEATURES = (("channel",), ("channel", "y", "x"), ("neuron",), ("channel", "y"))
 """Dims of what a neuron table has a row for."""
 
+_PLURALS = {"chosen": "chosen", "leaf": "leaves"}
+"""Of dims, for the names of tables, where it is not an s."""
+
 
 @dataclass
 class Table:
@@ -65,7 +68,8 @@ def tables(store: Store) -> Iterator[tuple[str, Table]]:
             yield f"{layer}-{'channels' if dims == ('channel',) else 'neurons'}", table
         lead = "" if all(data.attrs.get("layer") == "" for data in parts.values()) else f"{layer}-"
         for key, table in own.items():
-            yield f"{lead}{key.replace('.', '-')}s", table
+            step, _, dim = key.rpartition(".")
+            yield f"{lead}{step.replace('.', '-')}-{_PLURALS.get(dim, f'{dim}s')}", table
     yield "images", _images(store)
 
 

@@ -10,7 +10,18 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, join_rows, placed, rows_by_image, spans, to_numpy
+from dneuro.kernels.base import (
+    SLICE_ITEMS,
+    Array,
+    Origin,
+    State,
+    flat,
+    join_rows,
+    placed,
+    rows_by_image,
+    spans,
+    to_numpy,
+)
 from dneuro.kernels.products import LEAST_ROWS
 
 

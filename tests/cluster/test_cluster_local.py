@@ -192,6 +192,14 @@ def test_sizes__fill_in_what_the_profile_does_not_say(monkeypatch: pytest.Monkey
     assert (more.workers, more.cpus) == (20, 1)
 
 
+def test_sizes__of_pools_that_are_the_same_processes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a plan takes them for others, in which no network ran, and leaves out what its libraries take."""
+    free = iter(range(10 * GiB, 20 * GiB, GiB))
+    monkeypatch.setattr("dneuro.cluster.local.available", lambda: next(free))
+    backend = backend_of(ProfileSpec(backend="local"))
+    assert backend.sizes("extract") == backend.sizes("memory")
+
+
 def test_cluster__without_workers_in_time_says_so() -> None:
     hasty = ProfileSpec(backend="local", pools={"extract": PoolSpec(workers=1, memory="1GiB")}, start_timeout=0.001)
     with (

@@ -46,6 +46,8 @@ def test_export__writes_tables_datasets_and_figures(store: dn.Store, tmp_path: P
     assert float(row["each.mean"].iloc[0]) == float(store.results["each"]["relu1"]["mean"][3, 2, 7])
     components = pd.read_csv(folder / "tables" / "fc-svd-components.csv")
     np.testing.assert_allclose(components["singular_value"], store.results["svd"]["fc"]["singular_value"])
+    chosen = pd.read_csv(folder / "tables" / "relu2-single_neurons-chosen.csv")
+    np.testing.assert_array_equal(chosen["neuron"], store.results["single_neurons"]["relu2"]["neuron"])
     images = pd.read_parquet(folder / "tables" / "images.parquet")
     assert images["label"].tolist() == store.images["label"].values.tolist()
     found = xr.open_dataset(folder / "netcdf" / "svd-relu1.nc", engine="scipy")
