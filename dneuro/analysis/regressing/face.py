@@ -100,7 +100,8 @@ def regression(
     wanted = asked(x, source, ridge, folds, pool, k, seed)
     way, plan = _choose(wanted, executor)
     plan.check(executor, hint=TOO_LARGE, driver_hint=TOO_LARGE)
-    events.emit("note", NAME, f"{wanted.views[0].layer or 'array'} {plan.method}, {plan.passes} passes")
+    often = "once" if plan.passes == 1 else f"{plan.passes} times"
+    events.emit("note", NAME, f"{wanted.views[0].layer or 'array'} {plan.method}, read {often}")
     found = way.fit(executor)
     beta, correlation = found.coefficient(), found.correlation()
     size = np.abs(beta)
