@@ -225,6 +225,8 @@ def _ends(values: NDArray[np.float64], k: int) -> NDArray[np.int64]:
 
 
 def _warn(root: xr.Dataset) -> None:
+    if bool((root["without_mf"] == root["neurons"]).all()):
+        events.emit("warning", NAME, "no neuron has an MF: nothing was counted, or all images are of one class")
     least = float(root["flatness_least"].max()) if "flatness_least" in root else 0.0
     if least > LEAST_FLATNESS:
         events.emit(

@@ -185,6 +185,17 @@ def test_facets__of_dead_neurons_only() -> None:
     assert alone.attrs["layer_of_largest"] == ""
 
 
+def test_facets__of_one_class_say_that_there_are_none() -> None:
+    one = dn.selectivity(xr.DataArray(np.full((3, 1), 10), dims=("channel", "class")))
+    warned: list[events.Event] = []
+    with events.listening(lambda event: warned.append(event) if event.kind == "warning" else None):
+        found = dn.facets({"one": one})
+    assert [event.message for event in warned] == [
+        "no neuron has an MF: nothing was counted, or all images are of one class"
+    ]
+    assert (found["one"]["facet"] == -1).all()
+
+
 GOOD = dn.selectivity(TABLES["late"], chance=0)
 
 

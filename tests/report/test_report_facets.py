@@ -150,7 +150,7 @@ def test_selectivity__draws_facets_itself_where_no_step_is_about_them(
     [
         ([0.8, 0.7, 0.4], "falls from 0.8 in the first layer to 0.4 in the last"),
         ([132, 677, 190], "rises from 132 in the first layer to 190 in the last; largest in b, 677"),
-        ([3, 1, 3], "stays from 3 in the first layer to 3 in the last; smallest in b, 1"),
+        ([3, 1, 3], "is 3 in the first layer and in the last; smallest in b, 1"),
         ([np.nan, 2, 1], "falls from 2 in the first layer to 1 in the last"),
         ([np.nan, 2, np.nan], "is known of fewer than two layers"),
     ],

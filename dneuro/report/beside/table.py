@@ -49,8 +49,10 @@ def goes(mean: Numbers, layers: Sequence[str]) -> str:
     if len(known) < 2:
         return "is known of fewer than two layers"
     first, last = (float(mean[known[place]]) for place in (0, -1))
-    verb = "falls" if last < first else "rises" if last > first else "stays"
+    verb = "falls" if last < first else "rises"
     said = f"{verb} from {number(first)} in the first layer to {number(last)} in the last"
+    if last == first:
+        said = f"is {number(first)} in the first layer and in the last"
     low, high = (known[int(order)] for order in (mean[known].argmin(), mean[known].argmax()))
     span = abs(last - first)
     for place, word, beyond in ((high, "largest", mean[high] - max(first, last)),
