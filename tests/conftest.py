@@ -1,11 +1,14 @@
-"""What tests of several folders need: small jobs, small pictures, threads that end with the test, what pods may do."""
+"""What tests of several folders need: small jobs, small pictures, threads that end with the test, an object store, what
+pods may do."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -155,6 +158,61 @@ def counted() -> Any:
         return xr.DataArray(lazy, dims=dims[: values.ndim]), array.reads
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of a real S3 server on loopback."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    running = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    yield f"http://{host}:{port}"
+    running.stop()
+
+
+@pytest.fixture
+def forget_connections() -> Iterator[Callable[[], None]]:
+    """Return a function that closes all connections to object stores: the next are made with the environment then."""
+    import fsspec.asyn
+    import zarr.core.sync
+
+    from dneuro.store import remote
+
+    s3fs = pytest.importorskip("s3fs")
+
+    def forget() -> None:
+        remote._system.cache_clear()
+        for files in list(s3fs.S3FileSystem._cache.values()):
+            if files._s3 is not None:
+                closing = files._s3.close()
+                if files.asynchronous:
+                    zarr.core.sync.sync(closing)
+                else:
+                    fsspec.asyn.sync(fsspec.asyn.get_loop(), lambda closing=closing: closing)
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.fixture
+def bucket(s3_server: str, forget_connections: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty bucket, and the usual environment that says where it is and who asks."""
+    import s3fs
+
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    urllib.request.urlopen(urllib.request.Request(f"{s3_server}/moto-api/reset", method="POST")).close()
+    files = s3fs.S3FileSystem(use_listings_cache=False)
+    files.mkdir("dneuro-test")
+    return files
 
 
 def _restricted(pod: dict[str, Any]) -> list[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dneuro.analysis.images import SELECTED, image_numbers, taking_part
 from dneuro.analysis.taken import TAKEN, Taken
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.parts import Source
@@ -24,17 +26,11 @@ from dneuro.kernels.feeds import Feed, Look
 Per = Literal["channel", "neuron"]
 Pool = Literal["max", "mean"]
 
-SELECTED = "selected"
-"""The coordinate (image,) bool that says which images take part; see `dneuro.analysis.selection.select`."""
-
-LABELS = (
-    "in a job images that have classes (source: folder, or source: files with labels:); of an array "
-    "x.assign_coords(label=('image', labels)): one class index per image, −1 where it is not known"
-)
-MOST_CLASSES = 1_000_000
-
 INPUT = "input_"
 """Begins the name that a dim of the input has in a result with a dim of that name of its own."""
+
+_TOKEN = re.compile(r"-([0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12})$")
+"""Ends the name that dask gives an array, and xarray takes over: another one for other chunks."""
 
 POSITION = "activation_"
 """Coordinates ``activation_y`` and ``activation_x`` say where a stored maximum was found."""
@@ -217,11 +213,10 @@ def view(
     check_labelled(x)
     choose("per", per, ("channel", "neuron"))
     choose("pool", pool, ("max", "mean"))
-    layer = str(x.attrs.get("layer", "" if x.name is None else x.name))
+    layer = layer_of(x)
     what = f"array {layer!r}" if layer else "the array"
     _check(x, what)
-    x = x.transpose("image", ...)
-    x = x.rename({dim: f"{INPUT}{dim}" for dim in own if dim in x.dims})
+    x = told_apart(x.transpose("image", ...), own)
     xs: tuple[xr.DataArray, ...] = (x,)
     how: Pool | None = None
     positions: dict[str, int] = {}
@@ -242,15 +237,41 @@ def view(
         positions=positions,
     )
     taken = x.attrs.get(TAKEN) if SELECTED not in x.coords else None  # it was taken of all images
-    return View(xs, labels, taking_part(x), Prepare(layer, how, _image_numbers(x)), _look(x, how), taken)
+    return View(xs, labels, taking_part(x), Prepare(layer, how, image_numbers(x)), _look(x, how), taken)
+
+
+def layer_of(x: xr.DataArray) -> str:
+    """Return the name of the layer: its attribute, else the array's own name, if somebody gave it one."""
+    layer = x.attrs.get("layer")
+    if layer is None:
+        layer = "" if x.name is None or _TOKEN.search(str(x.name)) else x.name
+    return str(layer)
+
+
+def told_apart(x: xr.DataArray, own: Iterable[str]) -> xr.DataArray:
+    """Return `x` with ``input_…`` in the names of those dims that a result has of its own."""
+    others = {*map(str, x.dims), *map(str, x.coords)}
+    names = {}
+    for dim in own:
+        if dim in x.dims:
+            names[dim] = f"{INPUT}{dim}"
+            while names[dim] in others:
+                names[dim] = f"{INPUT}{names[dim]}"
+    return x.rename(names)
 
 
 def _look(x: xr.DataArray, how: Pool | None) -> Look:
     """Return what of the layer the kernels see: pooled here, or before it was stored."""
     keep = x.attrs.get("keep")
-    if how is None and keep in ("max", "mean") and len(x.attrs.get("shape", ())) > 1:
+    if how is None and keep in ("max", "mean") and _had_positions(x):
         how = keep
     return how or "neuron"
+
+
+def _had_positions(x: xr.DataArray) -> bool:
+    """Return whether the layer that an array was stored of has more dims than channels."""
+    shape = x.attrs.get("shape")
+    return shape is not None and np.size(shape) > 1
 
 
 def check_labelled(x: object) -> None:
@@ -264,16 +285,12 @@ def check_labelled(x: object) -> None:
 
 def _check(x: xr.DataArray, what: str) -> None:
     """Refuse an array that no analysis can use."""
+    check_dims(x, what)
     dims = tuple(map(str, x.dims))
     if "image" not in dims:
         raise ArrayError(
             f"{what} has dims {dims}, none is named 'image'",
             hint=f"x.rename({{{(dims or ('…',))[0]!r}: 'image'}})",
-        )
-    if any(math.isnan(length) for length in x.shape):
-        raise ArrayError(
-            f"{what} has shape {x.shape}: a length is not known before something is computed",
-            hint="x.data.compute_chunk_sizes(), or select with a mask that is in memory",
         )
     if len(dims) < 2 or 0 in x.shape:
         raise ArrayError(
@@ -282,6 +299,26 @@ def _check(x: xr.DataArray, what: str) -> None:
         )
     if x.dtype.kind != "f":
         raise ArrayError(f"{what} holds {x.dtype}, activations are floating point", hint="x.astype('float32')")
+
+
+def check_dims(x: xr.DataArray, what: str) -> None:
+    """Refuse an array with a dim whose name is no text, or whose length nobody knows.
+
+    Raises
+    ------
+    ArrayError
+        With what to do.
+    """
+    odd = [dim for dim in x.dims if not isinstance(dim, str)]
+    if odd:
+        raise ArrayError(
+            f"{what} has dims {x.dims}, and {odd[0]!r} is no text", hint=f"x.rename({{{odd[0]!r}: 'channel'}})"
+        )
+    if any(math.isnan(length) for length in x.shape):
+        raise ArrayError(
+            f"{what} has shape {x.shape}: a length is not known before something is computed",
+            hint="x.data.compute_chunk_sizes(), or select with a mask that is in memory",
+        )
 
 
 def _channel_second(x: xr.DataArray, what: str) -> xr.DataArray:
@@ -297,7 +334,7 @@ def _channel_second(x: xr.DataArray, what: str) -> xr.DataArray:
 def _check_pooled(x: xr.DataArray, pool: Pool, what: str) -> None:
     """Refuse an array of a layer with positions that were pooled in another way when it was stored."""
     keep = x.attrs.get("keep")
-    if keep in ("max", "mean") and keep != pool and len(x.attrs.get("shape", ())) > 1:
+    if keep in ("max", "mean") and keep != pool and _had_positions(x):
         raise ArrayError(
             f"{what} holds the {keep} over positions; the {pool} cannot be had of it any more",
             hint=f"pool={keep!r}, or extract the layer again with keep: full",
@@ -321,64 +358,3 @@ def choose(what: str, value: object, choices: Sequence[object]) -> None:
 def is_count(number: object) -> bool:
     """Return whether `number` is a whole number, at least 1."""
     return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) >= 1
-
-
-def taking_part(x: xr.DataArray) -> NDArray[np.bool_] | None:
-    """Return which images could be read and, where some were, are selected; None if all."""
-    rows = np.ones(x.sizes["image"], bool)
-    for name, takes_part, what in (("status", 0, "could be read"), (SELECTED, True, "is selected")):
-        if name in x.coords:
-            rows &= np.asarray(x.coords[name].values) == takes_part
-            if not rows.any():
-                raise ArrayError(
-                    f"none of the {len(rows)} images {what}: there is nothing to analyse",
-                    hint="check the selection, and the status of the images",
-                )
-    return None if rows.all() else rows
-
-
-def _image_numbers(x: xr.DataArray) -> NDArray[np.int64]:
-    if "image" in x.coords and x.coords["image"].dtype.kind in "iu":
-        return np.asarray(x.coords["image"].values, dtype=np.int64)
-    return np.arange(x.sizes["image"])
-
-
-def label_numbers(x: xr.DataArray | xr.Dataset) -> NDArray[np.int64]:
-    """Return the class of each image as the coordinate ``label`` numbers it.
-
-    Raises
-    ------
-    ArrayError
-        If it is no number per image.
-    """
-    label = x.coords["label"]
-    if label.dtype.kind not in "iu" or (label.dims != ("image",) and "image" in x.dims):
-        raise ArrayError(
-            f"the coordinate 'label' is {label.dtype} over {tuple(map(str, label.dims))}, classes are whole numbers "
-            "over ('image',)",
-            hint=LABELS,
-        )
-    return np.asarray(label.values, dtype=np.int64)
-
-
-def class_labels(x: xr.DataArray | xr.Dataset) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the class of each image (−1 unknown) and the names of the classes.
-
-    Raises
-    ------
-    ArrayError
-        If the array carries no ``label`` coordinate.
-    """
-    if "label" not in x.coords:
-        raise ArrayError(
-            "this needs the class of every image, and the array has no coordinate 'label'",
-            hint=LABELS,
-        )
-    labels = label_numbers(x)
-    names = [str(name) for name in x.attrs.get("class_names", [])]
-    top = int(labels.max(initial=-1))
-    if top < 0:
-        raise ArrayError("this needs the class of every image, and none of these images has one", hint=LABELS)
-    if top >= max(len(names), MOST_CLASSES):
-        raise ArrayError(f"the coordinate 'label' has a class {top}: classes are counted from 0", hint=LABELS)
-    return labels, names if len(names) > top else [str(i) for i in range(top + 1)]

@@ -10,8 +10,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Pool, choose, class_labels, is_count, taking_part
+from dneuro.analysis.arrays import Pool, choose, is_count, told_apart
 from dneuro.analysis.checks import check_count, check_number
+from dneuro.analysis.images import class_labels, taking_part
 from dneuro.analysis.kmeans import check_classes, class_counts
 from dneuro.analysis.pairing import Of, count_features
 from dneuro.analysis.selection import says_selection
@@ -22,6 +23,8 @@ from dneuro.errors import ArrayError
 
 Metric = Literal["pearson", "euclidean"]
 Linkage = Literal["average", "complete", "single", "ward"]
+OWN = ("group", "rank", "merge", "column", "leaf")
+"""Dims of the result, besides those of the matrix."""
 TOO_LARGE = "per='channel', fewer neurons, or more memory"
 TOO_MANY_IMAGES = "dn.kmeans, which needs no matrix of images × images; or fewer of them: dn.select(x, sample=2000)"
 
@@ -110,7 +113,7 @@ def clusters(
     plan = plan_clusters(x, **parameters, client=executor)
     hint = TOO_MANY_IMAGES if per == "image" else TOO_LARGE
     plan.check(executor, hint=hint, driver_hint=hint)
-    similar = similarity(x, metric=metric, per=per, pool=pool, client=executor)
+    similar = similarity(told_apart(x, OWN), metric=metric, per=per, pool=pool, client=executor)
     array = similar[metric]
     matrix = np.asarray(array.values, dtype=np.float64)
     live = np.flatnonzero(np.isfinite(matrix.diagonal()))

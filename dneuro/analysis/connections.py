@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import check_labelled
+from dneuro.analysis.arrays import check_labelled, told_apart
 from dneuro.analysis.checks import check_count
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
@@ -71,6 +71,7 @@ def connections(
     weights = np.asarray(x.transpose("channel", "source_channel", "y", "x").values, dtype=np.float64)
     dim, coords = "channel", {}
     if directions is not None:
+        directions = told_apart(directions, ("source_channel", "rank"))
         dim = str(next(d for d in directions.dims if d not in ("channel", "y", "x")))
         flat = directions.mean([d for d in directions.dims if d in ("y", "x")]).transpose(dim, "channel")
         weights = np.tensordot(np.asarray(flat.values, dtype=np.float64), weights, axes=1)

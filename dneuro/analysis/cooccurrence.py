@@ -10,7 +10,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels, taking_part
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled
+from dneuro.analysis.images import class_labels, taking_part
 from dneuro.analysis.quantiles import beyond, passes, select
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.top_images import MUCH_TO_ANSWER, TOO_LARGE, plan_top_images, top_images, view_for_order

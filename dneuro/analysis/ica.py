@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import choose, is_count
+from dneuro.analysis.arrays import check_dims, choose, is_count, told_apart
 from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.passes import reduce
@@ -84,7 +84,7 @@ def ica(
     """
     executor = get_executor(client)
     arrays, kernel = _setup(x, rank, fun, max_iter, tol, seed)
-    problems = arrays[0]
+    problems = arrays[0]  # named and ordered as the result is
     _plan(arrays, kernel, executor).check(
         executor, hint="fewer samples or features, chunks of fewer problems",
         driver_hint="a lower rank, some problems at a time, or more memory for the process that asks",
@@ -108,7 +108,7 @@ def ica(
             "converged": (dim, found["converged"]),
             "iterations": (dim, found["iterations"]),
         },
-        coords={name: x.coords[name] for name in (*problems.dims, COUNT) if name in x.coords},
+        coords={name: problems.coords[name] for name in (*problems.dims, COUNT) if name in problems.coords},
     )
     count, lacking = len(found["rank"]), int((found["rank"] < rank).sum())
     unfinished = int((~found["converged"] & (found["rank"] > 0)).sum())
@@ -172,6 +172,8 @@ def _setup(
             f"ica takes an xarray.DataArray (problem, sample, features…), not {what}",
             hint="xr.DataArray(patches, dims=('channel', 'sample', 'pixel'))",
         )
+    check_dims(x, "the array")
+    x = told_apart(x, ("component",))
     dim = next(name for name in x.dims if name != "sample")
     problems = x.transpose(dim, "sample", ...)
     if problems.dtype.kind not in "fiu" or 0 in problems.shape:

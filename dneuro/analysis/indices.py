@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike
 
-from dneuro.analysis.arrays import taking_part
+from dneuro.analysis.images import taking_part
 from dneuro.errors import ArrayError, suggest
 from dneuro.kernels import indices
 

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.analysis.metrics import CLOSE
+from dneuro.analysis.metrics import CLOSE, bytes_per_pair, dtype_of
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import format_bytes
+from dneuro.store.files import Location
 
 Values = Callable[[str], NDArray[Any]]
 """Gives one metric of a tile."""
@@ -70,7 +70,7 @@ class KeepAll:
     """Every tile, for the driver."""
 
     metrics: tuple[str, ...]
-    dtype: str
+    precision: str
 
     def start(self) -> list[Any]:  # noqa: D102
         return []
@@ -80,7 +80,7 @@ class KeepAll:
         return kept
 
     def kept_bytes(self, tiles: int, now: int, strips: int, width: int) -> tuple[int, int]:  # noqa: D102
-        one = len(self.metrics) * np.dtype(self.dtype).itemsize
+        one = bytes_per_pair(self.metrics, self.precision)
         return one * tiles * width**2, (max(0, one * tiles - 8 * now) + one) * width**2
 
     def work_bytes(self, width: int) -> int:  # noqa: D102
@@ -91,7 +91,9 @@ class Whole:
     """The matrices in memory, both halves."""
 
     def __init__(self, keep: KeepAll, count: int) -> None:
-        self.matrices = {metric: np.empty((count, count), dtype=keep.dtype) for metric in keep.metrics}
+        self.matrices = {
+            metric: np.empty((count, count), dtype=dtype_of(metric, keep.precision)) for metric in keep.metrics
+        }
 
     def gather(self, kept: list[Any]) -> None:  # noqa: D102
         for metric, rows, columns, values in kept:
@@ -105,8 +107,8 @@ class KeepFile:
     """Every tile and its mirror image, as chunks of a Zarr group that the task writes itself."""
 
     metrics: tuple[str, ...]
-    dtype: str
-    path: Path
+    precision: str
+    path: Location
 
     def start(self) -> None:  # noqa: D102
         return None
@@ -121,7 +123,8 @@ class KeepFile:
         return 0, 0
 
     def work_bytes(self, width: int) -> int:  # noqa: D102
-        return 4 * np.dtype(self.dtype).itemsize * width**2  # the tile, its mirror image, and what is encoded
+        widest = max(dtype_of(metric, self.precision).itemsize for metric in self.metrics)
+        return 4 * widest * width**2  # the tile, its mirror image, and what is encoded
 
 
 class Nothing:

@@ -10,8 +10,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, choose, class_labels, is_count, label_numbers, view
+from dneuro.analysis.arrays import Per, Pool, View, choose, is_count, view
 from dneuro.analysis.checks import check_count, check_number, check_seed
+from dneuro.analysis.images import class_labels, label_numbers
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.blocks import BLOCK_BYTES
@@ -113,7 +114,7 @@ def kmeans(
     parameters: dict[str, Any] = {"count": count, "per": per, "pool": pool, "standardize": standardize,
                                   "max_iter": max_iter, "tol": tol, "k": k, "seed": seed}  # fmt: skip
     plan_kmeans(x, **parameters, client=executor).check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
-    seen = view(x, per=per, pool=pool, own=("group", "rank"))
+    seen = view(x, per=per, pool=pool, own=_own(x))
     standardise, _ = standardisation(seen, standardize, executor, "kmeans")
     first, spread = _first_centres(seen, standardise, count, seed, executor)
     centres, iterations = _iterate(x, seen, standardise, first, max_iter, tol * spread, executor)
@@ -170,7 +171,7 @@ def plan_kmeans(
         check_count(name, number, hint=f"{name}=100")
     check_number("tol", tol, least=0, hint="tol=1e-4")
     check_seed(seed)
-    seen = view(x, per=per, pool=pool, own=("group", "rank"))
+    seen = view(x, per=per, pool=pool, own=_own(x))
     check_classes(x)
     n, p = len(seen.taking_part), seen.labels.count
     if not is_count(count) or count > n:
@@ -197,6 +198,11 @@ def plan_kmeans(
     lloyd = process_bytes(executor) + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
     lloyd += _table_bytes(seen) if held else 0
     return replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, last.worker_bytes + IMPORTS, lloyd))
+
+
+def _own(x: object) -> tuple[str, ...]:
+    """Return the dims that the result has of its own."""
+    return ("group", "rank", *(("class",) if "label" in getattr(x, "coords", ()) else ()))
 
 
 def _sampled(count: int, images: int) -> int:

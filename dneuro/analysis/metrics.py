@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dneuro.errors import ArrayError
 from dneuro.kernels.base import spans
 
 Group = Mapping[str, Any]
@@ -84,8 +85,21 @@ METRICS: dict[str, Callable[[Group, Group, Matrix], Matrix]] = {
 CLOSE = {"pearson": 1.0, "euclidean": -1.0, "cosine": 1.0, "covariance": 1.0}
 """Which end of a metric is "alike"."""
 
+WIDE = ("covariance",)
+"""Metrics that are float64 always: squares of activations that float32 holds leave its range."""
+
 OWN = {"pearson": 1.0, "euclidean": 0.0, "cosine": 1.0}
 """What a feature has with itself, exactly, where it has anything."""
+
+
+def dtype_of(metric: str, precision: str) -> np.dtype[Any]:
+    """Return the dtype of a metric where activations are multiplied in this precision."""
+    return np.dtype("float64" if metric in WIDE else precision)
+
+
+def bytes_per_pair(metrics: Iterable[str], precision: str) -> int:
+    """Return the bytes that the metrics of one pair take."""
+    return sum(dtype_of(metric, precision).itemsize for metric in metrics)
 
 
 def cancelling(a: Group, b: Group, products: Matrix, precision: str, *, same: bool) -> NDArray[np.int32]:
@@ -114,22 +128,28 @@ def beyond_range(group: Group) -> bool:
 
 
 def evaluate(
-    metric: str, a: Group, b: Group, products: Matrix, dtype: Any, *, same: bool, exact: Mapping[str, Any] | None = None
+    metric: str, a: Group, b: Group, products: Matrix, precision: str, *, same: bool,
+    exact: Mapping[str, Any] | None = None,
 ) -> NDArray[Any]:
-    """Return one metric of a tile (features of a, features of b) in `dtype`.
+    """Return one metric of a tile (features of a, features of b).
 
     Parameters
     ----------
+    precision : {"float32", "float64"}
+        Its dtype, unless the metric is among `WIDE`.
     same : bool
         `a` and `b` are the same features: symmetric to the last bit, the diagonal exactly 0 or 1.
     exact : mapping, optional
         ``index`` (pairs,) along the flattened tile of those whose squared distances ``squared`` are known better.
     """
-    found = np.empty(products.shape, dtype=dtype)
-    for rows in row_spans(products):
-        found[rows] = METRICS[metric](part_of(a, rows), b, products[rows])
-    if metric == "euclidean" and exact is not None:
-        found.reshape(-1)[exact["index"]] = np.sqrt(exact["squared"])
+    found = np.empty(products.shape, dtype=dtype_of(metric, precision))
+    with np.errstate(over="ignore"):  # looked at below
+        for rows in row_spans(products):
+            found[rows] = METRICS[metric](part_of(a, rows), b, products[rows])
+        if metric == "euclidean" and exact is not None:
+            found.reshape(-1)[exact["index"]] = np.sqrt(exact["squared"])
+    if metric == "euclidean" and np.isinf(found).any():
+        raise ArrayError(f"some distance is beyond what {precision} holds", hint="precision='float64'")
     if same:
         for i in range(len(found) - 1):
             found[i + 1 :, i] = found[i, i + 1 :]

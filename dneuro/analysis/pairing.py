@@ -27,18 +27,23 @@ from dneuro.analysis.keeping import (
     Pairs,
     Whole,
 )
-from dneuro.analysis.metrics import METRICS, WORK_ITEMS
+from dneuro.analysis.metrics import METRICS, WORK_ITEMS, bytes_per_pair, dtype_of
 from dneuro.analysis.turned import turned
+from dneuro.engine.behind import times_over
+from dneuro.engine.blocks import Block
 from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan
 from dneuro.engine.regions import tile
 from dneuro.engine.residence import Persist, check_persist, decide, is_resident, share_of
 from dneuro.engine.tiling import Needs, Tiling
-from dneuro.errors import ArrayError, UsageError
+from dneuro.errors import ArrayError
 from dneuro.kernels import CrossProducts
 from dneuro.kernels.products import CENTRE_ITEMS
 from dneuro.kernels.products import Precision as Multiplied
+from dneuro.store.blocks import open_blocks
+from dneuro.store.files import Location
+from dneuro.store.groups import place_of, refuse_existing
 
 Precision = Literal["auto", "float32", "float64"]
 Of = Literal["channel", "neuron", "image"]
@@ -93,7 +98,7 @@ class Pairing:
     precision: Multiplied
     neighbours: int | None
     threshold: float | None
-    out: Path | None
+    out: Location | None
     tiling: Tiling | None
     plan: Plan
     persist: bool
@@ -110,7 +115,7 @@ class Pairing:
         """Number of images that two neurons are compared over, or of neurons that two images are."""
         return _compared_over(self.seen)
 
-    def keep(self, path: Path | None) -> Keep:
+    def keep(self, path: Location | None) -> Keep:
         """Return the workers' half of what is kept."""
         return _keep(self.metrics, self.precision, self.neighbours, self.threshold, path)
 
@@ -132,14 +137,13 @@ class Pairing:
         dims, coords = _square(self.seen)
         matrices.create(
             path, {metric: MEANINGS[metric] for metric in self.metrics}, dims=dims, count=self.count,
-            tile=self.count if self.tiling is None else self.tiling.width, dtype=self.precision, coords=coords,
+            tile=self.count if self.tiling is None else self.tiling.width, coords=coords,
+            dtypes={metric: dtype_of(metric, self.precision).name for metric in self.metrics},
         )  # fmt: skip
 
     def result(self, collect: Collect) -> xr.Dataset:
         """Return what was collected, labelled."""
         if self.out is not None:
-            from dneuro.store.blocks import open_blocks
-
             return open_blocks(self.out)
         labels = self.seen.labels
         if isinstance(collect, Neighbours):
@@ -175,31 +179,17 @@ class Pairing:
             With the numbers.
         UsageError
             If `out` exists.
+        StoreError
+            If nothing can be written there.
         """
-        if self.out is not None and self.out.exists():
-            raise UsageError(f"{self.out} exists; it is left as it is", hint="out=… another path, or remove this one")
+        if self.out is not None:
+            refuse_existing(self.out)
         self.plan.check(
             executor,
             hint="neighbours=20, or out='matrix.zarr' for a matrix that does not fit; smaller chunks along the images; "
             "per='channel'; or workers with more memory",
             driver_hint="out='matrix.zarr' writes it tile by tile; neighbours=20 keeps the nearest only",
         )
-
-
-def _local(out: object) -> Path:
-    """Return the path of a group that is written to, ``~`` being the home folder."""
-    if not isinstance(out, str | Path) or str(out) in ("", "."):
-        raise ArrayError(f"out={out!r} is no path", hint="out='matrix.zarr'")
-    if isinstance(out, str) and "://" in out:
-        raise ArrayError(
-            f"out={out!r} is a URL; tiles are written to a folder, which gets its name when all of them are there",
-            hint="out='matrix.zarr', a folder that all workers see, and copy it when it is done",
-        )
-    path = Path(out).expanduser()
-    above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir():
-        raise ArrayError(f"out={str(out)!r}: {above} is no folder", hint="out=… a path in a folder")
-    return path
 
 
 def pairing(
@@ -209,7 +199,7 @@ def pairing(
     pool: Pool,
     neighbours: int | None,
     threshold: float | None,
-    out: str | Path | None,
+    out: str | Location | None,
     precision: Precision,
     persist: Persist,
     executor: Sizes,
@@ -217,9 +207,9 @@ def pairing(
     """Check what was asked of `dneuro.similarity`, and plan it; reads no data."""
     metrics = _metrics(metric, neighbours, threshold, out)
     check_persist(persist)
-    seen = _seen(x, per, pool)
+    seen = _seen(x, per, pool, own=() if neighbours is None else ("neighbour",))
     multiplied = _precision(precision, seen)
-    path = None if out is None else _local(out)
+    path = None if out is None else place_of(out)
     count, image_bytes = seen.labels.count, int(seen.xs[0].nbytes)
     most = None if neighbours is None else min(neighbours, max(1, count - 1))
     keep = _keep(metrics, multiplied, most, threshold, path)
@@ -260,6 +250,7 @@ def pairing(
         driver_bytes=_driver_bytes(keep, count, tiling),
         result_bytes=result,
         method=_method(tiling, multiplied, reads),
+        times_over=times_over([x], [Block(band, tiling.strips[0]) for band in tiling.bands]),
         device=chosen_name(),
         device_bytes=held_on_device(executor.slots_per_process, tiling.task_bytes),
     )
@@ -267,7 +258,7 @@ def pairing(
 
 
 def _keep(
-    metrics: tuple[str, ...], dtype: Multiplied, neighbours: int | None, threshold: float | None, path: Path | None
+    metrics: tuple[str, ...], dtype: Multiplied, neighbours: int | None, threshold: float | None, path: Location | None
 ) -> Keep:
     if neighbours is not None:
         return KeepNearest(metrics, neighbours)
@@ -290,7 +281,7 @@ def _result_bytes(keep: Keep, count: int) -> int:
     if isinstance(keep, KeepPairs):
         return 24 * min(EXAMPLE_PAIRS, count * (count - 1) // 2)
     assert isinstance(keep, KeepAll | KeepFile)
-    return len(keep.metrics) * np.dtype(keep.dtype).itemsize * count**2
+    return bytes_per_pair(keep.metrics, keep.precision) * count**2
 
 
 def _driver_bytes(keep: Keep, count: int, tiling: Tiling) -> int:
@@ -326,7 +317,7 @@ def _metrics(
     return tuple(dict.fromkeys(wanted))
 
 
-def _seen(x: xr.DataArray, per: Of, pool: Pool) -> View:
+def _seen(x: xr.DataArray, per: Of, pool: Pool, own: Sequence[str] = ()) -> View:
     check_labelled(x)
     choose("per", per, ("channel", "neuron", "image"))
     if per == "image":
@@ -335,10 +326,10 @@ def _seen(x: xr.DataArray, per: Of, pool: Pool) -> View:
         return replace(turned(seen), labels=Labels(("image",), (len(numbers),), {"image": numbers}))
     if "image" not in x.dims and "class" in x.dims:
         # Rows of counts: the classes are what the neurons are compared over.
-        x = x.rename({"class": "image"}).astype("float64")
-        x = x.drop_vars("image", errors="ignore")
-        return view(x, per="neuron" if len(x.dims) > 2 else per, pool=pool)
-    return view(x, per=per, pool=pool)
+        x = x.drop_vars(["class", "image"], errors="ignore").rename({"class": "image"})
+        x = x.astype("float64") if x.dtype.kind in "biuf" else x
+        return view(x, per="neuron" if len(x.dims) > 2 else per, pool=pool, own=own)
+    return view(x, per=per, pool=pool, own=own)
 
 
 def count_features(x: xr.DataArray, per: Of, pool: Pool) -> int:

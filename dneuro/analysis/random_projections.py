@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import View, choose, label_numbers, view
+from dneuro.analysis.arrays import View, choose, view
 from dneuro.analysis.checks import check_count, check_number, check_seed
+from dneuro.analysis.images import label_numbers
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.executors import get_executor
@@ -23,6 +24,9 @@ KEPT = 0.9
 """Quantile of the variances from which on directions are kept, where nothing is said."""
 TOO_LARGE = "fewer directions, a smaller chunk along image, or workers with more memory"
 MUCH_TO_ANSWER = "fewer directions, or more memory for the process that asks"
+
+OWN = ("direction", "rank")
+"""Dims of the result."""
 
 
 @says_selection
@@ -105,7 +109,7 @@ def random_projections(
                                   "cutoff": cutoff, "quantile": quantile, "k": k, "seed": seed}  # fmt: skip
     plan = plan_random_projections(x, **parameters, client=executor)
     plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
-    seen = view(x, per="neuron", own=("direction",))
+    seen = view(x, per="neuron", own=OWN)
     # The mean over the images is the same for a score and for what it is made of: no pass is spent on it.
     mode = None if standardize == "center" else standardize
     standardise, _ = standardisation(seen, mode, executor, "random_projections")
@@ -155,7 +159,7 @@ def plan_random_projections(
     choose("standardize", standardize, ("image", "neuron", "center", None))
     _check_limits(cutoff, quantile)
     executor = get_executor(client)
-    seen = view(x, per="neuron", own=("direction",))
+    seen = view(x, per="neuron", own=OWN)
     if "label" in x.coords:
         label_numbers(x)
     n, p = len(seen.taking_part), seen.labels.count

@@ -11,8 +11,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import SELECTED, check_labelled, class_labels, taking_part
+from dneuro.analysis.arrays import check_labelled
 from dneuro.analysis.checks import check_count, check_seed
+from dneuro.analysis.images import SELECTED, class_labels, label_numbers, of_images, taking_part
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError, suggest
 
@@ -81,7 +82,7 @@ def select(
     rows = np.ones(x.sizes["image"], bool)
     for name, takes_part in (("status", 0), (SELECTED, True)):
         if name in x.coords:
-            rows &= x.coords[name].values == takes_part
+            rows &= of_images(x, name) == takes_part
     available, said = int(rows.sum()), []
     for what, condition in (
         (f"correct={correct}", None if correct is None else _correct(x, correct)),
@@ -170,10 +171,10 @@ def _correct(x: xr.DataArray, wanted: bool) -> NDArray[np.bool_]:
             hint="extract with predictions: true, images with labels, and a network that tells the same classes apart; "
             "or x.assign_coords(correct=('image', …))",
         )
-    right = np.asarray(x.coords["correct"].values, dtype=bool)
+    right = of_images(x, "correct").astype(bool)
     if wanted:
         return right
-    known = np.asarray(x.coords["label"].values) >= 0 if "label" in x.coords else np.ones_like(right)
+    known = label_numbers(x) >= 0 if "label" in x.coords else np.ones_like(right)
     return np.asarray(~right & known)
 
 
@@ -199,7 +200,7 @@ def _named(x: xr.DataArray, images: Sequence[str | int]) -> NDArray[np.bool_]:
     numbers = x.coords["image"].values.tolist() if "image" in x.coords else range(x.sizes["image"])
     places: dict[Any, int] = {number: place for place, number in enumerate(numbers)}
     if "filename" in x.coords:
-        places |= {str(name): place for place, name in enumerate(x.coords["filename"].values)}
+        places |= {str(name): place for place, name in enumerate(of_images(x, "filename"))}
     rows = np.zeros(x.sizes["image"], bool)
     for image in images:
         if image not in places:

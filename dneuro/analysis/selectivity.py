@@ -9,9 +9,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled, class_labels, view
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, view
 from dneuro.analysis.chance import facets_by_chance, least_flatness, p_values
 from dneuro.analysis.checks import check_count, check_seed
+from dneuro.analysis.images import class_labels
 from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan

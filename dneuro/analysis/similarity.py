@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +21,8 @@ from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, resident
 from dneuro.engine.visits import visit
 from dneuro.kernels import CrossProducts, PairDistances
+from dneuro.store.files import Location
+from dneuro.store.groups import Making, making
 
 DEFAULT = ("pearson", "euclidean")
 
@@ -37,7 +36,7 @@ def similarity(
     pool: Pool = "max",
     neighbours: int | None = None,
     threshold: float | None = None,
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     precision: Precision = "auto",
     persist: Persist = "auto",
     client: Any = None,
@@ -60,12 +59,13 @@ def similarity(
         P × P matrix would not fit on a disk: the matrix never exists.
     threshold : float, optional
         Keep only pairs whose value is at least this in size (or whose distance is at most this); of one metric.
-    out : path, optional
+    out : path or URL, optional
         A new Zarr group that the matrices are written to, tile by tile, where P × P does not fit into memory; needs
-        2 to 4 GiB per 16,000 neurons and metric.
+        2 to 4 GiB per 16,000 neurons and metric. In an object store: ``s3://bucket/matrix.zarr``.
     precision : {"auto", "float32", "float64"}
-        In which activations are multiplied, and dtype of the result; sums are float64 always. ``"auto"`` is float64 up
-        to 2,048 neurons or 4,096 images and for float64 activations, else float32, twice as fast.
+        In which activations are multiplied, and dtype of the result; sums are float64 always, and so are covariances,
+        which have the range of squares. ``"auto"`` is float64 up to 2,048 neurons or 4,096 images and for float64
+        activations, else float32, twice as fast.
     persist : {"auto", True, False}
         Whether an array that has to be read several times is read once and kept in memory; ``"auto"`` if it fits.
     client : distributed.Client, optional
@@ -97,6 +97,8 @@ def similarity(
         pass `threshold` than there is room for.
     UsageError
         If `out` exists.
+    StoreError, BusyError
+        If it cannot be written, or another call is at it.
 
     Notes
     -----
@@ -135,16 +137,16 @@ def similarity(
         "method": asked.plan.method,
         "parameters": {"metric": list(asked.metrics), "per": per, "pool": pool, **kept},
     }
-    with _file(asked) as path:
-        keep, collect = asked.keep(path), asked.collect()
+    with _file(asked) as made:
+        keep, collect = asked.keep(None if made is None else made.place), asked.collect()
         if asked.tiling is None:
             _by_rows(asked, keep, collect, executor)
         else:
             _by_tiles(asked, keep, collect, executor)
-        if path is not None:
+        if made is not None:
             from dneuro.store import matrices  # not at the top: Zarr is large, and few results go to a file
 
-            matrices.finish(path, attrs)
+            matrices.finish(made.group, attrs)
     return asked.result(collect).assign_attrs(attrs)
 
 
@@ -156,7 +158,7 @@ def plan_similarity(
     pool: Pool = "max",
     neighbours: int | None = None,
     threshold: float | None = None,
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     precision: Precision = "auto",
     persist: Persist = "auto",
     client: Any = None,
@@ -167,18 +169,15 @@ def plan_similarity(
 
 
 @contextlib.contextmanager
-def _file(asked: Pairing) -> Iterator[Path | None]:
-    """Yield the path of a new group, if one is asked for; it gets its name when all of it is there."""
+def _file(asked: Pairing) -> Iterator[Making | None]:
+    """Yield a new group with empty matrices, if one is asked for; it gets its name when all of it is there."""
     if asked.out is None:
         yield None
         return
-    temporary = asked.out.absolute().with_name(f".{asked.out.name}.{uuid.uuid4().hex}.partial")
-    try:
-        asked.create(temporary)
-        yield temporary
-        temporary.rename(asked.out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with making(asked.out) as made:
+        asked.create(made.group)
+        made.ready()
+        yield made
 
 
 def _by_tiles(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import View, choose, label_numbers, view
+from dneuro.analysis.arrays import View, choose, view
 from dneuro.analysis.checks import check_count, check_seed
+from dneuro.analysis.images import label_numbers
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.engine.executors import Executor, get_executor
@@ -21,6 +22,8 @@ from dneuro.kernels.standardise import Mode, Standardised
 
 TOO_LARGE = "fewer neurons, a smaller chunk along image, or workers with more memory"
 NAME = "single_neurons"
+OWN = ("chosen", "other_chosen", "rank")
+"""Dims of the result."""
 
 
 @says_selection
@@ -102,7 +105,7 @@ def single_neurons(
     plan_single_neurons(x, **parameters, client=executor).check(
         executor, hint=TOO_LARGE, driver_hint="fewer neurons, or more memory in this process"
     )
-    seen = view(x, per="neuron")
+    seen = view(x, per="neuron", own=OWN)
     standardise, _ = standardisation(seen, standardize, executor, NAME)
     variance = _variances(seen, standardise, standardize, executor)
     neurons, random = _choose(variance, count, baseline, seed)
@@ -153,7 +156,7 @@ def plan_single_neurons(
             "standardize='neuron' gives every neuron that varies variance 1: nothing is left to rank them by",
             hint="standardize='image', 'center' or None",
         )
-    executor, seen = get_executor(client), view(x, per="neuron")
+    executor, seen = get_executor(client), view(x, per="neuron", own=OWN)
     for name, number in (("count", count), ("baseline", baseline), ("k", k)):
         check_count(name, number, hint=f"{name}=16")
     check_seed(seed)

@@ -8,8 +8,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Labels, Per, Pool, View, label_numbers, view
+from dneuro.analysis.arrays import Labels, Per, Pool, View, view
 from dneuro.analysis.checks import check_count
+from dneuro.analysis.images import label_numbers
 from dneuro.analysis.selection import says_selection
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan

@@ -183,6 +183,7 @@ def _reduced(
             values = work.prepare(values, origin)
         for name, kernel in work.kernels.items():
             states[name] = kernel.update(states[name], values, origin)
+        del values  # before the next block is there
     return states
 
 

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import xarray as xr
 
+from dneuro import events
+from dneuro.engine.behind import WORTH_SAYING, times_over
 from dneuro.engine.blocks import BLOCK_BYTES, FEW_RUNS, RUNS, Grid, cut
 from dneuro.engine.device import chosen_name, device_limit, held_on_device, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes, ThreadExecutor
@@ -55,6 +57,8 @@ class Plan:
         Device of the workers that it is computed on; empty for NumPy on the processor.
     device_bytes : int
         Peak memory that one worker process takes on it; 0 where it has none of its own.
+    times_over : float
+        How often chunks that a lazily derived array is made of are computed in one pass.
     """
 
     operation: str
@@ -67,6 +71,7 @@ class Plan:
     method: str = ""
     device: str = ""
     device_bytes: int = 0
+    times_over: float = 1.0
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as a plain dictionary."""
@@ -79,7 +84,17 @@ class Plan:
             f"{self.operation}{how}: {self.passes} pass{'es' if self.passes != 1 else ''} over "
             f"{format_bytes(self.read_bytes / max(1, self.passes))}, {self.tasks} tasks each; "
             f"peak {format_bytes(self.worker_bytes)} per worker{there}, {format_bytes(self.driver_bytes)} in the "
-            f"driver; result {format_bytes(self.result_bytes)}"
+            f"driver; result {format_bytes(self.result_bytes)}{self._derived and '; '}{self._derived}"
+        )
+
+    @property
+    def _derived(self) -> str:
+        """What there is to say of a lazily derived array; nothing of most."""
+        if self.times_over < WORTH_SAYING:
+            return ""
+        return (
+            f"what the array is derived from is computed {self.times_over:.0f} times in each pass, for every block "
+            "anew: x.persist(), or .compute() of what all blocks share, spares that"
         )
 
     def process_bytes(self, where: Sizes) -> int:
@@ -107,7 +122,7 @@ class Plan:
         return self.device_bytes if limit is None else limit
 
     def check(self, where: Sizes, *, hint: str, driver_hint: str) -> None:
-        """Refuse a plan that does not fit into the workers, their device, or the process that asks.
+        """Refuse a plan that does not fit into the workers, their device, or the process that asks; warn of a dear one.
 
         Parameters
         ----------
@@ -142,6 +157,8 @@ class Plan:
                 f"{format_bytes(limit)} of it are free; nothing was started",
                 hint=f"{hint}; fewer threads per worker, or dn.on_device('cpu')",
             )
+        if self._derived:
+            events.emit("warning", self.operation, self._derived)
 
 
 def fit(
@@ -234,6 +251,7 @@ def plan_pass(
 ) -> Plan:
     """Return the plan of `passes` passes like this one; reads no data."""
     grid, peak = fit(xs, kernels, executor, pooled=pooled)
+    panel = max(grid.panels.values(), key=len)
     return Plan(
         operation=operation,
         passes=passes,
@@ -245,4 +263,5 @@ def plan_pass(
         method=method,
         device=chosen_name(),
         device_bytes=held_on_device(executor.slots_per_process, _task_on_device(grid, len(xs[0]), kernels)),
+        times_over=times_over(xs, [block for run in panel for block in run], whole_rows=len(grid.panels) == 1),
     )

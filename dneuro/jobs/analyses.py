@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from dneuro.analysis import ANALYSES, PLANS
-from dneuro.analysis.arrays import taking_part
+from dneuro.analysis.images import taking_part
 from dneuro.analysis.pairing import ROWS_NEURONS, count_features
 from dneuro.analysis.selection import select
 from dneuro.analysis.taken import TAKEN, Found, Taken

@@ -22,8 +22,7 @@ from dneuro.jobs.reporting import report_folder
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.series import AnyJob, SeriesSpec
 from dneuro.spec.steps import ReportStep
-from dneuro.store.creating import put
-from dneuro.store.files import Location, remove
+from dneuro.store.files import Location, put, remove
 from dneuro.store.opening import open_store
 
 

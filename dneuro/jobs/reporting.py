@@ -15,8 +15,7 @@ from dneuro import events
 from dneuro.errors import UsageError
 from dneuro.jobs.study import Study
 from dneuro.spec.steps import ReportStep
-from dneuro.store.creating import put
-from dneuro.store.files import Location, locate, opened_by_zarr, read_json, remove, sizes
+from dneuro.store.files import Location, locate, opened_by_zarr, put, read_json, remove, sizes
 from dneuro.store.opening import open_store
 from dneuro.store.units import Unit, fingerprint, units_folder
 

@@ -81,6 +81,24 @@ class Kernel(Protocol):
         ...
 
 
+class Sums:
+    """What those kernels have in common whose states are sums, and add up name by name."""
+
+    def start(self) -> State:
+        """Return the state that knows nothing."""
+        return {}
+
+    def merge(self, a: State, b: State) -> State:
+        """Return the sums over what `a` and `b` know."""
+        if not a or not b:
+            return a or b
+        return {name: a[name] + b[name] for name in a}
+
+    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
+        """Return the sums."""
+        return state_to_numpy(state)
+
+
 def key_of(kernel: Kernel) -> str:
     """Return the name under which a kernel's partial states are kept; empty if it cannot be fed on the way.
 

@@ -11,11 +11,11 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, Sums, flat, placed, spans
 
 
 @dataclass(frozen=True)
-class ClassSums:
+class ClassSums(Sums):
     """Count, sum and sum of squares of each feature over the images of each class, in float64.
 
     Parameters
@@ -35,9 +35,6 @@ class ClassSums:
         """Name of its states; other labels give another name."""
         labels = np.ascontiguousarray(self.labels, dtype=np.int64)
         return f"class_sums-{self.classes}-{zlib.crc32(labels.data):08x}"
-
-    def start(self) -> State:  # noqa: D102
-        return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         block = blocks[0]
@@ -63,14 +60,9 @@ class ClassSums:
                 squares[int(of_class), columns] += xp.sum(some * some, axis=0)
         return state
 
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        if not a or not b:
-            return a or b
-        return {name: a[name] + b[name] for name in a}
-
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return count (int64), sum and squares (float64), all (class, *features)."""
-        found = {name: to_numpy(array) for name, array in state.items()}
+        found = super().finalise(state)
         count = found["count"].reshape(-1, *[1] * (found["sum"].ndim - 1))
         return {**found, "count": np.broadcast_to(count, found["sum"].shape)}
 

@@ -15,19 +15,19 @@ from dneuro.kernels.base import (
     Array,
     Origin,
     State,
+    Sums,
     flat,
     join_rows,
     placed,
     row_slices,
     rows_by_image,
-    to_numpy,
 )
 from dneuro.kernels.standardise import Standardise
 
 
 @dataclass(frozen=True)
-class Energy:
-    """ZᵀZ and ‖Z‖²_F; Z never exists as a whole.
+class Energy(Sums):
+    """product, ZᵀZ (features, features), and total, ‖Z‖²_F; Z never exists as a whole.
 
     Parameters
     ----------
@@ -42,9 +42,6 @@ class Energy:
     def key(self) -> str:
         """Name of its states; empty where Z follows from an earlier pass."""
         return self.standardise.key_of("energy")
-
-    def start(self) -> State:  # noqa: D102
-        return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         table = flat(blocks[0])
@@ -65,15 +62,6 @@ class Energy:
     def _least_rows(features: int) -> int:
         # Each slice adds a whole product to the state; with fewer rows that costs more than the slice.
         return min(512, 1 + features // 4)
-
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        if not a or not b:
-            return a or b
-        return {name: a[name] + b[name] for name in a}
-
-    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return total () and product (features, features)."""
-        return {name: to_numpy(array) for name, array in state.items()}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         one_slice = max(SLICE_ITEMS, min(rows, self._least_rows(features)) * features)

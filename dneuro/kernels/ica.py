@@ -16,7 +16,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.errors import NonFiniteError
+from dneuro.errors import ArrayError, NonFiniteError
 from dneuro.kernels.base import Array, Origin, State, placed, spans, to_numpy
 from dneuro.kernels.triangle import triangle_of
 
@@ -27,6 +27,9 @@ DEGENERATE = 1e-9
 
 CALM = 50
 """Iterations after which steps are halved: with few samples whole ones may go round in circles for ever."""
+
+ORDINARY = 100
+"""Problems whose largest number lies within 2^±100 are taken as they are, others at unit scale: they are squared."""
 
 BATCH_ITEMS = 1 << 20
 """Elements of the problems that are worked on together, unless a single one has more (8 MiB in float64)."""
@@ -98,10 +101,15 @@ def fast_ica(
     Hyvärinen & Oja, "Independent component analysis: algorithms and applications" (2000), symmetric decorrelation.
     """
     xp, where = array_api_compat.array_namespace(x), array_api_compat.device(x)
-    values = xp.astype(x, xp.float64)
-    batch = len(values)
+    values, batch = xp.astype(x, xp.float64), len(x)
+    largest = xp.max(xp.abs(values), axis=(1, 2))
+    unit = _units(to_numpy(largest))
+    far = (unit != 1).any()
+    by = placed(unit, xp, where)
+    if far:
+        values, largest = values * by[:, None, None], largest * by
     mean = xp.mean(values, axis=1)
-    white, turn, rank = _whiten(values - mean[:, None, :], components, xp.max(xp.abs(values), axis=(1, 2)))
+    white, turn, rank = _whiten(values - mean[:, None, :], components, largest)
     rotation = xp.zeros((batch, components, components), dtype=xp.float64, device=where)
     converged, iterations = np.zeros(batch, bool), np.zeros(batch, np.int64)
     for r in np.unique(rank[rank > 0]):
@@ -116,7 +124,18 @@ def fast_ica(
     mixing = xp.matmul(_turned(turn) * inverse[:, None, :], _turned(rotation))
     source = xp.matmul(white, _turned(rotation))
     component, mixing, source = _ordered(component, mixing, source, rank)
+    if far:
+        with np.errstate(over="ignore"):  # whoever keeps them looks
+            component, mixing = component * by[:, None, None], mixing / by[:, None, None]
+            mean = mean / by[:, None]
     return Unmixed(component, mixing, mean, source, rank, converged, iterations)
+
+
+def _units(largest: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what problems with these largest numbers are multiplied by: powers of two, so that nothing is rounded."""
+    powers = np.frexp(largest)[1]
+    far = (np.abs(powers) > ORDINARY) & (largest > 0)
+    return np.ldexp(1.0, np.where(far, np.clip(-powers, -1000, 1000), 0))
 
 
 def _turned(matrices: Matrix) -> Matrix:
@@ -328,11 +347,27 @@ class Unmix:
                 x[some], counts[some], self.rank, fun=self.fun, max_iter=self.max_iter, tol=self.tol, seeds=seeds
             )
             # Off a device at once: of a problem much is kept, and nothing of it is needed again.
-            state = self.merge(state, {name: self._kept(to_numpy(value)) for name, value in vars(found).items()})
+            kept = {name: self._kept(to_numpy(value)) for name, value in vars(found).items()}
+            self._check(kept, x[some], numbers)
+            state = self.merge(state, kept)
         return state
 
+    @np.errstate(over="ignore")
     def _kept(self, value: NDArray[Any]) -> NDArray[Any]:
         return value.astype(self.dtype) if value.dtype.kind == "f" else value
+
+    def _check(self, kept: State, x: Array, numbers: Sequence[int]) -> None:
+        """Refuse to give what is beyond the range of the dtype."""
+        for name in ("component", "mixing", "mean"):
+            beyond = np.isinf(kept[name]).reshape(len(x), -1).any(axis=1)
+            if beyond.any():
+                problem = int(beyond.argmax())
+                size = float(np.nanmax(np.abs(to_numpy(x[problem]))))
+                raise ArrayError(
+                    f"problem {numbers[problem]}: its {name} is beyond what {np.dtype(self.dtype)} holds, of numbers "
+                    f"up to {size:.3g}",
+                    hint=f"x / {size:.0e}" if np.dtype(self.dtype).itemsize > 4 else "x.astype('float64')",
+                )
 
     def merge(self, a: State, b: State) -> State:  # noqa: D102
         if not a or not b:

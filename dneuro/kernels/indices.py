@@ -70,7 +70,11 @@ def _undefined(rows: Numbers) -> NDArray[np.bool_]:
 
 
 def _shares(rows: Numbers) -> Numbers:
-    """Return each row divided by its sum; the largest entry goes first, for the sum may overflow or vanish."""
+    """Return each row divided by its sum; the largest entry goes first, for the sum may overflow or vanish.
+
+    What is negative or no number counts as 0: rows that have such a thing have no shares.
+    """
+    rows = np.where((rows >= 0) & np.isfinite(rows), rows, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         rows = rows / rows.max(axis=1, keepdims=True)
         shares: Numbers = rows / rows.sum(axis=1, keepdims=True)

@@ -49,10 +49,12 @@ def _joined(parts: list[State], shape: tuple[int, ...]) -> State:
 
 def _results(state: State) -> dict[str, NDArray[Any]]:
     named = {name: to_numpy(array) for name, array in state.items()}
-    variance = named["m2"] / named["count"]
+    # The mean of equal numbers is rounded, and all of them lie beside it.
+    varies = named["max"] > named["min"]
+    variance = np.where(varies, named["m2"] / named["count"], 0.0)
     return {
         "count": named["count"],
-        "mean": named["mean"],
+        "mean": np.where(varies, named["mean"], named["min"]),
         "std": np.sqrt(variance),
         "variance": variance,
         "min": named["min"],

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import ArrayError
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, row_slices, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, Sums, flat, placed, row_slices, spans, to_numpy
 
 Update = Literal["hals", "mu", "keep", "project"]
 
@@ -217,8 +217,8 @@ class Alternate:
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Sum and sum of squares of each of several arrays, in float64.
+class Totals(Sums):
+    """total-0, total-1, …: sum and sum of squares of each of several arrays, in float64.
 
     Parameters
     ----------
@@ -228,9 +228,6 @@ class Totals:
 
     arrays: int = 1
     whole_rows: ClassVar[bool] = True
-
-    def start(self) -> State:  # noqa: D102
-        return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         for number, block in enumerate(blocks[: self.arrays]):
@@ -242,15 +239,6 @@ class Totals:
                 name = f"total-{number}"
                 state[name] = state[name] + found if name in state else found
         return state
-
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        if not a or not b:
-            return a or b
-        return {name: a[name] + b[name] for name in a}
-
-    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return total-0, total-1, …: (sum, sum of squares)."""
-        return {name: to_numpy(array) for name, array in state.items()}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         return 16 * self.arrays, 24 * max(SLICE_ITEMS, features)

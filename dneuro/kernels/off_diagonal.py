@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import array_api_compat
 import numpy as np
-from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, placed, row_slices, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, Sums, placed, row_slices
 
 
 @dataclass(frozen=True)
-class OffDiagonal:
-    """Count, sum and sum of squares of each column of a matrix, in float64, without its diagonal and NaN."""
+class OffDiagonal(Sums):
+    """Count (int64), sum and squares (float64) of each column of a matrix, without its diagonal and NaN."""
 
     whole_rows: ClassVar[bool] = False
-
-    def start(self) -> State:  # noqa: D102
-        return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         table = blocks[0]
@@ -40,15 +36,6 @@ class OffDiagonal:
             state["sum"] += xp.sum(some, axis=0)
             state["squares"] += xp.sum(some * some, axis=0)
         return state
-
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        if not a or not b:
-            return a or b
-        return {name: a[name] + b[name] for name in a}
-
-    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return count (int64), sum and squares (float64), all (columns,)."""
-        return {name: np.asarray(to_numpy(array)) for name, array in state.items()}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         # A slice in float64, without what does not count, squared; what counts, as bool, int64 and while compared.

@@ -11,7 +11,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, row_slices, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, Sums, flat, placed, row_slices, spans, to_numpy
 
 LEAST_ROWS = 512
 """Rows of a slice, if the block has them: each slice adds a whole matrix of products to the state."""
@@ -182,7 +182,7 @@ def direct_distances(pairs: NDArray[np.integer], left: Array, right: Array) -> A
 
 
 @dataclass(frozen=True)
-class PairDistances:
+class PairDistances(Sums):
     """Squared distances of chosen pairs of features, summed directly: exact where products cancel.
 
     Parameters
@@ -194,9 +194,6 @@ class PairDistances:
     pairs: NDArray[np.int32]
     whole_rows: ClassVar[bool] = True
 
-    def start(self) -> State:  # noqa: D102
-        return {}
-
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         table = flat(blocks[0])
         xp = array_api_compat.array_namespace(table)
@@ -205,12 +202,6 @@ class PairDistances:
             state = {"squared": xp.zeros((len(self.pairs),), dtype=xp.float64, device=where)}
         state["squared"] += direct_distances(self.pairs, table, table)
         return state
-
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        return {"squared": a["squared"] + b["squared"]} if a and b else a or b
-
-    def finalise(self, state: State) -> dict[str, NDArray[Any]]:  # noqa: D102
-        return {"squared": to_numpy(state["squared"])}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         return 8 * len(self.pairs), 28 * max(CENTRE_ITEMS, rows) + 24 * len(self.pairs)

@@ -15,7 +15,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, flat, placed, spans, to_numpy
+from dneuro.kernels.base import SLICE_ITEMS, Array, Origin, State, Sums, flat, placed, spans, to_numpy
 
 DIGIT = 8
 """Bits that one pass finds."""
@@ -60,7 +60,7 @@ def _columns(origin: Origin) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Digits:
+class Digits(Sums):
     """How often each value of a digit occurs among the values that begin as wanted.
 
     Parameters
@@ -74,9 +74,6 @@ class Digits:
     found: NDArray[np.int64]
     below: int
     whole_rows: ClassVar[bool] = False
-
-    def start(self) -> State:  # noqa: D102
-        return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         block = blocks[0]
@@ -98,9 +95,6 @@ class Digits:
             counts[columns, :] += xp.astype(xp.reshape(occurring, (width, VALUES)), xp.int32)
         return state
 
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        return {"count": a["count"] + b["count"]} if a and b else a or b
-
     def finalise(self, state: State) -> dict[str, NDArray[Any]]:
         """Return count (values of the digit, *features) of int32."""
         return {"count": np.moveaxis(to_numpy(state["count"]), -1, 0)}
@@ -112,8 +106,8 @@ class Digits:
 
 
 @dataclass(frozen=True)
-class CountAbove:
-    """How many images of each class lie above a threshold.
+class CountAbove(Sums):
+    """count (class, *features): how many images of each class lie above a threshold.
 
     Parameters
     ----------
@@ -129,9 +123,6 @@ class CountAbove:
     labels: NDArray[np.int64]
     classes: int
     whole_rows: ClassVar[bool] = False
-
-    def start(self) -> State:  # noqa: D102
-        return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         block = blocks[0]
@@ -151,13 +142,6 @@ class CountAbove:
             occurring = _count(labels[image] * width + column, self.classes * width)
             counts[:, columns] += xp.reshape(occurring, (self.classes, width))
         return state
-
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        return {"count": a["count"] + b["count"]} if a and b else a or b
-
-    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return count (class, *features) of int64."""
-        return {"count": to_numpy(state["count"])}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         state = 8 * self.classes * features

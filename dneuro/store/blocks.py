@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,10 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
 
-from dneuro.store.codecs import CODECS
-from dneuro.store.creating import write_dataset
+from dneuro.store.files import Location, opened_by_zarr
+from dneuro.store.groups import writing_to
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,11 @@ class BlockArray:
     dtype: str
     text: str
 
+    @property
+    def step_bytes(self) -> int:
+        """Bytes per step along the first dim."""
+        return math.prod(self.shape[1:]) * np.dtype(self.dtype).itemsize
+
 
 def create_blocks(path: Path, arrays: Iterable[BlockArray], length: int) -> None:
     """Create a group of empty arrays, one chunk per block.
@@ -53,28 +58,40 @@ def create_blocks(path: Path, arrays: Iterable[BlockArray], length: int) -> None
     length : int
         Length of a block along the first dim.
     """
-    write_dataset(path, "", xr.Dataset())
-    group = zarr.open_group(path, mode="r+")
-    for array in arrays:
-        floating = np.dtype(array.dtype).kind == "f"
-        group.create_array(
-            array.name, shape=array.shape, chunks=(min(length, array.shape[0]), *array.shape[1:]), dtype=array.dtype,
-            dimension_names=array.dims, compressors=CODECS["zstd-shuffle" if floating else "zstd-fast"],
-            fill_value=np.nan if floating else 0, attributes={"long_name": array.text},
-        )  # fmt: skip
+    import zarr  # not at the top: it is large, and few results go to a file
+
+    from dneuro.store.codecs import CODECS
+    from dneuro.store.creating import write_dataset
+
+    with writing_to(path):
+        write_dataset(path, "", xr.Dataset())
+        group = zarr.open_group(path, mode="r+")
+        for array in arrays:
+            floating = np.dtype(array.dtype).kind == "f"
+            group.create_array(
+                array.name, shape=array.shape, chunks=(min(length, array.shape[0]), *array.shape[1:]),
+                dtype=array.dtype, dimension_names=array.dims, fill_value=np.nan if floating else 0,
+                compressors=CODECS["zstd-shuffle" if floating else "zstd-fast"], attributes={"long_name": array.text},
+            )  # fmt: skip
 
 
-def write_block(path: Path, name: str, start: int, values: NDArray[Any]) -> None:
+def write_block(place: Location, name: str, start: int, values: NDArray[Any]) -> None:
     """Write a block, whole chunks, that begins at `start` along the first dim."""
-    zarr.open_array(path, path=name, mode="r+")[start : start + len(values)] = values
+    import zarr
+
+    with writing_to(place):
+        zarr.open_array(opened_by_zarr(place), path=name, mode="r+")[start : start + len(values)] = values
 
 
 def finish_blocks(path: Path, rest: xr.Dataset) -> None:
     """Write what is small into the group, with its attributes, once every block is there."""
-    write_dataset(path, "", rest)
+    from dneuro.store.creating import write_dataset
+
+    with writing_to(path):
+        write_dataset(path, "", rest)
 
 
-def open_blocks(path: Path) -> xr.Dataset:
+def open_blocks(place: Location) -> xr.Dataset:
     """Return the group as a dask-backed dataset."""
-    opened: xr.Dataset = xr.open_dataset(path.absolute(), engine="zarr", chunks={}, consolidated=False)
+    opened: xr.Dataset = xr.open_dataset(opened_by_zarr(place), engine="zarr", chunks={}, consolidated=False)
     return opened

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,9 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from dneuro import files
 from dneuro.errors import NotAStoreError
 from dneuro.store.codecs import CODECS
-from dneuro.store.files import Location, opened_by_zarr, remove
+from dneuro.store.files import Location, in_the_making, opened_by_zarr, put, remove
 from dneuro.store.layout import REGISTRY, ArrayPlan
 from dneuro.store.remote import RemotePath
 
@@ -73,7 +70,7 @@ def create(
     described : mapping, optional
         Of some arrays, by path, more attributes than unit and meaning.
     """
-    with _in_the_making(path) as temporary:
+    with in_the_making(path) as temporary:
         write_dataset(temporary, "", coords.assign_attrs(dneuro=dict(attrs)))
         group = zarr.open_group(temporary, mode="r+")
         group.require_group("layers")
@@ -92,7 +89,7 @@ def create(
 def add_group(path: Location, name: str, coords: xr.Dataset, arrays: Iterable[ArrayPlan]) -> None:
     """Add a group with its coordinates and empty arrays, all at once; an older one of this name is replaced."""
     arrays = list(arrays)
-    with _in_the_making(path) as temporary:
+    with in_the_making(path) as temporary:
         write_dataset(temporary, name, coords)
         create_arrays(zarr.open_group(temporary, mode="r+"), arrays)
         zarr.open_group(opened_by_zarr(path), mode="r+").require_group(name.rpartition("/")[0])
@@ -110,28 +107,6 @@ def remove_group(path: Location, name: str) -> None:
     """Remove a group with all that is in it; its metadata first, so that it is never seen half there."""
     (path / name / "zarr.json").unlink(missing_ok=True)
     remove(path / name)
-
-
-@contextlib.contextmanager
-def _in_the_making(path: Location) -> Iterator[Path]:
-    """Give a folder to make something in: beside a path, so that it can be moved there; else a temporary one."""
-    if isinstance(path, RemotePath):
-        with tempfile.TemporaryDirectory(prefix="dneuro-") as folder:
-            yield Path(folder) / path.name
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = files.partial(path)
-    try:
-        yield temporary
-    finally:
-        remove(temporary)
-
-
-def put(made: Path, target: RemotePath, last: str = "zarr.json") -> None:
-    """Send a folder, one file of it last: of a group its own metadata, for until they are there it is no group."""
-    found = sorted((p for p in made.rglob("*") if p.is_file()), key=lambda p: p == made / last)
-    for file in found:
-        (target / file.relative_to(made).as_posix()).write_bytes(file.read_bytes())
 
 
 def _note(path: RemotePath) -> RemotePath:

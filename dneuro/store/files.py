@@ -109,6 +109,35 @@ def remove(path: Location) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def in_the_making(path: Location) -> Iterator[Path]:
+    """Give a name for a folder to make something in: beside a path, from where it can be moved there; else elsewhere.
+
+    What lies there in the end is removed.
+    """
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory(prefix="dneuro-") as folder:
+            yield Path(folder) / path.name
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = files.partial(path)
+    try:
+        yield temporary
+    finally:
+        remove(temporary)
+
+
+def put(made: Path, target: RemotePath, last: str = "zarr.json", *, finish: bool = True) -> None:
+    """Send a folder, one file of it last: of a group its own metadata, for until they are there it is no group.
+
+    Without `finish` that one is not sent.
+    """
+    found = sorted((p for p in made.rglob("*") if p.is_file()), key=lambda p: p == made / last)
+    for file in found:
+        if finish or file != made / last:
+            (target / file.relative_to(made).as_posix()).write_bytes(file.read_bytes())
+
+
 def sizes(folder: Location) -> dict[str, int]:
     """Return every file below a folder, by its path from there with ``/``, with its size in bytes."""
     if isinstance(folder, RemotePath):

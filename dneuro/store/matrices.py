@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from dneuro.store.codecs import CODECS
 from dneuro.store.creating import write_dataset
+from dneuro.store.files import Location, opened_by_zarr
+from dneuro.store.groups import writing_to
 
 
 def create(
@@ -22,7 +24,7 @@ def create(
     dims: tuple[str, str],
     count: int,
     tile: int,
-    dtype: str,
+    dtypes: Mapping[str, str],
     coords: Mapping[str, Any],
 ) -> None:
     """Create a group of empty symmetric matrices, one chunk per tile.
@@ -37,29 +39,33 @@ def create(
         Names of the two dims.
     count, tile : int
         Lengths of the matrices and of their tiles.
-    dtype : str
-        Of the numbers.
+    dtypes : mapping of str to str
+        Of their numbers.
     coords : mapping
         Coordinates along the dims.
     """
-    write_dataset(path, "", xr.Dataset(coords=dict(coords)))
-    group = zarr.open_group(path, mode="r+")
-    for name, text in names.items():
-        group.create_array(
-            name, shape=(count, count), chunks=(min(tile, count),) * 2, dtype=dtype, dimension_names=dims,
-            compressors=CODECS["zstd-shuffle"], fill_value=np.nan, attributes={"long_name": text, "symmetric": True},
-        )  # fmt: skip
+    with writing_to(path):
+        write_dataset(path, "", xr.Dataset(coords=dict(coords)))
+        group = zarr.open_group(path, mode="r+")
+        for name, text in names.items():
+            group.create_array(
+                name, shape=(count, count), chunks=(min(tile, count),) * 2, dtype=dtypes[name], dimension_names=dims,
+                compressors=CODECS["zstd-shuffle"], fill_value=np.nan,
+                attributes={"long_name": text, "symmetric": True},
+            )  # fmt: skip
 
 
-def write_tile(path: Path, name: str, rows: slice, columns: slice, values: NDArray[Any]) -> None:
+def write_tile(place: Location, name: str, rows: slice, columns: slice, values: NDArray[Any]) -> None:
     """Write a tile, and its mirror image on the other side of the diagonal; both are whole chunks."""
-    array = zarr.open_array(path, path=name, mode="r+")
-    array[rows, columns] = values
-    if rows != columns:
-        array[columns, rows] = values.T
+    with writing_to(place):
+        array = zarr.open_array(opened_by_zarr(place), path=name, mode="r+")
+        array[rows, columns] = values
+        if rows != columns:
+            array[columns, rows] = values.T
 
 
 def finish(path: Path, attrs: Mapping[str, Any]) -> None:
     """Give the group its attributes, once everything is there."""
-    zarr.open_group(path, mode="r+").attrs.update(dict(attrs))
+    with writing_to(path):
+        zarr.open_group(path, mode="r+").attrs.update(dict(attrs))
 

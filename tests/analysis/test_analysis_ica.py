@@ -196,3 +196,25 @@ def test_ica__that_cannot_fit_is_refused() -> None:
     x = xr.DataArray(da.zeros((4, 1000, 50000), chunks=(1, 1000, 50000)), dims=("channel", "sample", "pixel"))
     with pytest.raises(MemoryLimitError, match="nothing was started"):
         dn.ica(x, client=ThreadExecutor(1, memory=400 * MiB))
+
+
+@pytest.mark.parametrize("power", [-900, -500, 300, 1000])
+def test_ica__does_not_depend_on_the_unit(power: int) -> None:
+    """Powers of two cancel to the last bit, where squares of the numbers would leave the range of float64."""
+    values = mixed(4, 60, 10, 3)
+    values[2] = 0
+    plain = dn.ica(labelled(values * 2.0**150), rank=3, client=EXECUTOR)
+    found = dn.ica(labelled(np.ldexp(values, power)), rank=3, client=EXECUTOR)
+    assert found["converged"].values.tolist() == [True, True, False, True]
+    for name, by in (("mixing", power - 150), ("mean", power - 150), ("component", 150 - power), ("source", 0)):
+        np.testing.assert_array_equal(found[name], np.ldexp(plain[name], by))
+    usual = dn.ica(labelled(values), rank=3, client=EXECUTOR)
+    np.testing.assert_allclose(found["source"], usual["source"], atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "scale", "hint"), [("f4", 1e-41, "x.astype('float64')"), ("f8", 1e-310, "x / ")])
+def test_ica__components_beyond_the_range_are_an_error(dtype: str, scale: float, hint: str) -> None:
+    x = labelled((mixed(3, 40, 6, 2) * scale).astype(dtype))
+    with pytest.raises(ArrayError, match=r"problem 0: its component is beyond what float\d\d holds") as caught:
+        dn.ica(x, rank=2, client=EXECUTOR)
+    assert hint in str(caught.value.hint)

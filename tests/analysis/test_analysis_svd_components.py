@@ -221,6 +221,66 @@ def test_svd__misses_no_direction_of_images_in_class_order(
     np.testing.assert_allclose(found["singular_value"], true[: found.sizes["component"]], rtol=1e-4)
 
 
+def in_classes(classes: int, per: int, neurons: int, sizes: Any, noise: float) -> np.ndarray:
+    """Images in class order; the directions of a class, of these sizes (times √per), are its own."""
+    rng = np.random.default_rng(4)
+    each = np.reshape(sizes, (classes, -1))
+    directions = np.linalg.qr(rng.standard_normal((neurons, each.size)))[0].T.reshape(*each.shape, neurons)
+    values = noise * rng.standard_normal((classes * per, neurons))
+    for number in range(classes):
+        rows = slice(number * per, (number + 1) * per)
+        scores = np.linalg.qr(rng.standard_normal((per, each.shape[1])))[0] * np.sqrt(per)
+        values[rows] += scores * each[number] @ directions[number]
+    return values.astype("f4")
+
+
+@pytest.fixture(scope="module")
+def clustered() -> tuple[np.ndarray, np.ndarray]:
+    """1,000 neurons, 24 classes: 40 singular values within 4 % of each other, 8 well below, then noise."""
+    sizes = np.linspace(1.0, 0.96, 48)
+    sizes[5::6] = 0.7  # one class in three has a weaker direction
+    values = in_classes(24, 40, 1000, sizes[np.random.default_rng(1).permutation(48)], 0.02)
+    return values, np.sqrt(np.linalg.eigvalsh(values.astype("f8") @ values.T.astype("f8"))[::-1].clip(0))
+
+
+@pytest.mark.parametrize("asked", ["inside the cluster", "all but noise", "some of the variance"])
+def test_svd__finds_all_of_a_cluster_that_a_sample_of_the_images_lacks(
+    clustered: Any, asked: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than are looked for at first, and most of them in no block that is sampled."""
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 14)
+    values, true = clustered
+    shares = np.cumsum(true**2) / (true**2).sum()
+    count = {"inside the cluster": 23, "all but noise": 48, "some of the variance": 17}[asked]
+    limit = {"threshold": float(true[count - 1] + true[count]) / 2}
+    if asked == "some of the variance":
+        limit = {"explained_variance": float(shares[count - 2] + shares[count - 1]) / 2}
+    found = dn.svd(labelled(values, (20, -1)), method="krylov", standardize=None, **limit)
+    assert found.attrs["converged"]
+    assert found.sizes["component"] == count
+    np.testing.assert_allclose(found["singular_value"], true[:count], rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", [1, 23])
+@pytest.mark.parametrize("size", [1.1, 1.6, 3.0])
+def test_svd__threshold_sees_a_direction_that_one_class_alone_has(
+    place: int, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others, and the noise, are near the threshold, so that what is not seen is easily taken for nothing."""
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 1 << 14)
+    sizes = np.full(24, 0.9)
+    sizes[[0, 8, 16]] = 1.5  # the first block of every eighth: those that are sampled
+    sizes[place] = size
+    values = in_classes(24, 20, 700, sizes, 0.05)
+    true = np.sqrt(np.linalg.eigvalsh(values.astype("f8") @ values.T.astype("f8"))[::-1].clip(0))
+    limit = float(np.sqrt(20))
+    found = dn.svd(labelled(values, (20, -1)), threshold=limit, method="krylov", standardize=None)
+    count = int((true >= limit).sum())
+    assert count >= 4
+    assert found.sizes["component"] == count
+    np.testing.assert_allclose(found["singular_value"], true[:count], rtol=1e-4)
+
+
 @pytest.mark.parametrize("side", ["neuron", "image"])
 @pytest.mark.parametrize("standardize", ["image", "neuron", "center", None])
 @pytest.mark.parametrize("place", range(0, 32, 3))

@@ -118,7 +118,7 @@ def test_tiles__as_numpy_and_scipy(layer: Any, precision: Any, how: str, rows: i
         matrix = found[metric].values
         np.testing.assert_allclose(matrix, expected, rtol=0, atol=tolerance * scale, err_msg=metric)
         np.testing.assert_array_equal(matrix, matrix.T)
-        assert matrix.dtype == precision
+        assert matrix.dtype == ("float64" if metric == "covariance" else precision)
     assert (found["euclidean"].values.diagonal() == 0).all()
     alive = np.ptp(values.astype("f8"), axis=0) > 0
     assert (found["pearson"].values.diagonal()[alive] == 1).all()
@@ -190,6 +190,28 @@ def test_tiles__values_whose_products_float32_cannot_hold(scale: float, method: 
     values = (relu(40, 10) * scale).astype("f4")
     found = dn.similarity(lazy(values), metric="pearson", precision="float32", client=EXECUTOR)["pearson"]
     np.testing.assert_allclose(found, reference(values / np.float32(scale), "pearson"), atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e20, 1e36])
+def test_tiles__covariance_has_the_range_of_squares(scale: float, method: str, tmp_path: Path) -> None:
+    values = (relu(40, 10) * scale).astype("f4")
+    for kept in ({}, {"out": tmp_path / "matrix.zarr"}):
+        found = dn.similarity(lazy(values), metric=["covariance", "pearson"], precision="float32", client=EXECUTOR,
+                              **kept)  # type: ignore[arg-type]  # fmt: skip
+        assert (found["covariance"].dtype, found["pearson"].dtype) == (np.float64, np.float32)
+        expected = np.cov(values.astype("f8"), rowvar=False)
+        np.testing.assert_allclose(found["covariance"], expected, rtol=0, atol=3e-6 * np.abs(expected).max())
+    plan = dn.plan("similarity", lazy(values), metric=["covariance", "pearson"], precision="float32")
+    assert plan.result_bytes == (8 + 4) * 10**2
+
+
+def test_tiles__distances_beyond_float32_are_an_error(method: str) -> None:
+    values = (relu(40, 10, dtype="f8") * 6e37).clip(max=3e38).astype("f4")
+    with pytest.raises(ArrayError, match="some distance is beyond what float32 holds") as caught:
+        dn.similarity(lazy(values), metric="euclidean", precision="float32", client=EXECUTOR)
+    assert caught.value.hint == "precision='float64'"
+    found = dn.similarity(lazy(values), metric="euclidean", precision="float64", client=EXECUTOR)["euclidean"]
+    np.testing.assert_allclose(found, reference(values, "euclidean"), rtol=1e-9)
 
 
 def test_tiles__nan_is_named(method: str) -> None:

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import logging
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec.asyn
 import numpy as np
 import pytest
 import torch
-import zarr.core.sync
 
 import dneuro as dn
 from dneuro.cluster import backend_of
@@ -28,58 +24,10 @@ from dneuro.store.files import claim, locate, sizes
 from dneuro.store.remote import RemotePath
 from dneuro.store.units import units_folder
 
-s3fs = pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
-
 MakeJob = Callable[..., JobSpec]
 TRAIN = {"train": {"epochs": 1}}
 STEPS: tuple[Any, ...] = (TRAIN, "moments", {"svd": {"layer": "relu1", "rank": 2}}, {"report": {"neurons": 2}})
 URL = "s3://dneuro-test/runs/acts.zarr"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    running = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """An empty bucket, and the usual environment that says where it is and who asks."""
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    forget()
-    urllib.request.urlopen(urllib.request.Request(f"{server}/moto-api/reset", method="POST")).close()
-    files = s3fs.S3FileSystem(use_listings_cache=False)
-    files.mkdir("dneuro-test")
-    yield files
-    forget()
-
-
-def forget() -> None:
-    """Close every connection: the next is made with the environment as it is then."""
-    remote._system.cache_clear()
-    for files in list(s3fs.S3FileSystem._cache.values()):
-        if files._s3 is not None:
-            (zarr_sync if files.asynchronous else fsspec_sync)(files._s3.close())
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-def fsspec_sync(closing: Any) -> None:
-    fsspec.asyn.sync(fsspec.asyn.get_loop(), lambda: closing)
-
-
-def zarr_sync(closing: Any) -> None:
-    zarr.core.sync.sync(closing)
 
 
 def at(job: JobSpec, store: str) -> JobSpec:
@@ -223,12 +171,12 @@ def test_s3__says_that_the_key_is_wrong(
 
 
 def test_s3__says_that_there_is_no_key(
-    bucket: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    bucket: Any, forget_connections: Callable[[], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
-    forget()
+    forget_connections()
     with pytest.raises(StoreError, match="may not be used with the credentials at hand"):
         dn.open(URL)
 

@@ -95,6 +95,14 @@ def test_indices__of_what_is_no_share_are_nan(bad: float) -> None:
         assert np.isfinite(found[1])
 
 
+@pytest.mark.parametrize("row", [[-1.0, 0.0], [-1.0, -2.0], [np.nan, 0.0], [-1.0, np.inf, 0.0]])
+def test_indices__of_rows_without_anything_above_0_are_nan_without_a_warning(row: list[float]) -> None:
+    """As the mean activations per class of a layer before its ReLU."""
+    for index in (indices.gini, indices.entropy, indices.flatness):
+        assert np.isnan(index(row)).all()
+        assert np.isfinite(index([row, [1.0] * len(row)])).tolist() == [False, True]
+
+
 def test_indices__of_one_class() -> None:
     rows = [[5.0], [0.0]]
     np.testing.assert_array_equal(indices.gini(rows), [0, np.nan])

@@ -27,7 +27,7 @@ from dneuro.engine.executors import Executor
 from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
-from dneuro.store.files import locate
+from dneuro.store.states import place_of_state
 
 Update = Literal["hals", "mu"]
 Init = Literal["compressed", "nndsvda", "random"]
@@ -87,9 +87,8 @@ class Asked:
         check_number("tol", self.tol, least=0, below=1, hint="tol=1e-5; 0 iterates max_iter times")
         check_seed(self.seed)
         check_persist(self.persist)
-        path: object = self.checkpoint
-        if path is not None and not (isinstance(path, str | Path) and str(path) not in ("", ".")):
-            raise ArrayError(f"checkpoint={path!r} is no file", hint="checkpoint='state.npz'")
+        if self.checkpoint is not None:
+            place_of_state(self.checkpoint)
 
     @property
     def rule(self) -> Rule:
@@ -178,7 +177,7 @@ class Asked:
             assert reads.totals is not None
             arrays = replace(arrays, weights=_equal(reads.arrays.as_stored(reads.totals)))
             reads.arrays = replace(reads.arrays, weights=_equal(reads.totals))
-        kept = None if self.checkpoint is None else Checkpoint(locate(self.checkpoint), self._identity(reads))
+        kept = None if self.checkpoint is None else Checkpoint(place_of_state(self.checkpoint), self._identity(reads))
         begin = partial(solve, reads, lambda: self._start(reads), self.rule, self.max_iter, self.tol, kept)
         try:
             found = begin()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,13 +11,12 @@ from typing import Any
 import numpy as np
 
 from dneuro.analysis.nonnegative.arrays import Arrays, Factors
-from dneuro.errors import FingerprintError, StoreError
-from dneuro.store.files import Location, disk_error, write_atomically
+from dneuro.errors import FingerprintError
+from dneuro.store.files import Location
+from dneuro.store.states import read_state, write_state
 
 EVERY = 2.0
 """Seconds between two writes, at least; an iteration that takes longer is written always."""
-
-A_FILE = "checkpoint='state.npz', a file in a folder that is there and can be written to"
 
 
 @dataclass(frozen=True)
@@ -70,18 +67,12 @@ class Checkpoint:
         StoreError
             If there is something that cannot be read.
         """
-        try:
-            with np.load(io.BytesIO(self.path.read_bytes()), allow_pickle=False) as file:
-                found = {name: file[name] for name in file.files}
-        except FileNotFoundError:
+        found = read_state(self.path, self._identity)
+        if found is None:
             return None
-        except OSError as error:
-            raise StoreError(f"checkpoint={str(self.path)!r} cannot be read: {error}", hint=A_FILE) from error
-        except (ValueError, EOFError, AttributeError, zipfile.BadZipFile):
-            found = {}
         sides = ["images", *(f"neurons-{j}" for j in range(len(arrays.views)))]
         needed = {*sides, "losses", "totals", "weights", "scales"}
-        if str(found.get("identity")) != self._identity or not needed <= found.keys() or not len(found["losses"]):
+        if not needed <= found.keys() or not len(found["losses"]):
             raise FingerprintError(
                 f"{self.path} is not the state of this factorisation: other data, or other parameters",
                 hint="another checkpoint=, or remove the file",
@@ -95,15 +86,8 @@ class Checkpoint:
         """Keep this state; the one before stays until it is whole."""
         if time.monotonic() - self._written < EVERY and not last:
             return
-        arrays: dict[str, Any] = {"identity": np.asarray(self._identity)}
-        sides = state.factors.neurons
-        arrays |= {"images": state.factors.images, **{f"neurons-{j}": side for j, side in enumerate(sides)}}
-        arrays |= {"losses": np.asarray(state.losses), "totals": np.asarray(state.totals)}
+        arrays: dict[str, Any] = {"images": state.factors.images, "losses": state.losses, "totals": state.totals}
+        arrays |= {f"neurons-{j}": side for j, side in enumerate(state.factors.neurons)}
         arrays |= {name: np.asarray(getattr(state.arrays, name), float) for name in ("weights", "scales")}
-        try:
-            write_atomically(self.path, lambda file: np.savez(file, **arrays))
-        except OSError as error:
-            raise disk_error(error, self.path) or StoreError(
-                f"checkpoint={str(self.path)!r} cannot be written: {error.strerror or error}", hint=A_FILE
-            ) from error
+        write_state(self.path, self._identity, arrays)
         self._written = time.monotonic()

@@ -6,16 +6,15 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import choose, is_count
+from dneuro.analysis.arrays import check_dims, choose, is_count
 from dneuro.analysis.checks import check_count
-from dneuro.analysis.gathering import Large, Layout
+from dneuro.analysis.gathering import Layout
 from dneuro.analysis.ica import check_search, counts_of
 from dneuro.analysis.patching.rendering import Render, Rendering
 from dneuro.engine.blocks import BLOCK_BYTES
@@ -24,6 +23,8 @@ from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 from dneuro.kernels.ica import BATCH_ITEMS, Fun
+from dneuro.store.blocks import BlockArray
+from dneuro.store.files import Location
 
 NAME = "patch_components"
 RENDERINGS: tuple[Rendering, ...] = ("grey", "rgb", "rgb8")
@@ -77,11 +78,12 @@ class Asked:
         rank, dtype, wanted = (self.settings[name] for name in ("rank", "dtype", "renderings"))
         shape, kept = (rank, *size), min(self.settings["keep"], samples)
         picture = ("component", "row", "column")
-        large = {
-            "grey": Large(picture, shape[:-1], dtype, "independent components, grey"),
-            "rgb": Large((*picture, "color"), shape, dtype, "independent components of R, G and B, combined"),
-            "rgb8": Large((*picture, "color"), shape, "uint8", "the same as bytes: 128 is 0"),
-            "patch": Large(DIMS, (kept, *size), str(self.patches.dtype), "patches that excite the channel most"),
+        of_patches = str(self.patches.dtype)
+        large: dict[str, tuple[tuple[str, ...], tuple[int, ...], str, str]] = {
+            "grey": (picture, shape[:-1], dtype, "independent components, grey"),
+            "rgb": ((*picture, "color"), shape, dtype, "independent components of R, G and B, combined"),
+            "rgb8": ((*picture, "color"), shape, "uint8", "the same as bytes: 128 is 0"),
+            "patch": (DIMS, (kept, *size), of_patches, "patches that excite the channel most"),
         }
         names = [*wanted, *(["patch"] if kept else [])]
         small: dict[str, tuple[str, ...]] = {"count": ()}
@@ -90,11 +92,15 @@ class Asked:
             small[f"{plane}_share"] = ("component",)
         small["rgb_correlation"] = ("component", "color")
         block = max(b - a for a, b in self.spans)
-        return Layout(self.dim, channels, block, {name: large[name] for name in names}, small)
+        arrays = tuple(
+            BlockArray(name, (self.dim, *dims), (channels, *lengths), kind, text)
+            for name, (dims, lengths, kind, text) in large.items() if name in names
+        )  # fmt: skip
+        return Layout(self.dim, block, arrays, small)
 
-    def work(self, path: Path | None) -> Render:
+    def work(self, place: Location | None) -> Render:
         """Return what a task does."""
-        return Render(**self.settings, path=path, large=tuple(self.layout.large))
+        return Render(**self.settings, place=place, large=tuple(array.name for array in self.layout.large))
 
     def rest(self, x: xr.DataArray) -> xr.Dataset:
         """Return what is known of the channels and of the patches kept, and what was asked."""
@@ -182,9 +188,12 @@ def _patches(x: xr.DataArray) -> tuple[xr.DataArray, str]:
             f"{NAME} takes an xarray.DataArray (channel, sample, row, column, color), not {what}",
             hint="dn.top_patches(store, layer)",
         )
+    check_dims(x, "the array")
     dim = next(name for name in dims if name not in DIMS)
+    if dim == "component":
+        raise ArrayError(f"{NAME} gives components, and {dims} have that name", hint="x.rename(component='channel')")
     patches = x.transpose(dim, *DIMS)
-    if patches.dtype.kind not in "fiu" or 0 in patches.shape or any(math.isnan(length) for length in patches.shape):
+    if patches.dtype.kind not in "fiu" or 0 in patches.shape:
         raise ArrayError(f"{NAME} of {dict(x.sizes)} {x.dtype}", hint="real numbers, and at least one of each")
     if patches.sizes["color"] not in (1, 3):
         raise ArrayError(f"patches of {patches.sizes['color']} colours", hint="3, or 1 for grey")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import xarray as xr
@@ -35,7 +34,7 @@ def patch_components(
     tol: float = 1e-4,
     seed: int = 0,
     dtype: str = "float16",
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     checkpoint: str | Location | None = None,
     client: Any = None,
 ) -> xr.Dataset:
@@ -63,9 +62,9 @@ def patch_components(
         As `ica` takes them.
     dtype : {"float16", "float32"}
         Of pictures that are no bytes; float16 is exact to 5e-4 of a pixel's value.
-    out : path, optional
+    out : path or URL, optional
         A new Zarr group that pictures are written to, channels by channels, by the tasks that make them, where they
-        would not fit into memory.
+        would not fit into memory. In an object store: ``s3://bucket/pictures.zarr``.
     checkpoint : path, optional
         With `out`: a file that says which channels are done, so that a killed call goes on after them when it is
         repeated; their pictures lie beside it until all are there.
@@ -96,6 +95,8 @@ def patch_components(
         If a task, or without `out` the result, would not fit; before anything is read.
     UsageError
         If `out` exists.
+    StoreError, BusyError
+        If it cannot be written, or another call is at it.
     FingerprintError
         If `checkpoint` is the state of something else.
 
@@ -132,8 +133,8 @@ def patch_components(
     for note in asked.notes:
         events.emit("note", NAME, note)
     blocks = Blocks(asked.layout, out, checkpoint, {**asked.parameters, "edges": asked.edges})
-    with blocks.writing() as path:
-        work = asked.work(path)
+    with blocks.writing() as place:
+        work = asked.work(place)
         missing = [span for span in asked.spans if span[0] not in blocks.done]
         visits = [Visit((span,), (span[0], asked.counts[slice(*span)]), span[1] - span[0]) for span in missing]
         found = visit(
@@ -161,7 +162,7 @@ def plan_patch_components(
     tol: float = 1e-4,
     seed: int = 0,
     dtype: str = "float16",
-    out: str | Path | None = None,
+    out: str | Location | None = None,
     checkpoint: str | Location | None = None,
     client: Any = None,
 ) -> Plan:

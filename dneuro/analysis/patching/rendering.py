@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import array_api_compat
@@ -15,6 +14,8 @@ from dneuro.errors import NonFiniteError
 from dneuro.kernels import patches as pictures
 from dneuro.kernels.base import Array, spans, to_numpy
 from dneuro.kernels.ica import BATCH_ITEMS, Fun, Unmixed, check_samples, unmix
+from dneuro.store.blocks import write_block
+from dneuro.store.files import Location
 
 Rendering = Literal["grey", "rgb", "rgb8"]
 
@@ -43,7 +44,7 @@ class Render:
         Of pictures that are no bytes.
     fun, max_iter, tol, seed
         As `dneuro.ica` takes them.
-    path : Path or None
+    place : Path, RemotePath or None
         Group that large arrays are written to; None gives them back.
     large : tuple of str
         Their names.
@@ -58,7 +59,7 @@ class Render:
     max_iter: int
     tol: float
     seed: int
-    path: Path | None
+    place: Location | None
     large: tuple[str, ...]
 
     def __call__(self, reader: Reader, start: int, counts: NDArray[np.int64]) -> tuple[int, Found]:
@@ -71,11 +72,9 @@ class Render:
                  for some in spans(len(x), step)]  # fmt: skip
         found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         found["count"] = counts
-        if self.path is not None:
-            from dneuro.store.blocks import write_block  # not at the top: Zarr is large, and not every result a file
-
+        if self.place is not None:
             for name in self.large:
-                write_block(self.path, name, start, found.pop(name))
+                write_block(self.place, name, start, found.pop(name))
         return start, found
 
     def _of(self, x: Array, counts: NDArray[np.int64], numbers: range) -> Found:

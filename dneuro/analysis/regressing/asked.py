@@ -111,7 +111,8 @@ def asked(
     check_count("folds", folds, least=0, hint="folds=5, or 0 for none")
     check_seed(seed)
     choose("pool", pool, ("max", "mean"))
-    views = view(x, per="channel", pool=pool), view(source, per="channel", pool=pool)
+    before = view(source, per="channel", pool=pool)
+    views = view(x, per="channel", pool=pool, own=("rank", f"source_{before.labels.dims[0]}")), before
     for seen in views:
         if len(seen.labels.dims) != 1:
             raise ArrayError(f"{seen.layer or 'an array'} has features {seen.labels.dims}", hint="stack them into one")
