@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -85,15 +86,14 @@ def up(profile: Target) -> StandingCluster:
     Raises
     ------
     BusyError
-        If it stands already.
+        If it stands already, or nobody can tell whether it does.
     DneuroError
         If it does not come up: with the last lines of its log.
     """
     name, spec, folder = _find(profile)
     if spec.backend == "address":
         raise UsageError("this profile is of a cluster that stands already", hint=f"dneuro run JOB --cluster {profile}")
-    if _driver(folder) and _state(spec, folder) in ("pending", "running"):
-        raise BusyError(f"the cluster {name} stands already", hint=f"dneuro cluster status {profile}")
+    _refuse_a_second(profile, name, spec, folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, mode=0o700)
     # Over loopback too: what stands for days is reached by everybody who is logged in to the machine.
@@ -122,7 +122,7 @@ def status(profile: Target) -> StandingCluster:
         If none was started from this profile.
     """
     name, spec, folder = _find(profile)
-    _require(name, folder)
+    _require(profile, name, folder)
     state, said = _state(spec, folder), _read(folder / CLUSTER)
     workers: dict[str, int] = {}
     if state == "running" and said:
@@ -144,7 +144,7 @@ def down(profile: Target) -> list[str]:
         If none was started from this profile.
     """
     name, spec, folder = _find(profile)
-    _require(name, folder)
+    _require(profile, name, folder)
     backend, ref = backend_of(spec), _driver(folder)
     if ref is not None:
         backend.stop_driver(ref, grace=GRACE)
@@ -226,9 +226,31 @@ def _find(profile: Target) -> tuple[str, ProfileSpec, Path]:
     return path.stem, spec, processes.as_path(spec.state).absolute() / "clusters" / path.stem
 
 
-def _require(name: str, folder: Path) -> None:
+def _require(profile: Target, name: str, folder: Path) -> None:
     if not (folder / DRIVER).is_file():
-        raise UsageError(f"no cluster was started from the profile {name}", hint=f"dneuro cluster up {name}")
+        hint = f"dneuro cluster up {shlex.quote(os.fspath(profile))}"
+        raise UsageError(f"no cluster was started from the profile {name}", hint=hint)
+
+
+def _refuse_a_second(profile: Target, name: str, spec: ProfileSpec, folder: Path) -> None:
+    """Refuse to start one beside, or in place of, one that stands or may stand."""
+    ref = _driver(folder)
+    state = backend_of(spec).driver_state(ref) if ref else "gone"
+    if ref is None or state == "gone":
+        return
+    given = shlex.quote(os.fspath(profile))
+    if state != "unknown":
+        raise BusyError(f"the cluster {name} stands already", hint=f"dneuro cluster status {given}")
+    forget = f"where it is gone for certain: rm -r {shlex.quote(str(folder))}"
+    if host := ref.details.get("host"):
+        raise BusyError(
+            f"the cluster {name} was started on {host}, and from here nobody can tell whether it still stands",
+            hint=f"dneuro cluster down {given}, on {host}; {forget}",
+        )
+    raise BusyError(
+        f"nobody can tell whether the cluster {name} still stands: {ref.backend} does not answer for {ref.id}",
+        hint=f"dneuro cluster status {given}, until it does; {forget}",
+    )
 
 
 def _driver(folder: Path) -> DriverRef | None:

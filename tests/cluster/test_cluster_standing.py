@@ -79,6 +79,30 @@ def test_up__twice_is_refused(cluster: StandingCluster, profile: Path) -> None:
     assert standing.status(profile) == cluster
 
 
+@pytest.mark.parametrize(
+    ("settings", "driver", "said"),
+    [
+        ("backend: local", {"host": "elsewhere", "started": 0.0}, "was started on elsewhere"),
+        ("backend: slurm\npools: {extract: {memory: 1GiB}}", {}, "slurm does not answer for 17"),
+    ],
+)
+def test_up__leaves_alone_what_nobody_can_tell_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str, driver: dict[str, object], said: str
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no controller answers
+    path, folder = tmp_path / "far.yaml", tmp_path / "state" / "clusters" / "far"
+    path.write_text(f"{settings}\nstate: {tmp_path}/state\n")
+    folder.mkdir(parents=True)
+    kept = {"backend": settings.split()[1], "id": "17", "details": driver}
+    files = {"driver.json": json.dumps(kept), "cluster.json": '{"address": "tls://far:1", "credentials": "x"}'}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    with pytest.raises(BusyError, match=said) as caught:
+        standing.up(path)
+    assert f"rm -r {folder}" in str(caught.value.hint)
+    assert {file.name: file.read_text() for file in folder.iterdir()} == files, "nothing of it is lost"
+
+
 def test_down__ends_every_process(profile: Path, tmp_path: Path) -> None:
     path = tmp_path / "short.yaml"
     path.write_text(f"backend: local\nstate: {tmp_path}/state\npools: {{extract: {{workers: 1, memory: 1GiB}}}}\n")
@@ -90,8 +114,9 @@ def test_down__ends_every_process(profile: Path, tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(family, timeout=10)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     assert not Path(found.credentials).exists()
-    with pytest.raises(UsageError, match="no cluster was started from the profile short"):
+    with pytest.raises(UsageError, match="no cluster was started from the profile short") as caught:
         standing.down(path)
+    assert caught.value.hint == f"dneuro cluster up {path}", "as it was written: a name alone would not be found"
     with pytest.raises(UsageError, match="no cluster of the profile short stands"):
         dn.connect(path)
 
