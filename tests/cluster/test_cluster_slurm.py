@@ -97,6 +97,13 @@ def test_preview__shows_every_script_that_would_be_sent() -> None:
     assert "\npython -m dneuro\n" in backend_of(on_login).preview(Path("/a"), ["python", "-m", "dneuro"], "a")
 
 
+@pytest.mark.parametrize(("driver", "notice"), [({}, 120), ({"walltime": "3m"}, 90), ({"walltime": "20s"}, 30)])
+def test_driver_script__is_always_told_before_its_time_is_up(driver: dict[str, Any], notice: int) -> None:
+    """The partition's limit ends a driver, too, that has none of its own."""
+    shown = backend_of(profile(driver=driver)).preview(Path("/a"), ["python", "-m", "dneuro"], "a")
+    assert f"#SBATCH --signal=B:USR1@{notice}" in shown.splitlines()
+
+
 @pytest.fixture
 def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Return ``commands(name, shell)``: Slurm's commands as scripts of the test."""

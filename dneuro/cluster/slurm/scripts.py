@@ -23,7 +23,7 @@ DEATH_TIMEOUT = 60
 """Seconds without a scheduler after which a worker ends itself, and its job with it."""
 
 NOTICE = 120
-"""Seconds before its time limit at which a driver is told to stop, to be queued again."""
+"""Seconds before its time limit at which a driver is told to stop, to be queued again; at most half of its time."""
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,9 @@ def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], na
     settings = {"--partition": driver.partition, "--account": slurm.account, "--qos": slurm.qos,
                 "--time": None if driver.walltime is None else _clock(driver.walltime)}  # fmt: skip
     header += [f"{option}={value}" for option, value in settings.items() if value]
-    if driver.walltime is not None and driver.walltime > 2 * NOTICE:
-        header.append(f"--signal=B:USR1@{NOTICE}")
+    # Without a limit of its own it has the partition's, and is told of that one too.
+    notice = NOTICE if driver.walltime is None else min(NOTICE, 30 * _minutes(driver.walltime))
+    header.append(f"--signal=B:USR1@{notice}")
     return _DRIVER.format(
         header="\n".join(f"#SBATCH {line}" for line in [*header, *driver.directives]),
         restarts=driver.max_restarts,
@@ -215,5 +216,9 @@ exit $code
 
 def _clock(seconds: float) -> str:
     """Return a time limit as Slurm writes it, in whole minutes, for it counts no less."""
-    minutes = max(1, math.ceil(seconds / 60))
+    minutes = _minutes(seconds)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
+
+
+def _minutes(seconds: float) -> int:
+    return max(1, math.ceil(seconds / 60))
