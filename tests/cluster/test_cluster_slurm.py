@@ -255,6 +255,22 @@ def test_keeper__gives_up_where_jobs_end_one_after_the_other(site: Pretended, tm
         kept.close()
 
 
+def test_keeper__ends_a_job_that_was_taken_without_an_answer(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(path: Path) -> str:
+        site.submit(path)
+        raise SlurmError("sbatch did not answer within 20 s")
+
+    site.jobs["1"] = BatchJob("1", "b-2-extract-0-0", "RUNNING", "")
+    monkeypatch.setattr(queue, "submit", late)
+    kept = Keeper({"extract": 1}, lambda pool, name, worker: "true", lambda: set(), tmp_path, "a-1")
+    with pytest.raises(SlurmError, match="did not answer"):
+        kept.start()
+    kept.close()
+    assert site.cancelled == ["2"], "that one, and nobody else's"
+
+
 def test_keeper__names_the_pool_that_waits(site: Pretended, kept: Keeper) -> None:
     site.come("1")
     with pytest.raises(DneuroError, match=r"pool memory has no worker: none came within 0\.2 s; job 3 PENDING"):

@@ -105,6 +105,7 @@ class Keeper:
         self._script, self._present, self._folder, self._name = script, present, folder, name
         self._record = Record(folder)
         self._count = itertools.count()
+        self._doubtful: set[str] = set()
         self._over = threading.Event()
         self._lock = threading.Lock()
         # In this context: whoever listens to events here hears what the thread says.
@@ -154,9 +155,21 @@ class Keeper:
         with self._lock:
             jobs = [slot.job for slot in self._slots() if slot.job]
             try:
-                queue.cancel(jobs)
+                queue.cancel([*jobs, *self._unanswered()])
             except SlurmError as error:
                 events.emit("warning", message=f"jobs {', '.join(jobs)} could not be cancelled: {error.message}")
+
+    def _unanswered(self) -> list[str]:
+        """Return the jobs that Slurm has taken, although it did not say so in time; by their names, all there is."""
+        if not self._doubtful:
+            return []
+        try:
+            there = queue.look().values()
+        except SlurmError as error:
+            names = ", ".join(sorted(self._doubtful))
+            events.emit("warning", message=f"of the jobs {names} nobody knows if they were taken: {error.message}")
+            return []
+        return [job.id for job in there if job.name in self._doubtful and not job.ended]
 
     def _slots(self) -> list[Slot]:
         return [slot for pool in self.pools.values() for slot in pool.slots]
@@ -168,7 +181,9 @@ class Keeper:
         script.write_text(self._script(slot.pool, slot.name, f"{slot.pool}-{slot.number}"))
         # The name first: should this process end before it has the number, the job can still be found.
         self._record.write(kind="slurm", role="worker", name=slot.name)
+        self._doubtful.add(slot.name)
         slot.job, slot.running, slot.seen = queue.submit(script), None, None
+        self._doubtful.discard(slot.name)
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job)
         self.pools[slot.pool].last_log = slot.log = str(self._folder / "logs" / f"{slot.name}-{slot.job}.log")
 
