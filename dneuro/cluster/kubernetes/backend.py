@@ -72,7 +72,8 @@ class KubernetesBackend:
         if spec.memory <= 2 * NANNY:
             raise UsageError(f"{spec.memory} bytes are too few for a worker", hint=f"memory: at least {4 * NANNY}")
         cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
-        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus)
+        driver = self.profile.driver.memory  # of its pod, wherever it is sent from
+        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus, driver)
 
     @contextlib.contextmanager
     def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:

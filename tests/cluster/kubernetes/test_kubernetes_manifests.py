@@ -211,6 +211,12 @@ def test_state__in_an_object_store_needs_no_volume(make_profile: MakeProfile) ->
     assert command == ["python", *COMMAND[1:]]
 
 
+def test_sizes__have_the_drivers_memory_not_this_machines(make_profile: MakeProfile) -> None:
+    profile = make_profile()
+    driver = profile.driver.model_copy(update={"memory": 3 * 10**9})
+    assert backend_of(profile.model_copy(update={"driver": driver})).sizes("extract").driver_memory == 3 * 10**9
+
+
 def test_folder__on_no_volume_is_refused(make_profile: MakeProfile) -> None:
     with pytest.raises(UsageError, match=r"/elsewhere/jobs/x is on no volume") as caught:
         preview(make_profile(), Path("/elsewhere/jobs/x"))
