@@ -15,7 +15,7 @@ from dneuro.cluster import processes
 from dneuro.cluster.machines import DaskMachines, serves
 from dneuro.cluster.security import check_readable
 from dneuro.cluster.sizes import WorkerSizes
-from dneuro.cluster.versions import check_versions
+from dneuro.cluster.versions import check_versions, watched_for_others
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB, format_duration
 from dneuro.spec.profile import ProfileSpec
@@ -80,7 +80,8 @@ class AddressBackend(processes.DriversHere):
                     raise self._nobody(late[0])
                 time.sleep(0.2)
             check_versions(client)
-            yield DaskMachines(client, self.profile)
+            with watched_for_others(client):
+                yield DaskMachines(client, self.profile)
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:

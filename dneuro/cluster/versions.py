@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
 from importlib import metadata
 from typing import Any
 
+from dneuro import events
 from dneuro.errors import DneuroError
 
 PACKAGES = ("dneuro", "torch", "dask", "distributed", "zarr", "numpy")
 
 MISSING = "missing"
+
+PATIENCE = 60.0
+"""Seconds within which all workers say which versions they have."""
+
+POLL = 5.0
+"""Seconds between two looks for workers that have joined."""
 
 
 def versions() -> dict[str, str]:
@@ -31,13 +41,20 @@ def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
             if there.get(name, MISSING) != version]  # fmt: skip
 
 
-def check_versions(client: Any) -> None:
-    """Refuse workers that have other versions than this process.
+def check_versions(client: Any, workers: Collection[str] | None = None) -> None:
+    """Refuse workers that have other versions than this process, or do not say which.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of their scheduler, synchronous.
+    workers : collection of str, optional
+        Their addresses; the default is all there are.
 
     Raises
     ------
     DneuroError
-        Names the workers and what is not the same.
+        Names the first of them and what is not the same.
     """
     here, names = versions(), tuple(versions())
 
@@ -55,17 +72,72 @@ def check_versions(client: Any) -> None:
                     found[package] = "missing"
         return found
 
-    wrong = {
-        worker: found
-        for worker, there in sorted(client.run(probe, on_error="ignore").items())
-        if (found := differences(here, there))
-    }
-    if wrong:
-        worker, found = next(iter(wrong.items()))
+    asked = sorted(_there(client) if workers is None else workers)
+    # What is sent whole kills a Python of another version, so that dask's own question comes first.
+    own = _ask(client, client.scheduler.broadcast, msg={"op": "versions"}, workers=asked, on_error="return_pickle")
+    pythons = {worker: ".".join(said["host"]["python"].split(".")[:2]) for worker, said in own.items()
+               if isinstance(said, dict)}  # fmt: skip
+    wrong = {worker: differences({"python": here["python"]}, {"python": python}) for worker, python in pythons.items()}
+    same = [worker for worker, found in wrong.items() if not found]
+    answers = _ask(client, client._run, probe, workers=same, on_error="return") if same else {}
+    wrong |= {worker: differences(here, said) for worker, said in answers.items() if isinstance(said, dict)}
+    there = _there(client)  # one that has left meanwhile owes no answer
+    silent = [worker for worker in asked if worker in there and not isinstance(answers.get(worker), dict)]
+    wrong |= {worker: [f"not said which: {_why(answers.get(worker, own.get(worker)))}"] for worker in silent
+              if not wrong.get(worker)}  # fmt: skip
+    bad = {worker: found for worker, found in sorted(wrong.items()) if found}
+    if bad:
+        worker, found = next(iter(bad.items()))
         raise DneuroError(
-            f"{len(wrong)} workers have other versions than this process; {worker} has {', '.join(found)}",
+            f"{len(bad)} workers have other versions than this process; {worker} has {', '.join(found)}",
             hint="the same environment on all machines: slurm.setup, the image, or pip install on the workers",
         )
+
+
+def _there(client: Any) -> set[str]:
+    return set(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _ask(client: Any, question: Callable[..., Any], *args: Any, **settings: Any) -> dict[str, Any]:
+    """Return the answers of workers; nothing if one of them is silent for too long."""
+    try:
+        answers: dict[str, Any] = client.sync(question, *args, callback_timeout=PATIENCE, **settings)
+    except TimeoutError:
+        return {}
+    return answers
+
+
+def _why(answer: object) -> str:
+    return f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else "no answer"
+
+
+@contextlib.contextmanager
+def watched_for_others(client: Any) -> Iterator[None]:
+    """Warn of workers with other versions that join while the block runs: nobody asks those of somebody else's."""
+    over, known = threading.Event(), _there(client)
+
+    def look() -> None:
+        while not over.wait(POLL):
+            try:
+                there = _there(client)
+                new = there - known
+                known.clear()
+                known.update(there)
+                if new:
+                    check_versions(client, new)
+            except DneuroError as error:
+                events.emit("warning", message=f"joined since the work began: {error.message}")
+            except (OSError, RuntimeError, TimeoutError):
+                continue  # the scheduler is away, which whoever waits for it says
+
+    # In this context: whoever listens to events here hears what the thread says.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(look,), name="dneuro-versions", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(timeout=POLL)
 
 
 def dask_setup(nanny: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import dask
 import pytest
 
+from dneuro import events
 from dneuro.cluster import backend_of, versions
 from dneuro.cluster.security import make_credentials, read_credentials
 from dneuro.errors import DneuroError, UsageError
@@ -118,6 +121,62 @@ def test_workers__of_other_versions_are_refused_by_name(profile: Any, monkeypatc
         backend_of(profile()).open(),
     ):
         raise AssertionError("they must not work together")
+
+
+def test_workers__of_another_python_are_sent_nothing(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sent whole to run there ends such a process before it can answer."""
+    from distributed import Client
+
+    real = versions.versions()
+    monkeypatch.setattr(versions, "versions", lambda: {**real, "python": "3.99"})
+    sent: list[Any] = []
+    monkeypatch.setattr(Client, "_run", lambda self, *args, **settings: sent.append(args))
+    with (
+        pytest.raises(DneuroError, match=rf"3 workers have other versions .* python {real['python']} instead of 3\.99"),
+        backend_of(profile()).open(),
+    ):
+        raise AssertionError("they must not work together")
+    assert sent == []
+
+
+def test_workers__that_do_not_say_their_versions_are_refused_by_name(
+    profile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distributed import Client
+
+    honest = Client._run
+
+    async def run(self: Any, *args: Any, **settings: Any) -> dict[str, Any]:
+        there = await honest(self, *args, **settings)
+        return {**there, max(there): OSError("killed by signal 11")}
+
+    monkeypatch.setattr(Client, "_run", run)
+    with (
+        pytest.raises(DneuroError, match=r"1 workers .*; tls://127\S+ has not said which: OSError: killed by"),
+        backend_of(profile()).open(),
+    ):
+        raise AssertionError("it may have any")
+
+
+def test_workers__that_join_later_are_looked_at(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "POLL", 0.02)
+    heard, said = threading.Event(), []
+
+    def listen(event: events.Event) -> None:
+        if event.kind == "warning":
+            said.append(event.message)
+            heard.set()
+
+    with events.listening(listen), backend_of(profile()).open() as machines:
+        workers = sorted(machines.client.scheduler_info(n_workers=-1)["workers"])
+        real = versions.versions()
+        monkeypatch.setattr(versions, "versions", lambda: {**real, "zarr": "9.9"})
+        with monkeypatch.context() as without:  # one seems to leave, and comes back
+            without.setattr(versions, "_there", lambda client: set(workers[1:]))
+            time.sleep(0.2)
+        assert heard.wait(30)
+    assert said == [f"joined since the work began: 1 workers have other versions than this process; {workers[0]} has "
+                    f"zarr {real['zarr']} instead of 9.9"]  # fmt: skip
 
 
 def test_worker__refuses_to_start_beside_other_versions() -> None:
