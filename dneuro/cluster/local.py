@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -64,8 +64,9 @@ class LocalBackend(processes.DriversHere):
         # What no pool says is its own is shared out equally.
         said = {name: pool.workers * pool.memory for name, pool in groups.items() if pool.workers and pool.memory}
         share = max(LEAST, (free - sum(said.values())) // max(1, len(groups) - len(said)))
+        cards, each = _cards(groups), max(1, cores // len(groups))
         found = {
-            name: _pool_sizes(pool, max(1, cores // len(groups)), share if len(groups) > 1 else free)
+            name: _pool_sizes(pool, cards.get(name, []), each, share if len(groups) > 1 else free)
             for name, pool in groups.items()
         }
         # Results are held beside the workers; the profile may give those more than there is, and they not take it.
@@ -140,24 +141,51 @@ class LocalBackend(processes.DriversHere):
                 "silence_logs": 50,
                 "resources": {group: size.threads},
                 "security": security,
-                "pre_spawn": {**thread_variables(size.cpus), **self._visible(pool, number),
+                "pre_spawn": {**thread_variables(size.cpus), **self._visible(group, number),
                               **{key: str(value) for key, value in pool.env.items()}},
             }  # fmt: skip
 
-    def _visible(self, pool: PoolSpec, number: int) -> dict[str, str]:
+    def _visible(self, group: str, number: int) -> dict[str, str]:
         """Give each worker its own GPU, so that no two load their network into the same one, and others none."""
         if not any(other.gpus for other in self.profile.groups.values()):
             return {}
-        return {"CUDA_VISIBLE_DEVICES": gpus()[number] if pool.gpus else ""}
+        pool = self.profile.groups[group]
+        return {"CUDA_VISIBLE_DEVICES": _cards(self.profile.groups)[group][number] if pool.gpus else ""}
 
 
-def _pool_sizes(pool: PoolSpec, cores: int, free: int) -> WorkerSizes:
-    devices = gpus() if pool.gpus else []
-    if pool.gpus and (pool.workers or 1) > len(devices):
+def _cards(groups: Mapping[str, PoolSpec]) -> dict[str, list[str]]:
+    """Return the GPUs of each pool that asks for some: no two pools have the same.
+
+    Raises
+    ------
+    DneuroError
+        If there are too few.
+    """
+    pools = {name: pool for name, pool in groups.items() if pool.gpus}
+    if not pools:
+        return {}
+    there = gpus()
+    asked = sum(pool.workers or 1 for pool in pools.values())
+    if asked > len(there):
         raise DneuroError(
-            f"{pool.workers or 1} workers with a GPU each are asked for, this machine has {len(devices)}",
-            hint="gpus: 0, or workers: as many as there are",
+            f"{asked} workers with a GPU each are asked for, this machine has {len(there)}",
+            hint="gpus: 0, or workers: as many as there are"
+            + ("; a pool left empty has the workers of the other" if len(pools) > 1 else ""),
         )
+    # Those that no pool has asked for by number are shared out among the pools that leave it open.
+    spare, left = len(there) - asked, sum(pool.workers is None for pool in pools.values())
+    found = {}
+    for name, pool in pools.items():
+        more = 0
+        if pool.workers is None:
+            more, left = -(-spare // left), left - 1
+            spare -= more
+        count = (pool.workers or 1) + more
+        found[name], there = there[:count], there[count:]
+    return found
+
+
+def _pool_sizes(pool: PoolSpec, devices: list[str], cores: int, free: int) -> WorkerSizes:
     # One worker per core, but none with less memory than torch and a small network take.
     usual = len(devices) or max(1, min(cores // (pool.cpus or 1), free // (pool.memory or LEAST)))
     workers = pool.workers or usual

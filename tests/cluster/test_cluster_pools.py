@@ -119,6 +119,20 @@ def test_gpus__there_are_not_enough_of_are_refused(monkeypatch: pytest.MonkeyPat
         backend_of(profile(extract={"gpus": 1})).sizes("extract")
 
 
+def test_gpus__of_one_pool_are_not_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cards(**pools: dict[str, Any]) -> dict[str, list[str]]:
+        return local._cards(profile(**pools).groups)
+
+    monkeypatch.setattr(local, "gpus", lambda: ["0", "1", "2"])
+    assert cards(extract={"gpus": 1}, memory={"gpus": 1}) == {"extract": ["0", "1"], "memory": ["2"]}
+    assert cards(extract={"gpus": 1}, memory={"gpus": 1, "workers": 2}) == {"extract": ["0"], "memory": ["1", "2"]}
+    assert cards(extract={"gpus": 1, "workers": 1}, memory={"cpus": 1}) == {"extract": ["0"]}
+    monkeypatch.setattr(local, "gpus", lambda: ["0"])
+    with pytest.raises(DneuroError, match="2 workers with a GPU each are asked for, this machine has 1") as caught:
+        backend_of(profile(extract={"gpus": 1}, memory={"gpus": 1})).sizes("extract")
+    assert "a pool left empty has the workers of the other" in str(caught.value.hint)
+
+
 def test_pools__that_are_left_empty_share_the_workers_of_the_other() -> None:
     one = profile(extract={"workers": 2, "memory": "1GiB"}, memory={})
     assert list(one.groups) == ["extract"]
