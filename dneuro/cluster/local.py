@@ -121,9 +121,10 @@ class LocalBackend(processes.DriversHere):
                 client = stack.enter_context(Client(cluster, security=security))
                 client.wait_for_workers(len(workers), timeout=timeout)
             except (TimeoutError, OSError, RuntimeError) as error:
-                asked = ", ".join(f"{size.workers} workers of {format_bytes(size.memory)}" for size in sizes.values())
+                asked = ", ".join(f"pool {group}: {size.workers} workers of {format_bytes(size.memory)}"
+                                  for group, size in sizes.items())  # fmt: skip
                 raise DneuroError(
-                    f"no worker came up within {timeout:g} s ({asked} asked for): {error}",
+                    f"not all workers came up within {timeout:g} s ({asked} asked for): {error}",
                     hint="fewer workers in the profile's pools, or a longer start_timeout; in a script of your own, "
                     "put the call below `if __name__ == \"__main__\":`, for workers import the script too",
                 ) from error

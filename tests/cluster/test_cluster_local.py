@@ -203,7 +203,7 @@ def test_sizes__of_pools_that_are_the_same_processes_are_the_same(monkeypatch: p
 def test_cluster__without_workers_in_time_says_so() -> None:
     hasty = ProfileSpec(backend="local", pools={"extract": PoolSpec(workers=1, memory="1GiB")}, start_timeout=0.001)
     with (
-        pytest.raises(DneuroError, match=r"no worker came up within 0.001 s \(1 workers of 1 GiB"),
+        pytest.raises(DneuroError, match=r"not all workers came up within 0.001 s \(pool extract: 1 workers of 1 GiB"),
         backend_of(hasty).open(),
     ):
         raise AssertionError("there can be no worker yet")

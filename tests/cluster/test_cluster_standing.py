@@ -126,7 +126,7 @@ def test_up__that_fails_shows_the_log(tmp_path: Path) -> None:
     path.write_text(f"backend: local\nstate: {tmp_path}/state\nstart_timeout: 0.001s\n")
     with pytest.raises(DneuroError, match="the cluster did not come up: its process has ended") as caught:
         standing.up(path)
-    assert "no worker came up within 0.001 s" in str(caught.value)
+    assert "not all workers came up within 0.001 s" in str(caught.value)
 
 
 def test_up__of_a_scheduler_that_stands_is_refused(tmp_path: Path) -> None:

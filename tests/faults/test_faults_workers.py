@@ -251,7 +251,7 @@ def test_pool__whose_workers_cannot_start_is_named_in_time(measured: Measured) -
     pool = PoolSpec(workers=1, memory="1GiB", env={"PYTHONHOME": "/nowhere"})  # no Python can start there
     profile = ProfileSpec(backend="local", pools={"extract": pool}, start_timeout=5)
     began = time.monotonic()
-    with pytest.raises(dn.DneuroError, match=r"no worker came up within 5 s \(1 workers"), backend_of(profile).open():
+    with pytest.raises(dn.DneuroError, match=r"within 5 s \(pool extract: 1 workers"), backend_of(profile).open():
         raise AssertionError("there can be no worker")
     took = time.monotonic() - began
     assert took < 5 + 10
