@@ -114,6 +114,12 @@ def _parse(parse: Callable[[str | int | float], N], value: object, what: str) ->
         raise ValueError(f"must be {what}; {shown(value)} is too large") from None
 
 
+def _check_some(value: N) -> N:
+    if value <= 0:
+        raise ValueError("must be more than 0")
+    return value
+
+
 no_bool = BeforeValidator(_refuse_bool)
 Number = Annotated[float, no_bool]
 PositiveNumber = Annotated[float, Field(gt=0), no_bool]
@@ -141,9 +147,15 @@ Bytes = Annotated[
 ]
 """An amount of memory in bytes, written as ``8GiB`` or as a number."""
 
+Memory = Annotated[Bytes, AfterValidator(_check_some)]
+"""An amount of memory that something can run in."""
+
 Seconds = Annotated[
     float,
     BeforeValidator(_parse_seconds),
     WithJsonSchema({"type": ["string", "number"], "examples": ["4h", "15m"]}),
 ]
 """A duration in seconds, written as ``4h`` or as a number."""
+
+SomeSeconds = Annotated[Seconds, AfterValidator(_check_some)]
+"""A duration in which something can happen."""

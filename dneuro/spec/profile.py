@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from dneuro.errors import UsageError, nearest, suggest
-from dneuro.spec.base import Bytes, Name, OrBlank, PathText, Positive, Seconds, Spec
-from dneuro.spec.problems import Problem, ProblemsError, refusal
+from dneuro.spec.base import Memory, Name, OrBlank, PathText, Positive, SomeSeconds, Spec
+from dneuro.spec.problems import Problem, ProblemsError, refusal, shown
 from dneuro.spec.sites import AddressSpec, DriverSpec, KubernetesSpec, SecuritySpec, SlurmSpec, Text
 
 Backend = Literal["local", "slurm", "kubernetes", "address"]
@@ -32,6 +33,13 @@ def _check_pool_name(name: str) -> str:
 PoolName = Annotated[Name, AfterValidator(_check_pool_name), WithJsonSchema({"type": "string"})]
 
 
+def _check_variables(env: dict[str, str | int | float]) -> dict[str, str | int | float]:
+    for name in env:
+        if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
+            raise refusal(f"{shown(name)} is no name of an environment variable", "letters, digits and `_`")
+    return env
+
+
 class PoolSpec(Spec):
     """One kind of worker."""
 
@@ -41,18 +49,19 @@ class PoolSpec(Spec):
     """Units that one worker works on at the same time."""
     cpus: Positive | None = None
     """Cores per worker; torch and BLAS use them all for one unit, or share them among `threads` units."""
-    memory: Bytes | None = None
+    memory: Memory | None = None
     """Memory per worker; the default, on this machine only, shares 80 % of what it has free."""
     gpus: Annotated[int, Field(ge=0, le=1)] = 0
     """GPUs per worker, 0 or 1: a process drives one GPU, several GPUs are several workers."""
-    env: Annotated[dict[str, str | int | float], OrBlank()] = Field({})
+    env: Annotated[dict[str, str | int | float], AfterValidator(_check_variables), OrBlank()] = Field({})
     """Environment variables of the workers, set before Python starts."""
-    start_timeout: Seconds | None = None
-    """How long to wait for the first worker of this pool; the default is the profile's."""
+    start_timeout: SomeSeconds | None = None
+    """How long to wait for the first worker of this pool, on this machine for all of them; the default is the
+    profile's."""
 
     partition: Text | None = None
     """Slurm partition (queue) of this pool."""
-    walltime: Seconds | None = None
+    walltime: SomeSeconds | None = None
     """Time limit of one worker; one that reaches it is replaced. The default is the partition's."""
     constraint: Text | None = None
     """Slurm features that a node must have, such as `a100`."""
@@ -89,7 +98,7 @@ class ProfileSpec(Spec):
     """Folder for the states of jobs (attempts, progress, logs); on a cluster one that all its machines see."""
     pools: Annotated[dict[PoolName, Annotated[PoolSpec, OrBlank()]], OrBlank()] = Field({})
     """Kinds of workers; ``extract`` and ``memory`` always exist, and one left empty has the workers of the other."""
-    start_timeout: Seconds | None = None
+    start_timeout: SomeSeconds | None = None
     """How long to wait for the first worker of each pool; 1 minute on this machine, 15 minutes in a queue."""
     security: Annotated[SecuritySpec, OrBlank()] = SecuritySpec()
     """Who may reach the scheduler and the workers."""

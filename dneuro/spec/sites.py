@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from dneuro.spec.base import Bytes, OrBlank, PathText, Positive, Seconds, Spec
+from dneuro.spec.base import Bytes, Memory, OrBlank, PathText, Positive, SomeSeconds, Spec
 from dneuro.spec.problems import refusal, shown
 
 
@@ -73,9 +73,9 @@ class DriverSpec(Spec):
 
     cpus: Positive = 2
     """Cores."""
-    memory: Bytes = 8 * 1024**3
+    memory: Memory = 8 * 1024**3
     """Memory."""
-    walltime: Seconds | None = None
+    walltime: SomeSeconds | None = None
     """Time limit; a driver that reaches it is queued again and goes on."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
     """How often a lost driver is started again by the cluster."""
@@ -120,7 +120,7 @@ class SchedulerSpec(Spec):
 
     cpus: Positive = 1
     """Cores; it uses no more than one."""
-    memory: Bytes = 2 * 1024**3
+    memory: Memory = 2 * 1024**3
     """Memory."""
 
 

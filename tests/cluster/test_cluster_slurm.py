@@ -17,7 +17,7 @@ from dneuro.cluster.slurm import keeper, queue
 from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.queue import BatchJob, SlurmError
 from dneuro.cluster.slurm.scripts import Site, worker_script
-from dneuro.errors import DneuroError
+from dneuro.errors import DneuroError, UsageError
 from dneuro.spec import ProfileSpec
 
 
@@ -102,6 +102,12 @@ def test_driver_script__is_always_told_before_its_time_is_up(driver: dict[str, A
     """The partition's limit ends a driver, too, that has none of its own."""
     shown = backend_of(profile(driver=driver)).preview(Path("/a"), ["python", "-m", "dneuro"], "a")
     assert f"#SBATCH --signal=B:USR1@{notice}" in shown.splitlines()
+
+
+def test_sizes__leave_something_for_the_worker() -> None:
+    small = backend_of(profile(pools={"extract": {"memory": "100MiB"}}))
+    with pytest.raises(UsageError, match="100 MiB are too few for a worker"):
+        small.sizes("extract")
 
 
 @pytest.fixture

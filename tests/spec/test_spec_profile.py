@@ -62,6 +62,11 @@ def errors(tmp_path: Path, text: str) -> str:
         ("backend: slurm\npools: {extract: {memory: 1GiB}}\nslurm: {setup: [\"a\\nb\"]}\n", "must be one line of text"),
         ("backend: slurm\npools: {extract: {memory: 1GiB}}\nslurm: {acount: x}\n", "did you mean 'account'"),
         ("backend: slurm\npools: {extract: {memory: 1GiB, walltime: soon}}\n", "a duration such as '4h'"),
+        ("backend: slurm\npools: {extract: {memory: 1GiB, walltime: 0}}\n", "must be more than 0"),
+        ("backend: local\npools: {extract: {memory: 0}}\n", "must be more than 0"),
+        ("backend: local\nstart_timeout: 0s\n", "must be more than 0"),
+        ("backend: local\ndriver: {memory: 0}\n", "must be more than 0"),
+        ("backend: local\npools: {extract: {env: {\"A;B\": 1}}}\n", "is no name of an environment variable"),
     ],
 )  # fmt: skip
 def test_profile__that_is_wrong_is_told_where(tmp_path: Path, text: str, said: str) -> None:

@@ -27,7 +27,7 @@ from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.scripts import Site, driver_script, worker_script, worker_settings_of
 from dneuro.cluster.versions import check_versions, versions
 from dneuro.errors import DneuroError, UsageError
-from dneuro.quantities import MiB
+from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.sites import SlurmSpec
 
@@ -52,6 +52,9 @@ class SlurmBackend:
         """Return what the workers of a pool have: what the profile says."""
         spec = self.profile.groups[self.profile.group(pool)]
         assert spec.memory is not None  # the profile was checked
+        if spec.memory <= 2 * NANNY:
+            raise UsageError(f"{format_bytes(spec.memory)} are too few for a worker",
+                             hint=f"memory: at least {4 * NANNY // MiB}MiB")  # fmt: skip
         cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
         driver = self.profile.driver.memory if self.slurm.submit_workers_from == "driver" else None
         return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus, driver)
