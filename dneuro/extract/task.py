@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.engine import stopping
-from dneuro.errors import BusyError, DneuroError
+from dneuro.errors import DneuroError
 from dneuro.extract.behind import Behind, Writer
 from dneuro.extract.gathering import Feeding, Seen
 from dneuro.extract.pipeline import Batch, Output, batches, cast, source_of
@@ -75,7 +75,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         If an image has another content than when an earlier run read it.
     """
     began = time.perf_counter()
-    _refuse_if_overtaken(work, number)  # before the markers are withdrawn: they may be the later run's
+    work.attempt.refuse_if_overtaken(f"unit {number}")  # before the markers are withdrawn: they may be the later run's
     start, stop = work.plan.span(number)
     missing = work.missing(number)
     if not set(parts) & set(missing):  # a scheduler has the report made again when the worker that held it is lost
@@ -118,7 +118,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         states = earlier[part] | maker.states()
         if states:
             marker |= unit.save_partials(states)
-        _refuse_if_overtaken(work, number)
+        work.attempt.refuse_if_overtaken(f"unit {number}")
         unit.publish(marker)
     return UnitReport(number, stop - start, masked, time.perf_counter() - began)
 
@@ -128,11 +128,6 @@ def _earlier_states(work: ExtractWork, part: str, number: int) -> dict[str, dict
     unit = work.unit(part, number)
     marker = unit.marker(work.fingerprints[part]) or {}
     return unit.load_partials() if marker.get("kernels") else {}
-
-
-def _refuse_if_overtaken(work: ExtractWork, number: int) -> None:
-    if not work.attempt.is_newest:
-        raise BusyError(f"another run has taken over; unit {number} is left to it")
 
 
 class _Part(Protocol):

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from dneuro.errors import BusyError
 from dneuro.extract.plan import ExtractPlan
 from dneuro.kernels.feeds import Feed
 from dneuro.spec.images import ImagesSpec
@@ -36,6 +37,17 @@ class Attempt:
     def is_newest(self) -> bool:
         """False once a later run has taken over."""
         return not any(path.name.isdigit() and int(path.name) > self.number for path in self.folder.iterdir())
+
+    def refuse_if_overtaken(self, what: str) -> None:
+        """Refuse to write `what` once a later run has taken over: it may have done so already.
+
+        Raises
+        ------
+        BusyError
+            If it has.
+        """
+        if not self.is_newest:
+            raise BusyError(f"another run has taken over; {what} is left to it")
 
 
 @dataclass(frozen=True)

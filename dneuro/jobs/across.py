@@ -11,6 +11,7 @@ from dneuro.analysis import ACROSS, PLANS
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, UsageError
+from dneuro.extract.work import Attempt
 from dneuro.jobs.study import Study
 from dneuro.spec.steps import PLACED, AcrossStep
 from dneuro.store import results
@@ -41,8 +42,9 @@ def check_names(step: AcrossStep, layers: list[str]) -> None:
 
 
 def answer_across(
-    study: Study, store: Store, step: AcrossStep, layers: list[str], executor: Executor, wanted: str, order: int
-) -> None:
+    study: Study, store: Store, step: AcrossStep, layers: list[str], executor: Executor, attempt: Attempt,
+    wanted: str, order: int,
+) -> None:  # fmt: skip
     """Compute a step and write what it gives: for each layer, if it does, and over all of them."""
     own = {layer: store.results[step.of][layer] for layer in layers}
     try:
@@ -50,6 +52,7 @@ def answer_across(
     except DneuroError as error:
         error.message = f"step {step.id}: {error.message}"
         raise
+    attempt.refuse_if_overtaken(f"step {step.id}")
     parts: dict[str, xr.Dataset] = {}
     if isinstance(found, xr.DataTree):
         parts = {layer: found.children[layer].to_dataset(inherit=False) for layer in layers}

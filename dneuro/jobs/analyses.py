@@ -262,7 +262,7 @@ def answer(
     step, layer = question.step, question.layer
     position = 1000 * [s.id for s in study.job.steps].index(step.id)
     if isinstance(step, AcrossStep):
-        return _answer_across(study, question, step, executor, opened, position)
+        return _answer_across(study, question, step, executor, work, opened, position)
     inputs = {
         "format": RESULT_FORMAT,
         "analysis": step.kind,
@@ -278,11 +278,13 @@ def answer(
     if isinstance(step, CoupledNmfStep):
         if done(study, step, wanted):
             return False
-        answer_coupled(study, opened(), question.selected, step, executor, wanted,
+        answer_coupled(study, opened(), question.selected, step, executor, work.attempt, wanted,
                        {"order": position, **_computed_on(step)})  # fmt: skip
         return True
     if results.unit(study.store, step.id, layer).marker(wanted) is not None:
         return False
+    what = f"step {step.id}, layer {layer},"
+    work.attempt.refuse_if_overtaken(what)  # before a workplace is cleared: it may be the later run's
     store = opened()
     written = results.workplace(study.store, step.id, layer)
     if written is not None:
@@ -295,6 +297,7 @@ def answer(
         except DneuroError as error:
             error.message = f"step {step.id}, layer {layer}: {error.message}"
             raise
+        work.attempt.refuse_if_overtaken(what)
         attrs = {"step": step.id, "order": position + list(study.layers).index(layer), **_computed_on(step)}
         if isinstance(study.store, Path) and written is not None and written.exists():  # by the tasks: it may be large
             results.adopt(study.store, step.id, layer, written, wanted, attrs)
@@ -304,8 +307,9 @@ def answer(
 
 
 def _answer_across(
-    study: Study, question: Question, step: AcrossStep, executor: Executor, opened: Callable[[], Store], position: int
-) -> bool:
+    study: Study, question: Question, step: AcrossStep, executor: Executor, work: ExtractWork,
+    opened: Callable[[], Store], position: int,
+) -> bool:  # fmt: skip
     """Compute the results of a step over several layers, unless they are there; return whether they were computed."""
     layers = [one.layer for one in question.over]
     of = {layer: results.unit(study.store, step.of, layer).read() for layer in layers}
@@ -313,7 +317,7 @@ def _answer_across(
     wanted = fingerprint(said)
     if across_done(study, step, layers, wanted):
         return False
-    answer_across(study, opened(), step, layers, executor, wanted, position)
+    answer_across(study, opened(), step, layers, executor, work.attempt, wanted, position)
     return True
 
 

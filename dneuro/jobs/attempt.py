@@ -130,7 +130,7 @@ class Attempt:
         if isinstance(error, PartialError):
             return "partial", error.exit_code
         if isinstance(error, KeyboardInterrupt | CancelledError):
-            if self.detached and not self.folder.read("cancel"):
+            if self.detached and not self._is_to_end():
                 return "interrupted", INTERRUPTED
             return "cancelled", CancelledError.exit_code
         if isinstance(error, SchedulerLostError) and self.detached:
@@ -148,14 +148,23 @@ class Attempt:
             beats += 1
             if beats % 2 == 0:
                 self._look()
-            if beats % 2 == 0 and self.folder.read("cancel"):
+            if beats % 2 == 0 and self._is_to_end():
                 self._interrupt()
                 return
             if self._changed:
                 self._changed = False
-                with contextlib.suppress(OSError):  # the next one may do better
+                try:
                     self._write()
                     self._log.flush()
+                except OSError:  # the next one may do better
+                    self._changed = True
+
+    def _is_to_end(self) -> bool:
+        """Return whether somebody asked for the end of the job; a disk that does not answer has not said so."""
+        try:
+            return bool(self.folder.read("cancel"))
+        except OSError:
+            return False
 
     def _interrupt(self) -> None:
         """End the attempt: whoever cancels may be on another machine, or must not end all of this process."""
@@ -172,7 +181,9 @@ class Attempt:
                 self._changed = True
 
     def _write(self) -> None:
-        self.folder.remember("status", {**self._status, **self.progress.to_dict()})
+        """Write the state, unless a later attempt has taken over: the state is that one's, and this may awake late."""
+        if self._lease.attempt.is_newest:
+            self.folder.remember("status", {**self._status, **self.progress.to_dict()})
 
 
 def _described(error: BaseException) -> dict[str, Any]:

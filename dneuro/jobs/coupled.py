@@ -13,6 +13,7 @@ from dneuro.analysis import COUPLED, PLANS
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.plan import Plan
 from dneuro.errors import DneuroError, StoreError, UsageError
+from dneuro.extract.work import Attempt
 from dneuro.jobs.study import Study
 from dneuro.spec.steps import PLACED, CoupledNmfStep
 from dneuro.store import results
@@ -71,7 +72,7 @@ def done(study: Study, step: CoupledNmfStep, wanted: str) -> bool:
 
 def answer_coupled(
     study: Study, store: Store, selected: Callable[[xr.DataArray], xr.DataArray], step: CoupledNmfStep,
-    executor: Executor, wanted: str, attrs: dict[str, Any],
+    executor: Executor, attempt: Attempt, wanted: str, attrs: dict[str, Any],
 ) -> None:  # fmt: skip
     """Compute a step, or go on with it, and write what it gives for each layer; `selected` takes the images asked."""
     xs = {plan.name: store[plan.name] for plan in layers_of(study, step)}
@@ -84,6 +85,7 @@ def answer_coupled(
         except DneuroError as error:
             error.message = f"step {step.id}: {error.message}"
             raise
+        attempt.refuse_if_overtaken(f"step {step.id}")
         for number, name in enumerate(names_of(study, step)):
             result = _of_layer(found, name)
             total = store.images.sizes["image"]

@@ -102,7 +102,7 @@ def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began
     analysing = beside_network(executors, study.job)
     questions = [question for question, _ in plan.steps]
     if study.job.train is not None:
-        study = train(study, executors(study.job.train.pool_name))
+        study = train(study, executors(study.job.train.pool_name), lease.attempt)
         study, questions = settle(study, analysing, store=check_store(study))
     open_or_create(study)
     work = _work(study, lease, threads, executors(extracting).memory)
@@ -131,7 +131,7 @@ def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began
         if mine:
             events.emit("finished", step.id, done=len(mine), total=len(mine), what="layers")
         if isinstance(step, ReportStep):
-            written = write_step(study, step)
+            written = write_step(study, step, lease.attempt)
     return JobResult(study.store, outcome, computed, kept, written, time.perf_counter() - began)
 
 

@@ -30,10 +30,12 @@ def record(study: Study, work: ExtractWork, executor: Executor) -> None:
     unit = Unit(units_folder(study.store) / "extract", "statistics")
     if not any(wanted.values()) or unit.marker(mark) is not None:
         return
+    work.attempt.refuse_if_overtaken("the statistics")  # before the marker is withdrawn: it may be the later run's
     unit.begin(work.attempt.number)
     numbers = np.arange(study.plan.images)
     classes = study.source.manifest.labels
     merged = merge_feeds(work, [(layer, feed) for layer, feeds in wanted.items() for feed in feeds], executor)
+    work.attempt.refuse_if_overtaken("the statistics")
     written: dict[str, dict[str, int]] = {}
     for plan in study.plan.layers:
         labels = Labels(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.errors import UsageError
+from dneuro.extract.work import Attempt
 from dneuro.jobs.study import Study
 from dneuro.spec.steps import ReportStep
 from dneuro.store.files import Location, locate, opened_by_zarr, put, read_json, remove, sizes
@@ -77,8 +78,8 @@ def report(
     return place / "index.html"
 
 
-def write_step(study: Study, step: ReportStep) -> Location:
-    """Run a report step, unless nothing that it shows has changed."""
+def write_step(study: Study, step: ReportStep, attempt: Attempt) -> Location:
+    """Run a report step, unless nothing that it shows has changed, or a later run has taken over."""
     units = units_folder(study.store)
     found = sorted(name for name in sizes(units / "results") if name.endswith(".done"))
     shown = {f"results/{name}": read_json(units / "results" / name) for name in found}
@@ -89,9 +90,11 @@ def write_step(study: Study, step: ReportStep) -> Location:
     if unit.marker(wanted) is not None and index.is_file():
         events.emit("finished", step.id, f"{index} is up to date", done=1, total=1, what="reports")
         return index
+    attempt.refuse_if_overtaken("the report")
     unit.begin(0)
     events.emit("started", step.id, total=1, what="reports")
     index = report(study.store, neurons=step.neurons, images=step.images, index=step.index, job=job)
+    attempt.refuse_if_overtaken("the report")
     unit.publish({"fingerprint": wanted})
     events.emit("finished", step.id, str(index), done=1, total=1, what="reports")
     return index

@@ -11,6 +11,7 @@ from dneuro import events
 from dneuro.engine.executors import Executor
 from dneuro.errors import ImageSourceError, UnreadableImageError
 from dneuro.extract.reading import seen
+from dneuro.extract.work import Attempt
 from dneuro.images.memory import PictureMemory
 from dneuro.images.preprocess import to_input
 from dneuro.images.sources import open_source
@@ -24,13 +25,15 @@ POLL = 0.2
 """Seconds between two looks at how far the training is."""
 
 
-def train(study: Study, executor: Executor) -> Study:
+def train(study: Study, executor: Executor, attempt: Attempt) -> Study:
     """Train the network on a worker, unless that was done before; return the study with its weights.
 
     Raises
     ------
     DneuroError
         If the images or labels do not suit the network, or the loss is no longer finite.
+    BusyError
+        If a later run has taken over.
     """
     step = study.job.train
     assert step is not None
@@ -47,6 +50,7 @@ def train(study: Study, executor: Executor) -> Study:
     weights = unit.folder / f"{unit.name}.safetensors"
     marker = unit.marker(wanted)
     if marker is None or not weights.is_file():
+        attempt.refuse_if_overtaken("the training")
         unit.begin(0)
         events.emit("started", "train", total=step.epochs, what="epochs")
         log = unit.folder / f"{unit.name}.epochs"
@@ -66,6 +70,7 @@ def train(study: Study, executor: Executor) -> Study:
                 break
             time.sleep(POLL)
         sha256, history = future.result()
+        attempt.refuse_if_overtaken("the training")
         marker = {"fingerprint": wanted, "sha256": sha256, "history": history}
         unit.publish(marker)
         message = f"accuracy {history[-1][1]:.1%} over the last epoch"
