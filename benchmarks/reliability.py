@@ -34,6 +34,8 @@ class Promise:
     fault: str
     promise: str
     tests: tuple[str, ...]
+    seconds: tuple[tuple[str, float], ...] = ()
+    """What the tests measure but never assert, and the seconds that it may take."""
 
 
 PROMISES = (
@@ -47,6 +49,7 @@ PROMISES = (
         "at most 2 units per slot redone, what was done left alone, first new unit within 30 s; the store equals a "
         "clean run's",
         (f"{DRIVERS}::test_driver__killed_at_random_and_resumed_redoes_next_to_nothing",),
+        seconds=(("seconds_to_first_unit", 30),),
     ),
     Promise(
         "killed at each step of the unit protocol; truncated partials, damaged markers, stray temporary files",
@@ -92,7 +95,9 @@ PROMISES = (
             f"{DRIVERS}::test_second_driver__of_a_job_that_runs_leaves_within_seconds",
             f"{PROTOCOL}::test_older_run__overtaken_in_mid_unit_does_not_publish",
             f"{PROTOCOL}::test_older_run__does_not_touch_what_a_newer_one_has_done",
+            "tests/jobs/test_jobs_overtaken.py",
         ),
+        seconds=(("seconds_until_the_second_left", 5),),
     ),
     Promise(
         "a driver elsewhere that falls silent",
@@ -105,12 +110,22 @@ PROMISES = (
         ("tests/jobs/test_jobs_lives.py::test_resume__of_a_job_whose_images_are_others_now_is_refused",),
     ),
     Promise(
+        "workers with other versions of Python or of what computes",
+        "refused by name, with what differs, before they do anything",
+        (
+            "tests/cluster/test_cluster_address.py::test_workers__of_other_versions_are_refused_by_name",
+            "tests/cluster/test_cluster_address.py::test_worker__refuses_to_start_beside_other_versions",
+        ),
+    ),
+    Promise(
         "no worker of a pool",
         "named within `start_timeout` + 10 s; in mid-run once none has come for 15 minutes",
         (
             f"{WORKERS}::test_pool__whose_workers_cannot_start_is_named_in_time",
             "tests/engine/test_engine_pools.py::test_pool__without_workers_for_too_long_says_so",
+            "tests/engine/test_engine_deserted.py",
         ),
+        seconds=(("seconds_until_named", 15),),  # its start_timeout there is 5 s
     ),
     Promise(
         "`cancel`, the driver alive or dead",
@@ -200,8 +215,18 @@ def _row(promise: Promise, found: Found | None) -> str:
     words = [f"{name.replace('_', ' ')}: {value}" for name, value in found.measured.items()]
     tests = f"{found.held} test{'s' if found.held != 1 else ''}, {found.seconds:.0f} s"
     tests += f", {found.skipped} skipped" if found.skipped else ""
-    held = f"**broken**: {', '.join(found.broken)}" if found.broken else "kept"
+    held = f"**broken**: {', '.join(found.broken)}" if found.broken else _kept(promise, found)
     return f"| {promise.fault} | {promise.promise} | {held} ({tests}) | {'; '.join(words)} |"
+
+
+def _kept(promise: Promise, found: Found) -> str:
+    """Return whether a promise whose tests have passed is kept in the time that it names, too."""
+    slower = [
+        f"{name.replace('_', ' ')} {found.measured[name]}, not {limit:g}"
+        for name, limit in promise.seconds
+        if name in found.measured and float(found.measured[name]) > limit
+    ]
+    return f"kept, but **slower than promised**: {', '.join(slower)}" if slower else "kept"
 
 
 def _document(found: dict[Promise, Found]) -> str:
