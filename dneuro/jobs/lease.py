@@ -200,13 +200,24 @@ def _lives(found: Holder, path: Location) -> bool | None:
         return found.silence < HEARTBEAT  # just made, its lease not yet written
     if lease["ended"] is not None or _process(lease) in _dead:
         return False
+    if _is_earlier_life(lease):  # though its process may be there: a node that the queue has given up still runs it
+        return False
     if lease["host"] == socket.gethostname():
         here = lease["pid"] == os.getpid() and path not in _held
         return abs(lease["boot"] - psutil.boot_time()) < 5 and _is_running(lease) and not here
-    me = _myself()
-    if lease.get("batch") and lease["batch"] == me["batch"] and lease["life"] != me["life"]:
-        return False  # an earlier life of the batch job that this is
     return None if found.silence < SILENCE else False
+
+
+def _is_earlier_life(lease: dict[str, Any]) -> bool:
+    """Return whether a lease is that of an earlier life of the batch job that this process is.
+
+    Slurm counts lives. A pod has a name of its own, and is made when the one before has ended.
+    """
+    me = _myself()
+    if not lease.get("batch") or lease["batch"] != me["batch"] or lease["life"] == me["life"]:
+        return False
+    counted = lease["life"].isdigit() and me["life"].isdigit()
+    return not counted or int(lease["life"]) < int(me["life"])
 
 
 def _process(lease: dict[str, Any]) -> tuple[Any, ...]:

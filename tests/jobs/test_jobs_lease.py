@@ -165,3 +165,22 @@ def test_lease__of_an_earlier_life_of_the_same_driver_is_taken_over_at_once(
     else:
         with pytest.raises(BusyError, match="on demo-1-abcde is at work"):
             Lease.acquire(folder)
+
+
+@pytest.mark.parametrize("host", [os.uname().nodename, "elsewhere"])
+@pytest.mark.parametrize(("lease_life", "own_life", "taken"), [("0", "1", True), ("9", "10", True), ("2", "1", False)])
+def test_lease__of_an_earlier_life_is_taken_over_though_its_process_lives_and_never_that_of_a_later_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, living: dict[str, Any], host: str, lease_life: str, own_life: str,
+    taken: bool,
+) -> None:  # fmt: skip
+    # As under Slurm: a node whose slurmd does not answer is given up, and the driver requeued while its process lives.
+    leave(folder, 1.0, {**living, "host": host, "batch": "17", "life": lease_life})
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", own_life)
+    if taken:
+        held = Lease.acquire(folder)
+        assert held.attempt.number == 2
+        held.release()
+    else:
+        with pytest.raises(BusyError, match="is at work"):
+            Lease.acquire(folder)
