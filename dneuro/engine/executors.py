@@ -278,6 +278,7 @@ class DaskExecutor:
             self._changed.clear()
             if done := {future for future in futures if future.status != "pending"}:
                 self._refuse_lost(done)
+                self._deserted = None  # somebody was there to do it
                 return done
             if not self._changed.wait(LOOK):
                 self._refuse_deserted()
@@ -342,7 +343,9 @@ class DaskExecutor:
                     future.result()
             waiting = [future for future in waiting if future.status == "pending"]
             time.sleep(GLANCE if waiting else 0)
-            if not done:
+            if done:
+                self._deserted = None
+            else:
                 self._refuse_deserted()
 
     def persist(self, collection: Any) -> Any:
