@@ -76,7 +76,8 @@ def train(study: Study, executor: Executor, attempt: Attempt) -> Study:
         message = f"accuracy {history[-1][1]:.1%} over the last epoch"
         events.emit("finished", "train", message, done=step.epochs, total=step.epochs, what="epochs")
     else:
-        events.emit("note", "train", "trained before; its weights are used again")
+        again = "trained before; its weights are used again"
+        events.emit("finished", "train", again, done=step.epochs, total=step.epochs, what="epochs")
     return study.trained(str(weights), marker["sha256"])
 
 

@@ -13,6 +13,7 @@ from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import FingerprintError, ImageSourceError
 from dneuro.jobs.driver import run_job
+from dneuro.jobs.progress import Progress
 from dneuro.spec import JobSpec
 from dneuro.store.units import units_folder
 
@@ -54,7 +55,11 @@ def test_train__is_not_repeated(make_job: MakeJob, threads: ThreadExecutor) -> N
     run_job(job, threads)
     (weights,) = (units_folder(job.store) / "train").glob("*.safetensors")
     before = weights.stat().st_mtime_ns
-    assert notes(job, threads) == [("note", "trained before; its weights are used again")]
+    seen = Progress(["train", "extract"])
+    with events.listening(seen.take):
+        told = notes(job, threads)
+    assert told == [("finished", "trained before; its weights are used again")]
+    assert (seen.steps["train"].state, seen.steps["train"].done) == ("done", 1)
     assert weights.stat().st_mtime_ns == before
 
 
