@@ -14,7 +14,7 @@ from dneuro.jobs.attempt import Attempt
 from dneuro.jobs.driver import JobResult
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Asked, Holder
-from dneuro.jobs.members import AnyPlan, MembersResult, plan_any, run_any
+from dneuro.jobs.members import AnyPlan, MembersPlan, MembersResult, plan_any, run_any
 from dneuro.spec import AnyJob, members_of, store_pattern
 from dneuro.store.files import locate
 
@@ -79,6 +79,10 @@ def attend(
         if not detached:
             folder.remember("driver", this_process("local").to_dict())
         planned = plan or plan_any(job, backend.sizes)
+        plans = planned.members if isinstance(planned, MembersPlan) else {"": planned}
+        attempt.progress.expect({
+            events.step_of(member, "extract"): (one.units, one.done) for member, one in plans.items()
+        })  # fmt: skip
         own = attempt.place if isinstance(attempt.place, Path) else None
         with backend.open(folder=own, name=job.name) as machines:
             attempt.machines_are_up(machines.client)

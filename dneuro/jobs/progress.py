@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -78,36 +79,49 @@ class Progress:
     def __init__(self, steps: Iterable[str]) -> None:
         self.steps = {name: StepProgress(name) for name in steps}
         self._units: dict[str, dict[str, int]] = {}
+        self._lock = threading.RLock()  # events come from where the work is done, questions from the status thread
         self.warnings = 0
         self.workers: dict[str, int] = {}
         self.memory: dict[str, dict[str, int]] = {}
 
     def take(self, event: events.Event) -> None:
         """Follow an event."""
-        if event.kind == "warning":
-            self.warnings += 1
-        if "units" in event.data:
-            self._units[event.step] = dict(event.data["units"])
-        if not event.parent and event.total and event.kind in ("started", "progress", "finished"):
-            self.steps.setdefault(event.step, StepProgress(event.step)).take(event)
+        with self._lock:
+            if event.kind == "warning":
+                self.warnings += 1
+            if "units" in event.data:
+                self._units[event.step] = dict(event.data["units"])
+            if not event.parent and event.total and event.kind in ("started", "progress", "finished"):
+                self.steps.setdefault(event.step, StepProgress(event.step)).take(event)
+
+    def expect(self, units: Mapping[str, tuple[int, int]]) -> None:
+        """Note how many units there will be, and how many of them are done, by step; until its events say more."""
+        with self._lock:
+            for step, (total, done) in units.items():
+                self._units.setdefault(step, {"total": total, "done": done, "failed": 0, "masked": 0})
 
     @property
     def units(self) -> dict[str, int]:
-        """Units done, failed, …: of all members of a series that were begun."""
+        """Units done, failed, …: of all members of a series."""
         found: Counter[str] = Counter()
-        for units in self._units.values():
-            found.update(units)
+        with self._lock:
+            for units in self._units.values():
+                found.update(units)
         return dict(found)
 
     def fail(self) -> None:
         """Note that the attempt has ended in the midst of its steps."""
-        for step in self.steps.values():
+        for step in list(self.steps.values()):
             if step.state == "running":
                 step.state, step.left = "failed", None
 
     def look(self, client: Any) -> None:
         """See which workers there are and what they hold."""
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        with self._lock:
+            self._count(workers)
+
+    def _count(self, workers: Iterable[Mapping[str, Any]]) -> None:
         self.workers = {}
         for worker in workers:
             name, now = str(worker["name"]), int(worker["metrics"].get("memory", 0))
@@ -118,14 +132,18 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
+        with self._lock:
+            return self._as_dict()
+
+    def _as_dict(self) -> dict[str, Any]:
         running = [step for step in self.steps.values() if step.state == "running"]
         return {
             "steps": [step.to_dict() for step in self.steps.values()],
             "units": self.units,
             "rate": running[-1].rate if running else None,
             "left": running[-1].left if running else None,
-            "workers": self.workers,
-            "memory": self.memory,
+            "workers": dict(self.workers),
+            "memory": dict(self.memory),
             "peak_memory": max((one["peak"] for one in self.memory.values()), default=0),
             "warnings": self.warnings,
             "updated": time.time(),
