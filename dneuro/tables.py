@@ -177,6 +177,9 @@ def show_jobs(jobs: Sequence[JobStatus]) -> None:
             f"{format_duration(time.time() - since)} ago" if since else "", str(found.get("store", "")),
         )  # fmt: skip
     _console().print(table)
+    for job in jobs:
+        if job.state == "unreadable":
+            _console().print(f"{job.id}: {job.found['error']['message']}")
 
 
 def _console() -> Console:

@@ -155,7 +155,7 @@ def retry(
 def every(cluster: OfCluster = None, json: AsJson = False) -> None:
     """List the jobs of a profile, the newest first."""
     from dneuro.jobs.folder import folders
-    from dneuro.jobs.watching import status as of
+    from dneuro.jobs.watching import status_of_any as of
     from dneuro.tables import show_jobs
 
     found = [of(folder) for folder in folders(state_of(cluster))]
@@ -176,8 +176,10 @@ def gc(
     """List, or remove, the folders of jobs that are done or cancelled, and files left half written; never a store."""
     from dneuro.jobs.ending import clear, waste
     from dneuro.jobs.folder import folders
+    from dneuro.progress import showing
 
-    found = waste(list(folders(state_of(cluster))), older=days * 86400)
+    with showing(quiet=True):
+        found = waste(list(folders(state_of(cluster))), older=days * 86400)
     removed = yes and not dry_run
     if removed:
         clear(found)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from dneuro import files
-from dneuro.cluster import DriverRef, backend_of, processes
+from dneuro import events, files
+from dneuro.cluster import backend_of, processes
 from dneuro.errors import CancelledError, DneuroError
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import holder
-from dneuro.jobs.watching import RESTING, JobStatus, driver_state, status
+from dneuro.jobs.watching import RESTING, UNREADABLE, JobStatus, driver_state, status, status_of_any
 from dneuro.quantities import format_duration
 from dneuro.store.files import Location, remove
 from dneuro.store.remote import RemotePath
@@ -74,10 +74,9 @@ def cancel(folder: JobFolder, *, grace: float = GRACE) -> Cancelled:
 
 def _stop(folder: JobFolder, grace: float) -> None:
     """End the driver, if it lives."""
-    kept = folder.read("driver")
-    if not kept:
+    ref = folder.read_driver()
+    if ref is None:
         return
-    ref = DriverRef.from_dict(kept)
     backend = backend_of(folder.read_profile())
     state = driver_state(folder, backend)
     if state == "unknown" or (state == "running" and ref.details.get("attended")):
@@ -138,12 +137,18 @@ def waste(folders: list[JobFolder], *, older: float = 0.0) -> list[Waste]:
     """
     found = []
     for folder in folders:
-        now = status(folder)
+        now = status_of_any(folder)
         ended = now.found.get("ended")
+        if now.state == "unreadable":
+            events.emit("warning", folder.id, f"is left alone: {now.found['error']['message']}")
         if now.state not in RESTING:
             continue
-        for store in folder.stores.values():
-            found += _partials(units_folder(store))
+        try:
+            for store in folder.stores.values():
+                found += _partials(units_folder(store))
+        except UNREADABLE as error:  # what there is to its stores nobody knows; other jobs are looked at all the same
+            events.emit("warning", folder.id, f"is left alone: {error}")
+            continue
         if now.state in ("done", "cancelled") and ended is not None and time.time() - ended >= older:
             found.append(Waste("job", folder.path, f"{now.state} {format_duration(time.time() - ended)} ago"))
     return found

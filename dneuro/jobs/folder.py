@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from dneuro.cluster import DriverRef
 from dneuro.errors import UsageError, suggest
 from dneuro.spec import AnyJob, members_of, parse_profile, parse_study
 from dneuro.spec.profile import ProfileSpec
@@ -85,13 +86,20 @@ class JobFolder:
 
     def read_job(self) -> AnyJob:
         """Return the job."""
-        place = self.path / "job.yaml"
-        return parse_study(place.read_text(), str(place))
+        return parse_study(self._text("job.yaml"), str(self.path / "job.yaml"))
 
     def read_profile(self) -> ProfileSpec:
         """Return the profile that the job was submitted with."""
-        place = self.path / "profile.yaml"
-        return parse_profile(place.read_text(), str(place))
+        return parse_profile(self._text("profile.yaml"), str(self.path / "profile.yaml"))
+
+    def _text(self, name: str) -> str:
+        try:
+            return (self.path / name).read_text()
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            what = "is not there" if isinstance(error, FileNotFoundError) else "is no text"
+            raise UsageError(
+                f"{self.path / name} {what}", hint="dneuro submit JOB, which writes the folder of the job anew"
+            ) from None
 
     def read(self, name: str) -> dict[str, Any]:
         """Return the content of one of the JSON files; empty if there is none."""
@@ -101,6 +109,14 @@ class JobFolder:
     def remember(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one of the JSON files."""
         write_json(self.path / f"{name}.json", dict(value))
+
+    def read_driver(self) -> DriverRef | None:
+        """Return where the driver was started last; None if none was, or it cannot be read."""
+        kept = self.read("driver")
+        try:
+            return DriverRef.from_dict(kept)
+        except (KeyError, TypeError, ValueError):
+            return None
 
     @property
     def submitted_in(self) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from dneuro.cluster import Backend, DriverRef, backend_of, profile_folders
-from dneuro.errors import BusyError, UsageError
+from dneuro.cluster import Backend, DriverRef, backend_of, profile_folders, record
+from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder, refuse_if_busy
@@ -134,9 +135,23 @@ def _start(folder: JobFolder, backend: Backend) -> DriverRef:
     job = folder.read_job()
     before = folder.read("status")
     folder.remember("status", {**_blank(before), "id": folder.id, "store": store_pattern(job), "state": "pending"})
-    ref = backend.start_driver(folder.path, command_of(folder), job.name)
+    try:
+        ref = backend.start_driver(folder.path, command_of(folder), job.name)
+    except DneuroError as error:  # nobody waits to be started
+        _take_back(folder, before, error)
+        raise
     folder.remember("driver", ref.to_dict())
     return ref
+
+
+def _take_back(folder: JobFolder, before: dict[str, object], error: DneuroError) -> None:
+    """Leave a job as it was whose driver could not be started; one that was not there before is not there again."""
+    if not before and holder(folder.attempts) is None and not (folder.path / record.FILE).is_file():
+        folder.remove()
+        return
+    said = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
+    failed = {"id": folder.id, "state": "failed", "exit_code": error.exit_code, "ended": time.time(), "error": said}
+    folder.remember("status", before or failed)
 
 
 def _blank(before: dict[str, object]) -> dict[str, object]:

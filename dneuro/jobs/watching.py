@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dneuro.cluster import Backend, DriverRef, DriverState, backend_of, processes
+from dneuro.cluster import Backend, DriverState, backend_of, processes
+from dneuro.errors import DneuroError
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder
@@ -15,6 +16,9 @@ from dneuro.quantities import format_duration
 
 RESTING = (*ENDED, "interrupted", "lost")
 """States in which nothing runs."""
+
+UNREADABLE = (DneuroError, OSError, KeyError, TypeError, ValueError)
+"""What the folder of a job may raise that another version wrote, or that somebody has changed."""
 
 STARTUP = 60.0
 """Seconds after which a driver of which nobody can tell anything, and which never began, counts as lost."""
@@ -31,7 +35,8 @@ class JobStatus:
     state : str
         ``pending`` (its driver waits to be started), ``starting`` (its workers are), ``running``, ``done``, ``partial``
         (some units failed again and again), ``failed``, ``cancelled``, ``interrupted`` (its driver's machine, or the
-        scheduler's, was taken away) or ``lost`` (its driver died).
+        scheduler's, was taken away) or ``lost`` (its driver died);
+        in a list of jobs also ``unreadable``.
     advice : str
         What to do; empty if nothing.
     found : dict
@@ -61,10 +66,9 @@ class JobStatus:
 
 def driver_state(folder: JobFolder, backend: Backend) -> DriverState:
     """Return whether the driver that was started last waits, runs or is gone, as whoever started it knows."""
-    kept = folder.read("driver")
-    if not kept:
+    ref = folder.read_driver()
+    if ref is None:
         return "unknown"
-    ref = DriverRef.from_dict(kept)
     return processes.state(ref) if ref.backend == "local" else backend.driver_state(ref)
 
 
@@ -85,7 +89,9 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     if said in ENDED:
         return JobStatus(folder.id, said, _advice(folder, said), found)
     backend = backend or backend_of(folder.read_profile())
-    state, why = _truth(said, holder(folder.attempts), written, driver_state(folder, backend), submitted)
+    logged = (folder.path / processes.LOG).is_file()
+    last, driver = holder(folder.attempts), driver_state(folder, backend)
+    state, why = _truth(said, last, written, driver, submitted, logged=logged)
     if state == "lost":
         found |= {"error": {"type": "Lost", "message": why, "hint": None}, "exit_code": None}
     elif why:
@@ -93,9 +99,20 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     return JobStatus(folder.id, state, _advice(folder, state), found)
 
 
+def status_of_any(folder: JobFolder) -> JobStatus:
+    """Return what is true of a job among others: ``unreadable``, and why, where its folder is not whole."""
+    try:
+        return status(folder)
+    except UNREADABLE as error:
+        why = error.message if isinstance(error, DneuroError) else f"{type(error).__name__}: {error}"
+        said = {"type": type(error).__name__, "message": why, "hint": getattr(error, "hint", None)}
+        return JobStatus(folder.id, "unreadable", "", {"folder": str(folder.path), "error": said})
+
+
 def _truth(
-    said: str, last: Holder | None, written: dict[str, Any], driver: DriverState, submitted: dict[str, Any]
-) -> tuple[str, str]:
+    said: str, last: Holder | None, written: dict[str, Any], driver: DriverState, submitted: dict[str, Any],
+    *, logged: bool = True,
+) -> tuple[str, str]:  # fmt: skip
     """Return the state and a remark, of what the driver said, its lease, and whoever started it."""
     current = last is not None and last.number >= int(written.get("attempt") or 1) and "attempt" in written
     if current and last is not None and last.alive:
@@ -113,7 +130,8 @@ def _truth(
             return said, f"its driver, {last}, gave its last sign of life {format_duration(last.silence)} ago"
         if not current and time.time() - float(submitted.get("time", 0)) < STARTUP:
             return "pending", "nobody can tell whether its driver has been started"
-    who = f"its driver, {last}, has died" if current else "its driver ended before it began: see driver.log"
+    unbegun = "its driver ended before it began" + (": see driver.log" if logged else "")
+    who = f"its driver, {last}, has died" if current else unbegun
     return "lost", f"{who}; what was done stays done"
 
 

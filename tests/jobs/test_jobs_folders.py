@@ -1,0 +1,134 @@
+"""Folders of jobs that are not whole, or whose driver could not be started: others are seen all the same."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import dneuro as dn
+from dneuro import cli, events
+from dneuro.cluster import WorkerSizes
+from dneuro.errors import UsageError
+from dneuro.jobs import submitting
+from dneuro.jobs.folder import JobFolder, folders
+from dneuro.jobs.progress import Progress
+from dneuro.jobs.watching import status
+from dneuro.spec import JobSpec, ProfileSpec
+
+MakeJob = Callable[..., JobSpec]
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> ProfileSpec:
+    return ProfileSpec(backend="local", state=str(tmp_path / "state"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "state"),
+    [
+        ("profile.yaml", "backend: local\nworkers_old: 3\n", "unreadable"),
+        ("profile.yaml", None, "unreadable"),
+        ("driver.json", '{"a": 1}', "lost"),
+        ("job.yaml", "nonsense: 1\n", "done"),
+        ("job.yaml", None, "done"),
+    ],
+)
+def test_list_and_gc__go_on_past_the_folder_of_a_job_that_is_not_whole(
+    make_job: MakeJob, profile: ProfileSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], name: str, content: str | None, state: str,
+) -> None:  # fmt: skip
+    for which in ("bad", "good"):
+        spec = make_job(name=which)
+        folder = JobFolder.of(profile.state, spec)
+        folder.write(spec, profile, {}, "submit")
+        ended = {"state": "done", "ended": 1.0, "exit_code": 0}
+        folder.remember("status", ended if which == "good" or state == "done" else {"state": "running", "attempt": 1})
+    folder.remember("submitted", {**folder.read("submitted"), "time": 1.0})
+    bad = JobFolder.of(profile.state, make_job(name="bad"))
+    bad.remember("submitted", {**bad.read("submitted"), "time": 2.0})
+    (bad.path / name).unlink(missing_ok=True)
+    if content is not None:
+        (bad.path / name).write_text(content)
+    own = tmp_path / "own.yaml"
+    own.write_text(json.dumps(profile.model_dump(mode="json")))
+
+    def call(*args: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["dneuro", *args, "--cluster", str(own)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code in (0, None)
+        return capsys.readouterr()
+
+    listed = {one["id"]: one for one in json.loads(call("list", "--json").out)}
+    assert listed.keys() == {bad.id, folder.id}
+    assert (listed[bad.id]["state"], listed[folder.id]["state"]) == (state, "done")
+    if state == "unreadable":
+        assert name in listed[bad.id]["error"]["message"]
+        assert f"{bad.id}: " in call("list").out
+    found = call("gc", "--json")
+    assert [one["path"] for one in json.loads(found.out)["found"]] == [str(folder.path)]
+    if state != "lost":
+        assert f"{bad.id}: is left alone" in found.err
+    assert bad.path.is_dir()
+
+
+def test_submit__whose_driver_is_refused_leaves_no_job(
+    make_job: MakeJob, profile: ProfileSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Refusing:
+        def sizes(self, pool: str) -> WorkerSizes:
+            return WorkerSizes(2, 1, 1, 4 * 2**30)
+
+        def start_driver(self, *args: Any) -> Any:
+            raise UsageError("sbatch: invalid partition specified: nowhere", hint="slurm: {driver: {partition: …}}")
+
+    monkeypatch.setattr(submitting, "backend_of", lambda profile: Refusing())
+    with pytest.raises(UsageError, match="invalid partition"):
+        dn.submit(make_job(), profile)
+    assert list(folders(profile.state)) == []
+    folder = JobFolder.of(profile.state, make_job())
+    folder.remember("status", {"state": "cancelled", "ended": 1.0, "exit_code": 5})  # from an earlier submission
+    with pytest.raises(UsageError, match="invalid partition"):
+        dn.submit(make_job(), profile)
+    assert status(folder).state == "cancelled"
+
+
+def test_progress__counts_the_units_of_members_that_are_still_to_come() -> None:
+    progress = Progress(["a/extract", "b/extract"])
+    progress.expect({"a/extract": (10, 4), "b/extract": (20, 0)})
+    assert progress.units == {"total": 30, "done": 4, "failed": 0, "masked": 0}
+    units = {"total": 10, "done": 9, "failed": 1, "masked": 2}
+    progress.take(events.Event("progress", "a/extract", done=1, total=1, data={"units": units}))
+    assert progress.units == {"total": 30, "done": 9, "failed": 1, "masked": 2}
+
+
+def test_progress__is_told_from_one_thread_and_asked_from_another() -> None:
+    progress, failed = Progress([]), []
+    over = threading.Event()
+
+    def ask() -> None:
+        try:
+            while not over.is_set():
+                progress.to_dict()
+        except RuntimeError as error:
+            failed.append(error)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    for number in range(2000):
+        data = {"units": {"total": 1, "done": 1}}
+        progress.take(events.Event("progress", f"{number}/extract", done=1, total=1, data=data))
+    over.set()
+    asking.join()
+    sys.setswitchinterval(before)
+    assert failed == []
+    assert progress.units["total"] == 2000
