@@ -22,6 +22,7 @@ from dneuro.store import verify as parts
 from dneuro.store.catalogue import Catalogue, catalogue
 from dneuro.store.creating import add_variables, remove_group, root_coords
 from dneuro.store.files import Location, locate, opened_by_zarr, remove
+from dneuro.store.remote import RemotePath
 from dneuro.store.units import Unit, units_folder
 from dneuro.store.verify import Finding
 
@@ -117,7 +118,7 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
     Raises
     ------
     StoreError
-        If there is no store, or so little of one that nothing can be compared.
+        If there is no store, or so little of one that nothing can be compared; or its bucket may not be used.
     BusyError
         If a run is at work on the store that is to be repaired.
 
@@ -127,6 +128,8 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
     """
     path = locate(store)
     executor = get_executor(client)
+    if isinstance(path, RemotePath):
+        path.check_bucket()
     if not repair:
         return _verify(path, executor)
     if not metadata.is_known(path, ""):

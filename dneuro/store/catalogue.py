@@ -11,7 +11,6 @@ from typing import Any
 from dneuro.errors import StoreError
 from dneuro.files import PARTIAL
 from dneuro.store.files import Location, sizes
-from dneuro.store.remote import RemotePath
 
 METADATA = "zarr.json"
 
@@ -51,10 +50,8 @@ def catalogue(path: Location) -> Catalogue:
     Raises
     ------
     StoreError
-        If there is no store, or its bucket is not there or may not be used.
+        If there is no store.
     """
-    if isinstance(path, RemotePath):
-        path.check_bucket()
     files = sizes(path)
     if METADATA not in files:
         raise StoreError(f"there is no store at {path}", hint="dneuro run JOB makes one; dn.extract(…, out=…) too")
