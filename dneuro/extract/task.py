@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.engine import stopping
-from dneuro.errors import DneuroError
+from dneuro.errors import DneuroError, StoreError
 from dneuro.extract.behind import Behind, Writer
 from dneuro.extract.gathering import Feeding, Seen
 from dneuro.extract.pipeline import Batch, Output, batches, cast, source_of
@@ -127,7 +127,10 @@ def _earlier_states(work: ExtractWork, part: str, number: int) -> dict[str, dict
     """Return the partial statistics of a part that is done, and is redone for others that it lacks."""
     unit = work.unit(part, number)
     marker = unit.marker(work.fingerprints[part]) or {}
-    return unit.load_partials() if marker.get("kernels") else {}
+    try:
+        return unit.load_partials() if marker.get("kernels") else {}
+    except StoreError:  # damaged: what this run needs is taken anew, and a later step finds that the rest is not there
+        return {}
 
 
 class _Part(Protocol):

@@ -12,13 +12,15 @@ import zarr
 
 from dneuro import events
 from dneuro.errors import FingerprintError, StoreError
+from dneuro.extract.work import IMAGES
 from dneuro.images.manifest import Manifest
 from dneuro.jobs.study import Study
+from dneuro.store import metadata
 from dneuro.store.codecs import FIRST_CODEC
-from dneuro.store.creating import add_group, create, exists, root_coords
+from dneuro.store.creating import add_group, create, create_arrays, exists, root_coords
 from dneuro.store.files import Location, opened_by_zarr, remove, sweep
-from dneuro.store.layout import LayerPlan
-from dneuro.store.units import units_folder
+from dneuro.store.layout import ArrayPlan, LayerPlan
+from dneuro.store.units import Unit, any_marker, units_folder
 
 VERSIONS = ("dneuro", "torch", "torchvision", "numpy", "zarr", "xarray", "dask")
 
@@ -85,20 +87,89 @@ def _other_images(study: Study) -> str:
 
 
 def open_or_create(study: Study) -> None:
-    """Make the store, or grow the one there is by the layers it does not have yet."""
+    """Make the store, or grow the one there is by what it does not have: layers that are new, or that somebody removed.
+
+    What is removed from a store is made again where the job wants it: its markers are withdrawn first.
+    """
     path, manifest = study.store, study.source.manifest
     stray = sweep(path, units_folder(path))
     if stray:
         events.emit("note", "", f"removed {stray} files that an earlier run had left half written")
     if not check_store(study):
-        for stale in ("extract", "results"):  # markers of a store that is no longer there
+        for stale in ("extract", "results", "metadata"):  # of a store that is no longer there
             remove(units_folder(path) / stale)
         coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
         create(path, coords, study.plan.root, _provenance(study), _described(study))
+    root = zarr.open_group(opened_by_zarr(path), mode="r+")
+    for holder in dict.fromkeys(("layers", "results", *(array.group for array in study.plan.root if array.group))):
+        if not (path / holder / "zarr.json").is_file():
+            root.require_group(holder)
+    lost = missing_nodes(study)
+    for part, nodes in lost.items():
+        _withdraw(study, part, nodes)
+    _add_image_arrays(study, [array for array in study.plan.root if array.path in lost.get(IMAGES, ())])
     for plan in study.plan.layers:
-        if not _layer_attrs(path, plan.name):
-            arrays = plan.arrays(study.plan.images, study.plan.unit)
-            add_group(path, plan.group, _layer_coords(study, plan), arrays)
+        if plan.name in lost:
+            add_group(path, plan.group, _layer_coords(study, plan), plan.arrays(study.plan.images, study.plan.unit))
+            metadata.remember(path, plan.group)
+    for part in study.fingerprints:
+        if not metadata.is_known(path, _group(part)) and not _is_marked(path, part):  # later they may be damaged
+            metadata.remember(path, _group(part))
+
+
+def missing_nodes(study: Study) -> dict[str, list[str]]:
+    """Return which groups and arrays of the extraction are not in its store, by part; a new layer lacks them all.
+
+    Arrays of the images count that were written once: not all that are written now were in older stores.
+    """
+    marker = any_marker(units_folder(study.store) / "extract" / IMAGES)
+    written = [array for array in study.plan.root if marker is None or array.name in marker.get("checksums", {})]
+    wanted = {IMAGES: [array.path for array in written]}
+    for plan in study.plan.layers:
+        arrays = plan.arrays(study.plan.images, study.plan.unit)
+        wanted[plan.name] = [plan.group, *(array.path for array in arrays)]
+    missing = {
+        part: [node for node in nodes if not (study.store / node / "zarr.json").is_file()]
+        for part, nodes in wanted.items()
+    }
+    return {part: nodes for part, nodes in missing.items() if nodes}
+
+
+def _withdraw(study: Study, part: str, nodes: list[str]) -> None:
+    """Take away the markers of a part that is not whole any more: what is created now is empty."""
+    if not _is_marked(study.store, part):
+        return
+    units = units_folder(study.store) / "extract"
+    partials_answer = any(plan.name == part and plan.keep == "stats" for plan in study.plan.layers)
+    if part != IMAGES:
+        Unit(units, "statistics").withdraw()
+    if not partials_answer:
+        remove(units / part)
+    again = "its statistics are written again" if partials_answer else "its units are extracted again"
+    events.emit("note", "extract", f"{', '.join(nodes)} of the store is not there any more: {again}")
+
+
+def _add_image_arrays(study: Study, arrays: list[ArrayPlan]) -> None:
+    """Create arrays of the root that are not there."""
+    if not arrays:
+        return
+    for array in arrays:
+        remove(study.store / array.path)
+    group = zarr.open_group(opened_by_zarr(study.store), mode="r+")
+    create_arrays(group, arrays)
+    for name, said in _described(study).items():
+        group[name].attrs.update(said)
+    if metadata.is_known(study.store, ""):
+        metadata.remember(study.store, "", [array.path for array in arrays])
+
+
+def _group(part: str) -> str:
+    return "" if part == IMAGES else f"layers/{part}"
+
+
+def _is_marked(path: Location, part: str) -> bool:
+    """Return whether a marker says that some unit of a part is done."""
+    return any_marker(units_folder(path) / "extract" / part) is not None
 
 
 def _described(study: Study) -> dict[str, dict[str, Any]]:
@@ -112,6 +183,11 @@ def _layer_attrs(path: Location, layer: str) -> dict[str, Any] | None:
         return dict(zarr.open_group(opened_by_zarr(path), path=f"layers/{layer}", mode="r").attrs)
     except FileNotFoundError:
         return None
+    except Exception as error:  # broken JSON, an array: zarr has no common error for what is no group
+        raise StoreError(
+            f"the metadata of layers/{layer} in {path} cannot be read: {error}",
+            hint=f"dneuro verify {path} --repair, then run the job again",
+        ) from error
 
 
 def _layer_coords(study: Study, plan: LayerPlan) -> xr.Dataset:

@@ -8,11 +8,11 @@ from typing import Any
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.plan import ExtractPlan, to_dict
-from dneuro.extract.work import lacks
+from dneuro.extract.work import IMAGES, lacks
 from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
 from dneuro.jobs.analyses import Question, plan_question
-from dneuro.jobs.growth import check_store
+from dneuro.jobs.growth import check_store, missing_nodes
 from dneuro.jobs.pools import SizesOf, beside_network, sizes_of
 from dneuro.jobs.study import Study, study
 from dneuro.spec.job import JobSpec
@@ -126,6 +126,9 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
 def _done(study: Study) -> int:
     """Return how many units are done, with all that is required of them."""
     folder = units_folder(study.store) / "extract"
+    gone = missing_nodes(study)
+    if IMAGES in gone or any(plan.name in gone and plan.keep != "stats" for plan in study.plan.layers):
+        return 0
     done = 0
     for number in range(study.plan.units):
         start, stop = study.plan.span(number)

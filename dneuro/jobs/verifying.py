@@ -17,10 +17,12 @@ from dneuro.engine.window import each
 from dneuro.errors import PartialError, StoreError
 from dneuro.images.manifest import Manifest
 from dneuro.jobs.lease import Lease
+from dneuro.store import metadata
 from dneuro.store import verify as parts
 from dneuro.store.catalogue import Catalogue, catalogue
 from dneuro.store.creating import add_variables, remove_group, root_coords
 from dneuro.store.files import Location, locate, opened_by_zarr, remove
+from dneuro.store.remote import RemotePath
 from dneuro.store.units import Unit, units_folder
 from dneuro.store.verify import Finding
 
@@ -43,7 +45,7 @@ class Verification:
     units : int
         Units that were compared, of all layers and of the images together.
     repaired : int
-        Damaged parts whose markers were withdrawn, so that the next run makes them again.
+        Damaged parts whose markers were withdrawn, so that the next run makes them again, and metadata put back.
     """
 
     store: Location
@@ -104,7 +106,7 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
         A store made by dneuro, or its URL.
     repair : bool
         Withdraw the markers of what is damaged, so that the next run of the job makes it again, and only that; names
-        and labels are written again from the list of images beside the store.
+        and labels are written again from the list of images beside the store, metadata from what is kept of them.
     client : distributed.Client, optional
         Where to read; the default is the active dask client, else threads.
 
@@ -116,7 +118,7 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
     Raises
     ------
     StoreError
-        If there is no store, or so little of one that nothing can be compared.
+        If there is no store, or so little of one that nothing can be compared; or its bucket may not be used.
     BusyError
         If a run is at work on the store that is to be repaired.
 
@@ -126,23 +128,28 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
     """
     path = locate(store)
     executor = get_executor(client)
+    if isinstance(path, RemotePath):
+        path.check_bucket()
     if not repair:
         return _verify(path, executor)
-    _listed(path)  # refuses what is no store, before anything is made beside it
+    if not metadata.is_known(path, ""):
+        _listed(path)  # refuses what is no store, before anything is made beside it
     lease = Lease.acquire(units_folder(path) / "attempts")
     try:
+        restored = _restore(path)
         found = _verify(path, executor)
         made_again = {(finding.part, finding.unit) for finding in found.damaged if finding.part}
         for part, unit in sorted(made_again, key=str):
             _withdraw(path, part, unit, found)
-        return Verification(path, found.findings, found.units, len(made_again))
+        return Verification(path, [*restored, *found.findings], found.units, len(restored) + len(made_again))
     finally:
         lease.release()
 
 
 def _verify(path: Location, executor: Executor) -> Verification:
     found = _listed(path)
-    findings = [*parts.structure(found), *_labels(path, found)]
+    altered = metadata.altered(path, found)
+    findings = [*parts.structure(found), *parts.absent(path, found), *_labels(path, found)]
     todo = list(parts.checks(path, found))
     events.emit("started", "verify", total=len(todo), what="units")
     read: dict[int, list[Finding]] = {}
@@ -153,9 +160,19 @@ def _verify(path: Location, executor: Executor) -> Verification:
             events.emit("progress", "verify", done=len(read), total=len(todo), what="units")
     findings += [finding for number in sorted(read) for finding in read[number]]
     findings += [*parts.statistics(path, found), *parts.results(path, found)]
+    findings = [*parts.metadata(altered), *parts.besides(findings, altered)]
     damaged = sum(finding.kind == "damaged" for finding in findings)
     events.emit("finished", "verify", f"{damaged} damaged", done=len(todo), total=len(todo), what="units")
     return Verification(path, findings, len(todo))
+
+
+def _restore(path: Location) -> list[Finding]:
+    """Put metadata back as they were written; the chunks that they are about are compared afterwards."""
+    gone = "its metadata were not there or could not be read"
+    root = [Finding("damaged", "the root", gone, part=parts.METADATA)] if metadata.restore_root(path) else []
+    altered = metadata.altered(path, catalogue(path))
+    metadata.restore(path, altered)
+    return [*root, *parts.metadata(altered)]
 
 
 def _listed(path: Location) -> Catalogue:
@@ -164,7 +181,9 @@ def _listed(path: Location) -> Catalogue:
         why = found.broken.get("", "it says nothing of its origin")
         raise StoreError(
             f"{path} is no store made by dneuro, or its metadata are damaged: {why}",
-            hint="move it and its .units folder away and run the job again",
+            hint=f"dneuro verify {path} --repair"
+            if metadata.is_known(path, "")
+            else "move it and its .units folder away and run the job again",
         )
     return found
 
@@ -238,6 +257,11 @@ def _withdraw(path: Location, part: str, unit: int | None, found: Verification) 
         remove_group(path, part)
     elif unit is not None:
         Unit(units / "extract" / part, f"{unit:05d}").withdraw()
+    elif part == parts.IMAGES:
+        remove(units / "extract" / part)
+        for array in parts.IMAGE_ARRAYS:
+            if any(finding.where == array and finding.unit is None for finding in found.damaged):
+                remove_group(path, array)
     elif part:  # metadata of a layer: without them its chunks are nothing
         remove(units / "extract" / part)
         Unit(units / "extract", "statistics").withdraw()

@@ -17,6 +17,7 @@ from dneuro.errors import NotAStoreError
 from dneuro.store.codecs import CODECS
 from dneuro.store.files import Location, in_the_making, opened_by_zarr, put, remove
 from dneuro.store.layout import REGISTRY, ArrayPlan
+from dneuro.store.metadata import release, remember
 from dneuro.store.remote import RemotePath
 
 
@@ -187,10 +188,12 @@ def root_coords(
 
 def add_variables(path: Location, group: str, dataset: xr.Dataset) -> None:
     """Write variables into a group that exists; older ones of these names are replaced."""
-    store = opened_by_zarr(path)
+    store, names = opened_by_zarr(path), list(map(str, dataset.variables))
+    release(path, group, names)
     target = zarr.open_group(store, path=group, mode="r+")
-    for name in map(str, dataset.variables):
+    for name in names:
         if name in target:
             del target[name]
     kept = _with_text(dataset.drop_attrs(deep=False)).assign_attrs(target.attrs.asdict())  # else they are replaced
     kept.to_zarr(store, group=group or None, mode="a", zarr_format=3, consolidated=False)
+    remember(path, group, names)

@@ -15,6 +15,7 @@ import zarr
 
 from dneuro.store.creating import add_group, adopt_group
 from dneuro.store.files import Location, opened_by_zarr, remove
+from dneuro.store.metadata import remember
 from dneuro.store.units import Unit, units_folder
 
 
@@ -69,10 +70,9 @@ def clear(workplace: Path) -> None:
 
 def adopt(store: Path, step: str, layer: str, written: Path, fingerprint: str, attrs: dict[str, Any]) -> None:
     """Take a group that was written in the `workplace` as ``/results/<step>/<layer>``, and mark it done."""
-    its = unit(store, step, layer)
-    its.begin(0)
+    unit(store, step, layer).begin(0)
     adopt_group(store, f"results/{step}/{layer}", written, {**attrs, "fingerprint": fingerprint})
-    its.publish({"fingerprint": fingerprint, "checksums": checksums(store, f"results/{step}/{layer}")})
+    _mark(store, step, layer, fingerprint)
 
 
 def write(store: Location, step: str, layer: str, result: xr.Dataset, fingerprint: str, attrs: dict[str, Any]) -> None:
@@ -91,7 +91,13 @@ def write(store: Location, step: str, layer: str, result: xr.Dataset, fingerprin
     attrs : dict
         More attributes, JSON-able.
     """
-    its = unit(store, step, layer)
-    its.begin(0)
+    unit(store, step, layer).begin(0)
     add_group(store, f"results/{step}/{layer}", result.assign_attrs({**attrs, "fingerprint": fingerprint}), [])
-    its.publish({"fingerprint": fingerprint, "checksums": checksums(store, f"results/{step}/{layer}")})
+    _mark(store, step, layer, fingerprint)
+
+
+def _mark(store: Location, step: str, layer: str, fingerprint: str) -> None:
+    """Say that a result is there, and what it is."""
+    group = f"results/{step}/{layer}"
+    remember(store, group)
+    unit(store, step, layer).publish({"fingerprint": fingerprint, "checksums": checksums(store, group)})

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zipfile
 import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.store.files import Location, append, locate, read_json, write_atomically, write_json
+from dneuro.errors import StoreError
+from dneuro.store.files import Location, append, locate, read_json, sizes, write_atomically, write_json
 
 MAX_ATTEMPTS = 3
 """A unit that was begun this often in one run and never finished is not begun again."""
@@ -109,16 +111,36 @@ class Unit:
             return False
 
     def load_partials(self, kernels: Collection[str] | None = None) -> dict[str, dict[str, NDArray[Any]]]:
-        """Return the states that `save_partials` wrote, by kernel; of some kernels alone, if they are named."""
+        """Return the states that `save_partials` wrote, by kernel; of some kernels alone, if they are named.
+
+        Raises
+        ------
+        StoreError
+            If the file is not there or not whole.
+        """
         states: dict[str, dict[str, NDArray[Any]]] = {}
-        with np.load(io.BytesIO(self._file("npz").read_bytes()), allow_pickle=False) as file:
-            for key in file.files:
-                kernel, name = key.rsplit("/", 1)
-                if kernels is None or kernel in kernels:
-                    states.setdefault(kernel, {})[name] = file[key]
+        try:
+            with np.load(io.BytesIO(self._file("npz").read_bytes()), allow_pickle=False) as file:
+                for key in file.files:
+                    kernel, name = key.rsplit("/", 1)
+                    if kernels is None or kernel in kernels:
+                        states.setdefault(kernel, {})[name] = file[key]
+        except (FileNotFoundError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError) as error:
+            store = str(self.folder).rpartition(".units")[0]
+            raise StoreError(
+                f"the partial statistics in {self._file('npz')} cannot be read: {error}",
+                hint=f"dneuro verify {store} --repair, then run the job again",
+            ) from error
         return states
 
     def publish(self, marker: Mapping[str, Any]) -> None:
         """Say that the unit is done; the last thing a worker does."""
         write_json(self._file("done"), dict(marker))
         self._file("attempts").unlink(missing_ok=True)
+
+
+def any_marker(folder: Location) -> dict[str, Any] | None:
+    """Return one of the markers in the folder of a part, for all speak of the same arrays; None if there is none."""
+    names = (name.removesuffix(".done") for name in sizes(folder) if name.endswith(".done"))
+    found = (Unit(folder, name).read() for name in names)
+    return next((marker for marker in found if marker is not None), None)

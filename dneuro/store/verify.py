@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -14,11 +14,18 @@ import zarr
 from dneuro.store.catalogue import Catalogue
 from dneuro.store.files import Location, opened_by_zarr, sizes
 from dneuro.store.layout import LayerPlan
+from dneuro.store.metadata import Altered
 from dneuro.store.results import checksums
-from dneuro.store.units import Unit, fingerprint, layer_identity, units_folder
+from dneuro.store.units import Unit, any_marker, fingerprint, layer_identity, units_folder
 
 IMAGES = "images"
 """The part with one entry per image; the others are layers."""
+
+METADATA = "metadata"
+"""The part of a finding about metadata that can be put back as they were."""
+
+IMAGE_ARRAYS = ("status", "checksum", "prediction", "correct", "pictures/picture")
+"""Arrays with one entry per image that extraction writes."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +41,8 @@ class Finding:
     what : str
         What is wrong.
     part : str
-        What has to be made again: a layer, ``images``, ``results/<step>/<layer>``, ``statistics``, ``labels``; empty
-        for what is foreign.
+        What has to be made again: a layer, ``images``, ``results/<step>/<layer>``, ``statistics``, ``labels``,
+        ``metadata``; empty for what is foreign.
     unit : int or None
         Number of the unit.
     images : (int, int) or None
@@ -79,7 +86,7 @@ class Check:
     fingerprint : str
         What its marker must carry.
     arrays : tuple of str
-        Arrays it must have, by their paths.
+        Arrays that are read, by their paths; of those that are not there see `absent`.
     """
 
     path: Location
@@ -100,13 +107,14 @@ def checks(path: Location, found: Catalogue) -> Iterator[Check]:
     """Yield every unit that the store must have, part by part."""
     identity = found.attrs("")["dneuro"]["identity"]
     total, length = _images(found), int(identity["images_per_unit"])
-    parts = {IMAGES: (fingerprint(identity), _image_arrays(found))}
+    parts = {IMAGES: (fingerprint(identity), tuple(array for array in IMAGE_ARRAYS if array in found.nodes))}
     for layer in found.below("layers"):
         if (node := f"layers/{layer}") in found.nodes:
             attrs = found.attrs(node)
             plan = LayerPlan(layer, attrs["keep"], tuple(attrs["shape"]), attrs["dtype"])
             wanted = fingerprint(layer_identity(identity, layer, plan.keep, plan.dtype))
-            parts[layer] = (wanted, tuple(array.path for array in plan.arrays(total, length)))
+            paths = (array.path for array in plan.arrays(total, length))
+            parts[layer] = (wanted, tuple(array for array in paths if array in found.nodes))
     for part, (wanted, arrays) in parts.items():
         for number in range(math.ceil(total / length)):
             yield Check(path, part, number, number * length, min((number + 1) * length, total), wanted, arrays)
@@ -162,6 +170,36 @@ def structure(found: Catalogue) -> Iterator[Finding]:
         yield Finding("foreign", name, "is no part of the store; nothing reads it")
 
 
+def absent(path: Location, found: Catalogue) -> Iterator[Finding]:
+    """Yield layers and arrays that markers say are done and that are not there."""
+    folder = units_folder(path) / "extract"
+    there = found.nodes.keys() | found.broken.keys()
+    for part in sorted({part for name in sizes(folder) if (part := name.rpartition("/")[0])}):
+        marker = any_marker(folder / part)
+        if marker is None:
+            continue
+        group = "" if part == IMAGES else f"layers/{part}"
+        written = marker.get("checksums", {})
+        nodes = [_array(part, name) for name in written] if group in there else [group]
+        for node in nodes:
+            if node not in there:
+                yield Finding("damaged", node, "is marked as done and not there", part=part)
+
+
+def metadata(nodes: Mapping[str, Altered]) -> Iterator[Finding]:
+    """Yield the nodes whose metadata are others than were written."""
+    for node, one in nodes.items():
+        yield Finding("damaged", node or "the root", one.what, part=METADATA)
+
+
+def besides(findings: Iterable[Finding], nodes: Mapping[str, Altered]) -> Iterator[Finding]:
+    """Yield the findings that do not come of metadata that are others than were written."""
+    for one in findings:
+        of_chunk = one.kind == "foreign" and any(one.where.startswith(f"{node}/c") for node in nodes)
+        if one.where not in nodes and not of_chunk:
+            yield one
+
+
 def statistics(path: Location, found: Catalogue) -> Iterator[Finding]:
     """Yield what is wrong with the statistics that were taken along."""
     marker = Unit(units_folder(path) / "extract", "statistics").read() or {}
@@ -209,9 +247,11 @@ def _images(found: Catalogue) -> int:
     return int(next(known, {"shape": [0]})["shape"][0])
 
 
-def _image_arrays(found: Catalogue) -> tuple[str, ...]:
-    names = ("status", "checksum", "prediction", "correct", "pictures/picture")
-    return tuple(name for name in names if name in found.nodes or name in found.broken)
+def _array(part: str, name: str) -> str:
+    """Return where an array lies that a marker names."""
+    if part != IMAGES:
+        return f"layers/{part}/{name}"
+    return next((array for array in IMAGE_ARRAYS if array.rpartition("/")[2] == name), name)
 
 
 def _part(node: str) -> str:
@@ -219,4 +259,6 @@ def _part(node: str) -> str:
     top, _, rest = node.partition("/")
     if top == "layers":
         return rest.partition("/")[0]
+    if node in IMAGE_ARRAYS:
+        return IMAGES
     return "/".join(node.split("/")[:3]) if top == "results" else ""

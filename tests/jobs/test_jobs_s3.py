@@ -152,7 +152,7 @@ def test_s3__leaves_alone_what_is_no_store(bucket: Any, job: JobSpec, threads: T
 
 
 def test_s3__says_which_bucket_is_missing(bucket: Any, job: JobSpec, threads: ThreadExecutor) -> None:
-    for use in (lambda url: run_job(at(job, url), threads), dn.open):
+    for use in (lambda url: run_job(at(job, url), threads), dn.open, dn.verify):
         with pytest.raises(StoreError, match="there is no bucket 'other-bucket'") as caught:
             use("s3://other-bucket/acts.zarr")
         assert "aws s3 mb s3://other-bucket" in str(caught.value.hint)
@@ -164,7 +164,7 @@ def test_s3__says_that_the_key_is_wrong(
     bucket: Any, job: JobSpec, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0.0)  # from now on the server asks who it is
-    for use in (lambda: run_job(at(job, URL), threads), lambda: dn.open(URL)):
+    for use in (lambda: run_job(at(job, URL), threads), lambda: dn.open(URL), lambda: dn.verify(URL, repair=True)):
         with pytest.raises(StoreError, match="may not be used with the credentials at hand") as caught:
             use()
         assert "AWS_ACCESS_KEY_ID" in str(caught.value.hint)
@@ -177,8 +177,9 @@ def test_s3__says_that_there_is_no_key(
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     forget_connections()
-    with pytest.raises(StoreError, match="may not be used with the credentials at hand"):
-        dn.open(URL)
+    for use in (dn.open, dn.verify):
+        with pytest.raises(StoreError, match="may not be used with the credentials at hand"):
+            use(URL)
 
 
 def test_s3__names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,9 +13,11 @@ import pytest
 import zarr
 
 import dneuro as dn
+from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import StoreError
 from dneuro.jobs.driver import run_job
+from dneuro.jobs.planning import plan_job
 from dneuro.jobs.verifying import Verification, verify
 from dneuro.spec import JobSpec
 from dneuro.store.units import units_folder
@@ -146,7 +148,117 @@ def test_verify__names_what_is_damaged_and_repairs_it(
         same_store(store, store.with_name("as-written.zarr"))
 
 
-def test_verify__repairs_metadata_that_cannot_be_read(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+def drop(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+GONE = {
+    "layers": {"layers/relu1", "layers/relu2", "layers/fc"},
+    "layers/fc": {"layers/fc"},
+    "layers/relu1/activation": {"layers/relu1/activation"},
+    "layers/relu1/zarr.json": {"layers/relu1"},
+    "status": {"status"},
+    "pictures": {"pictures/picture"},
+}
+
+
+@pytest.mark.parametrize("gone", GONE)
+def test_verify__names_what_is_not_there_and_the_job_makes_it_again(
+    gone: str, job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same
+) -> None:
+    drop(store / gone)
+    found = verify(store, client=threads)
+    assert {where for where, _ in places(found)} == GONE[gone]
+    assert found.exit_code == 4
+    images = 0 if gone == "layers/fc" else 40  # of statistics alone, what the units found is beside the store
+    assert plan_job(job, threads).done == (3 if gone == "layers/fc" else 0)
+    heard: list[str] = []
+    with events.listening(lambda event: heard.append(event.message)):
+        assert run_job(job, threads).outcome.images == images
+    assert any("is not there any more" in message for message in heard)
+    assert verify(store, client=threads).ok
+    same_store(store, store.with_name("as-written.zarr"))
+
+
+def test_verify__withdraws_what_is_not_there(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    for gone in ("layers/relu2", "checksum", "prediction"):
+        drop(store / gone)
+    repaired = verify(store, repair=True, client=threads)
+    assert {where for where, _ in places(repaired)} == {"layers/relu2", "checksum", "prediction"}
+    assert {finding.where for finding in verify(store, client=threads).findings} == {"images"}, "relu2 is not asked for"
+    assert run_job(job, threads).outcome.images == 40
+    assert verify(store, client=threads).ok
+
+
+def alter_attribute(path: Path) -> None:
+    metadata = json.loads(path.read_text())
+    metadata["attributes"]["units"] = "mV"
+    path.write_text(json.dumps(metadata))
+
+
+METADATA: dict[str, tuple[Callable[[Path], None], str]] = {
+    "zarr.json": (drop, "the root"),
+    "layers/zarr.json": (drop, "layers"),
+    "layers/relu1/zarr.json": (drop, "layers/relu1"),
+    "layers/relu1/activation/zarr.json": (drop, "layers/relu1/activation"),
+    "layers/relu2/mean/zarr.json": (alter_attribute, "layers/relu2/mean"),
+    "layers/relu2/zarr.json": (alter_attribute, "layers/relu2"),
+    "filename/zarr.json": (alter_attribute, "filename"),
+    "results/svd/zarr.json": (drop, "results/svd"),
+    "results/svd/relu1/zarr.json": (alter_attribute, "results/svd/relu1"),
+}
+
+
+def test_verify__puts_metadata_back(job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same) -> None:
+    for name, (alter, _) in METADATA.items():
+        alter(store / name)
+    with pytest.raises(StoreError):
+        verify(store, client=threads)  # of a store without a root nothing can be listed
+    shutil.copy(store.with_name("as-written.zarr") / "zarr.json", store)
+    wanted = {where for _, where in METADATA.values()}
+    assert {where for where, _ in places(verify(store, client=threads))} == wanted - {"the root"}
+    drop(store / "zarr.json")
+    repaired = verify(store, repair=True, client=threads)
+    assert {where for where, _ in places(repaired)} == wanted
+    assert repaired.repaired == len(wanted)
+    assert verify(store, client=threads).ok
+    same_store(store, store.with_name("as-written.zarr"))
+    assert run_job(job, threads).outcome.images == 0
+
+
+def test_verify__compares_chunks_under_metadata_that_it_put_back(
+    job: JobSpec, store: Path, threads: ThreadExecutor
+) -> None:
+    drop(store / "layers/relu1/activation/zarr.json")
+    delete(store)
+    repaired = verify(store, repair=True, client=threads)
+    assert places(repaired) == [("layers/relu1/activation", None), ("layers/relu1/activation", 1)]
+    assert run_job(job, threads).outcome.images == 16
+    assert verify(store, client=threads).ok
+
+
+def test_damaged_partial_statistics__are_named_or_taken_again(
+    job: JobSpec, store: Path, threads: ThreadExecutor, make_job: MakeJob
+) -> None:
+    path = units_folder(store) / "extract/fc/00001.npz"
+    assert isinstance(path, Path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(StoreError, match=r"extract/fc/00001\.npz cannot be read") as caught:
+        run_job(make_job(*STEPS, {"moments": {"name": "again"}}, layers=LAYERS), threads)
+    assert f"dneuro verify {store} --repair" in str(caught.value.hint)
+    counting = make_job(*STEPS, {"similarity": {"layer": "fc", "metric": ["pearson"]}}, layers=LAYERS)
+    assert run_job(counting, threads).outcome.images == 40, "each unit of fc lacks the products"
+    assert verify(store, client=threads).ok
+
+
+def test_verify__repairs_what_was_made_before_metadata_were_kept(
+    job: JobSpec, store: Path, threads: ThreadExecutor
+) -> None:
+    shutil.rmtree(units_folder(store) / "metadata")
+    assert verify(store, client=threads).ok
     break_array(store)
     found = verify(store, client=threads)
     assert {where for where, _ in places(found)} == {"layers/relu2/activation_y"}
