@@ -419,7 +419,7 @@ def test_interrupt__before_anything_runs_is_no_traceback(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(planning, "plan_job", stop)
-    monkeypatch.setattr(face, "plan_job", stop)
+    monkeypatch.setattr(face, "plan_any", stop)
     for command in ("run", "plan"):
         done = call(command, write_job())
         assert done.code == 5

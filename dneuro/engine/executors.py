@@ -276,7 +276,8 @@ class DaskExecutor:
         """
         while True:
             self._changed.clear()
-            if done := {future for future in futures if future.status != "pending"}:
+            # One that is lost was found, and its worker has died since: dask computes it again.
+            if done := {future for future in futures if future.status not in ("pending", "lost")}:
                 self._refuse_lost(done)
                 self._deserted = None  # somebody was there to do it
                 return done
@@ -308,7 +309,7 @@ class DaskExecutor:
         return any(found.values())
 
     def _refuse_lost(self, futures: Collection[Future]) -> None:
-        if any(future.status in ("cancelled", "lost") for future in futures):
+        if any(future.status == "cancelled" for future in futures):
             raise SchedulerLostError(
                 f"the dask scheduler at {self.address} has ended, or was restarted",
                 hint="the same command again: what is done stays done",

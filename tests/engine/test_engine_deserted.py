@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dneuro.engine import DaskExecutor, executors
-from dneuro.errors import DneuroError
+from dneuro.errors import DneuroError, SchedulerLostError
 
 
 class Client:
@@ -65,3 +65,15 @@ def test_workers__lost_a_second_time_are_waited_for_as_long_as_the_first_time(
         assert executor._deserted > lost
     with pytest.raises(DneuroError, match="every worker is lost"):
         executor.wait([Task()])
+
+
+def test_result__that_was_lost_with_its_worker_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """dask computes it again, and says so; only what the scheduler has forgotten is cancelled."""
+    monkeypatch.setattr(executors, "LOOK", 0.01)
+    executor = DaskExecutor(Client(), patience=5)
+    task = Task("lost")
+    threading.Timer(0.2, lambda: setattr(task, "status", "finished")).start()
+    assert executor.wait([task]) == {task}
+    assert task.status == "finished"
+    with pytest.raises(SchedulerLostError):
+        executor.wait([Task("cancelled")])
