@@ -15,12 +15,12 @@ from dneuro.kernels.base import (
     Array,
     Origin,
     State,
+    Sums,
     flat,
     join_rows,
     placed,
     row_slices,
     rows_by_image,
-    to_numpy,
 )
 from dneuro.kernels.standardise import Standardise
 
@@ -75,8 +75,10 @@ def _nearest(z: Array, centres: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Lloyd:
+class Lloyd(Sums):
     """Of each centre, how many images are nearest to it, and their sum, in float64: an iteration of k-means.
+
+    Found are count (centres,) of int64 and sum (centres, features).
 
     Parameters
     ----------
@@ -89,9 +91,6 @@ class Lloyd:
     standardise: Standardise
     centres: NDArray[np.float64]
     whole_rows: ClassVar[bool] = True
-
-    def start(self) -> State:  # noqa: D102
-        return {}
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
         table = flat(blocks[0])
@@ -108,15 +107,6 @@ class Lloyd:
             state["count"] += xp.sum(own, axis=0, dtype=xp.int64)
             state["sum"] += xp.matmul(xp.astype(own, xp.float64).T, z)
         return state
-
-    def merge(self, a: State, b: State) -> State:  # noqa: D102
-        if not a or not b:
-            return a or b
-        return {name: a[name] + b[name] for name in a}
-
-    def finalise(self, state: State) -> dict[str, NDArray[Any]]:
-        """Return count (centres,) of int64 and sum (centres, features)."""
-        return {name: to_numpy(array) for name, array in state.items()}
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         count = len(self.centres)
