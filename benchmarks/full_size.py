@@ -25,9 +25,10 @@ import psutil
 import dneuro as dn
 from benchmarks.imagenet import DEVKIT, TAR, make_imagenet
 from dneuro import events
-from dneuro.jobs.calibration import bytes_below, forecast
+from dneuro.jobs.calibration import forecast
 from dneuro.jobs.handle import Job
 from dneuro.jobs.planning import plan_job
+from dneuro.jobs.trials import bytes_below
 from dneuro.quantities import MiB, format_bytes, format_duration
 from dneuro.spec import JobSpec, ProfileSpec, parse_profile
 from dneuro.store.units import units_folder

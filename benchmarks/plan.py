@@ -21,9 +21,10 @@ from typing import Any
 
 from dneuro import events
 from dneuro.cluster import backend_of
-from dneuro.jobs.calibration import bytes_below, forecast, most_memory
+from dneuro.jobs.calibration import forecast
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
+from dneuro.jobs.trials import bytes_below, most_memory
 from dneuro.quantities import MiB
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import PoolSpec, ProfileSpec

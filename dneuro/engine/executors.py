@@ -19,6 +19,7 @@ from dneuro.allocation import keep_memory, make_room_for, release_memory
 from dneuro.engine import stopping
 from dneuro.engine.memory import available
 from dneuro.engine.place import free_bytes, free_on_worker
+from dneuro.engine.spread import persist_evenly
 from dneuro.errors import DneuroError, SchedulerLostError, UsageError
 from dneuro.quantities import MiB, format_duration
 
@@ -30,6 +31,9 @@ what the allocator keeps from task to task)."""
 
 KEPT_SHARE = 0.68
 """A worker of dask that takes up more of its memory than this gives back what it keeps for its next task."""
+
+REST = 0.1
+"""Seconds without a task after which a worker begins with as little memory as it can."""
 
 LOOK = 1.0
 """Seconds for which what was seen of the workers is good enough."""
@@ -209,17 +213,25 @@ class DaskExecutor:
         began = time.monotonic()
         if began < self._seen:
             return
-        workers = self.client.scheduler_info(n_workers=-1)["workers"].values()
-        self._workers = [w for w in workers if self.pool is None or self.pool in w.get("resources", {})]
+        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        self._workers = [
+            {**worker, "address": address}
+            for address, worker in workers.items()
+            if self.pool is None or self.pool in worker.get("resources", {})
+        ]
         now = time.monotonic()
         self._seen = now + max(LOOK, 20 * (now - began))
 
     @property
     def slots(self) -> int:
         """Tasks that can run at the same time, now: workers come and go."""
+        return sum(self._slots_by_worker().values()) or 1
+
+    def _slots_by_worker(self) -> dict[str, int]:
+        """Return the tasks that each worker can do at the same time, by address."""
         self._look()
         offered = (w["resources"].get(self.pool, w["nthreads"]) for w in self._workers)
-        return sum(min(w["nthreads"], int(some)) for w, some in zip(self._workers, offered, strict=True)) or 1
+        return {w["address"]: min(w["nthreads"], int(some)) for w, some in zip(self._workers, offered, strict=True)}
 
     @property
     def driver_memory(self) -> int:
@@ -349,9 +361,9 @@ class DaskExecutor:
             else:
                 self._refuse_deserted()
 
-    def persist(self, collection: Any) -> Any:
-        """Return a dask collection whose chunks are computed and kept by the workers."""
-        return self.client.persist(collection, **self._asks)
+    def persist(self, array: Any) -> Any:
+        """Return a dask array whose chunks are computed and kept by the workers, neighbours by the same one."""
+        return persist_evenly(self.client, array, self._slots_by_worker(), self._asks)
 
     def share(self, thing: Any) -> Any:  # noqa: D102
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
@@ -387,16 +399,42 @@ def _same(thing: Any) -> Any:
 def _task(function: Callable[..., Any], *args: Any) -> Any:
     """Run a task on a worker that keeps the memory of one block for the next, as long as it has enough.
 
-    The kept memory counts for dask, which pauses a worker that seems to be full.
+    The kept memory counts for dask, which pauses a worker that seems to be full; and for the user, to whom a plan was
+    shown.
     """
     make_room_for(function.function if isinstance(function, stopping.Stoppable) else function)
+    if _AT_WORK.begin():
+        release_memory()  # what the last step kept, this one need not find of use
     keep_memory(blocks=16 * MiB, kept=64 * MiB)
     try:
         return function(*args)
     finally:
+        _AT_WORK.end()
         limit = _limit()
         if limit and psutil.Process().memory_info().rss > KEPT_SHARE * limit:
             release_memory()
+
+
+class _AtWork:
+    """Whether this worker is in the middle of something, or had a rest before it begins a task."""
+
+    def __init__(self) -> None:
+        self._lock, self._tasks, self._ended = threading.Lock(), 0, time.monotonic()
+
+    def begin(self) -> bool:
+        """Count a task that begins; return whether for a moment there was none."""
+        with self._lock:
+            self._tasks += 1
+            return self._tasks == 1 and time.monotonic() - self._ended > REST
+
+    def end(self) -> None:
+        """Count a task that has ended."""
+        with self._lock:
+            self._tasks -= 1
+            self._ended = time.monotonic()
+
+
+_AT_WORK = _AtWork()
 
 
 def _limit() -> int | None:

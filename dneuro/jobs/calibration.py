@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
-import resource
-import sys
 import tempfile
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dneuro import events
 from dneuro.cluster import backend_of
-from dneuro.jobs.driver import run_job
-from dneuro.jobs.planning import JobPlan, plan_job
-from dneuro.spec.job import JobSpec
+from dneuro.jobs.planning import JobPlan
+from dneuro.jobs.trials import Trial, most_memory, try_job, try_patches
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.steps import ExtractStep
-from dneuro.store.units import units_folder
+from dneuro.spec.steps import PatchComponentsStep
 
 IMAGES = 256
 """Images that a job is tried on, if nobody says otherwise."""
-
-UNITS = 4
-"""Units per slot in a trial: the first loads the network and is not counted."""
 
 
 @dataclass(frozen=True)
@@ -76,111 +65,73 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
 
     Notes
     -----
-    Extraction and training go with the number of images; an analysis with the bytes that it reads, or else with those
-    of its result; activations, partial statistics and each step's results pack as those of the trial did.
-    **Cost**: the job over so many images, in a temporary store.
+    Extraction and training go with the number of images. Part of an analysis goes with the bytes that it reads (or else
+    with those of its result), and part takes as long for any number of images: which, is known from half of them.
+    Components of top patches go with the channels. Activations, partial statistics and each step's results pack as
+    those of the trial did.
+
+    **Cost**: the job over so many images, and twice over half of them, in temporary stores; of top patches some
+    channels.
     """
     backend = backend_of(profile)
-    sizes = backend.sizes(plan.study.job.extract.pool_name)
-    with tempfile.TemporaryDirectory(prefix="dneuro-trial-") as folder:
-        small = _smaller(plan.study.job, min(images, plan.extract.images), sizes.slots, Path(folder) / "trial.zarr")
-        tried = plan_job(small, backend.sizes)
-        seen: list[events.Event] = []
-        with backend.open(name="trial") as machines:
-            with events.only(seen.append):
-                run_job(tried, machines, threads=sizes.cpus)
-            held = max(machines.client.run(most_memory).values())
-        packed = _packed(Path(small.store), tried, plan)
-    rate = _rate(seen, sizes.slots)
-    seconds = {"extract": plan.extract.images / rate}
-    larger = plan.extract.images / tried.extract.images
-    for name, took in _durations(seen).items():
-        if name != "extract":
-            grown = larger if name == "train" else _growth(name, tried, plan, "read_bytes", "result_bytes")
-            seconds[name] = took * grown
+    count = min(images, plan.extract.images)
+    with tempfile.TemporaryDirectory(prefix="dneuro-trial-") as folder, backend.open(name="trial") as machines:
+        # What is tried first imports what all need, so it says nothing of the time.
+        trials = [
+            try_job(plan, part, machines, backend.sizes, Path(folder) / str(number))
+            for number, part in enumerate((-(-count // 2), -(-count // 2), count))
+        ]
+        half, whole = trials[1:]
+        seconds = {"extract": plan.extract.images / whole.rate}
+        seconds |= {name: _scaled(name, half, whole, plan) for name in whole.seconds if name != "extract"}
+        packed = _packed(whole, plan)
+        for step in plan.study.job.steps:
+            if isinstance(step, PatchComponentsStep):
+                executor = machines.executor(step.pool_name)
+                took, held = try_patches(plan, step, whole, executor, Path(folder) / "patches" / step.id)
+                seconds[step.id], packed = took, packed + held
+        most = max(machines.client.run(most_memory).values())
     return Forecast(
-        tried=tried.extract.images,
-        rate=rate,
+        tried=whole.images,
+        rate=whole.rate,
         seconds={step.id: seconds[step.id] for step in plan.study.job.steps if step.id in seconds},
         disk_bytes=packed,
-        worker_bytes=held,
+        worker_bytes=most,
     )
 
 
-def _smaller(job: JobSpec, images: int, slots: int, store: Path) -> JobSpec:
-    """Return the job over so many of its images, in enough units to keep all slots busy."""
-    unit = 1 << max(0, (images // (UNITS * slots)).bit_length() - 1)
-    steps = [
-        step.model_copy(update={"images_per_unit": unit}) if isinstance(step, ExtractStep) else step
-        for step in job.steps
-    ]
-    few = job.images.model_copy(update={"sample": images})
-    return job.model_copy(update={"images": few, "store": str(store), "steps": steps})
+def _scaled(step: str, half: Trial, whole: Trial, plan: JobPlan) -> float:
+    """Return the seconds that a step of the job will take, a straight line through those of two trials."""
+    few, some, many = (_measure(step, one) for one in (half.plan, whole.plan, plan))
+    took = whole.seconds[step]
+    if few == some:
+        return took * (many / some if step == "train" else 1.0)
+    slope = max(0.0, took - half.seconds[step]) / (some - few)
+    return took + slope * (many - some)
 
 
-def _rate(seen: Iterable[events.Event], slots: int) -> float:
-    """Return images per second once every slot has done a unit."""
-    units = [event for event in seen if (event.kind, event.step) == ("progress", "extract")]
-    first, last = units[min(slots, len(units)) - 1], units[-1]
-    if last.done > first.done:
-        return (last.done - first.done) / max(last.time - first.time, 1e-6)
-    return max(float(event.data["rate"]) for event in units)
+def _measure(step: str, plan: JobPlan) -> int:
+    """Return what the time of a step goes with: images of a training, else bytes read, or those of the result."""
+    if step == "train":
+        return plan.extract.images
+    costs = [cost for question, cost in plan.steps if question.step.id == step]
+    return sum(cost.read_bytes for cost in costs) or sum(cost.result_bytes for cost in costs)
 
 
-def _durations(seen: Iterable[events.Event]) -> dict[str, float]:
-    """Return the seconds of each step of the job."""
-    began: dict[str, float] = {}
-    found: dict[str, float] = {}
-    for event in seen:
-        if event.parent or not event.step:
-            continue
-        if event.kind == "started":
-            began[event.step] = event.time
-        elif event.kind == "finished" and event.step in began:
-            found[event.step] = event.time - began[event.step]
-    return found
-
-
-def _growth(step: str, tried: JobPlan, whole: JobPlan, *measures: str) -> float:
-    """Return how many times more a step is planned to take than in the trial, by the first measure that says so."""
-    for measure in measures:
-        few, many = (
-            sum(getattr(cost, measure) for question, cost in plan.steps if question.step.id == step)
-            for plan in (tried, whole)
-        )
-        if few:
-            return float(many / few)
-    return 1.0
-
-
-def _packed(store: Path, tried: JobPlan, whole: JobPlan) -> int:
+def _packed(trial: Trial, plan: JobPlan) -> int:
     """Return the bytes on disk of a whole job: each part of the trial's, as many times as it is planned to grow."""
-    few, many = tried.extract, whole.extract
-    results = {step.id: bytes_below(store / "results" / step.id) for step in tried.study.job.steps}
-    partials = bytes_below(Path(str(units_folder(store))) / "extract")
-    activations = bytes_below(store) - sum(results.values())
-    other = bytes_below(store.parent) - bytes_below(store) - partials  # the report, markers of results
+    few, many = trial.plan.extract, plan.extract
     return round(
-        activations * many.store_bytes / few.store_bytes
-        + partials * many.units / few.units * many.partial_bytes / max(1, few.partial_bytes)
-        + sum(held * _growth(step, tried, whole, "result_bytes") for step, held in results.items())
-        + other
+        trial.activations * many.store_bytes / few.store_bytes
+        + trial.partials * many.units / few.units * many.partial_bytes / max(1, few.partial_bytes)
+        + sum(held * _growth(step, trial.plan, plan) for step, held in trial.packed.items())
+        + trial.other
     )
 
 
-def most_memory() -> int:
-    """Return the most bytes that this process has held.
-
-    ``ru_maxrss`` begins at what the process held that this one was forked from, so Linux is asked elsewhere.
-    """
-    with contextlib.suppress(OSError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-        if found:
-            return 1024 * int(found[1])
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
-
-
-def bytes_below(folder: Path) -> int:
-    """Return the bytes of all files in a folder and below it."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+def _growth(step: str, tried: JobPlan, whole: JobPlan) -> float:
+    """Return how many times larger the results of a step are planned to be than in the trial."""
+    few, many = (
+        sum(cost.result_bytes for question, cost in plan.steps if question.step.id == step) for plan in (tried, whole)
+    )
+    return many / few if few else 1.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask.array as da
@@ -12,6 +13,7 @@ import pytest
 import xarray as xr
 
 import dneuro as dn
+from dneuro.engine import executors
 
 CHUNKS, ROWS, NEURONS = 26, 8192, 512
 LIMIT = 400 * 2**20
@@ -58,3 +60,30 @@ def test_plan__bounds_the_measured_peak_of_a_worker(
     measured = max(cluster.run(peak).values())
     assert measured <= plan.worker_bytes, (measured / 2**20, plan.worker_bytes / 2**20)
     assert result.attrs.get("passes", 1) <= plan.passes
+
+
+def test_worker__gives_back_what_it_keeps_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(executors, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    at_work = executors._AtWork()
+    assert not at_work.begin(), "it has just begun"
+    now[0] += 10
+    assert not at_work.begin(), "another thread is at work"
+    at_work.end()
+    at_work.end()
+    now[0] += executors.REST / 2
+    assert not at_work.begin(), "task follows task"
+    at_work.end()
+    now[0] += 2 * executors.REST
+    assert at_work.begin()
+
+
+def test_task__begins_after_a_rest_with_no_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(executors, "release_memory", lambda: seen.append("released"))
+    monkeypatch.setattr(executors, "keep_memory", lambda **settings: True)
+    monkeypatch.setattr(executors, "_limit", lambda: None)
+    monkeypatch.setattr(executors, "_AT_WORK", SimpleNamespace(begin=lambda: not seen, end=lambda: seen.append("end")))
+    for _ in range(2):
+        executors._task(seen.append, "task")
+    assert seen == ["released", "task", "end", "task", "end"]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -71,6 +72,28 @@ def test_pool__computes_and_persists_what_dask_itself_computes(pools: Any) -> No
     assert {name for names in pools.who_has(kept).values() for name in names} == {
         address for address, worker in pools.scheduler_info()["workers"].items() if worker["name"] == "s"
     }
+
+
+def test_persist__gives_each_worker_neighbours_and_as_much_as_it_has_threads(pools: Any) -> None:
+    executor = DaskExecutor(pools)
+    x = da.from_array(np.arange(72).reshape(36, 2), chunks=(3, 1))  # 12 rows of chunks, three workers of two threads
+    kept = executor.persist(x)
+    executor.finish(kept)
+    assert kept.name == x.name
+    holders = [pools.who_has(kept)[key] for key in dask.core.flatten(kept.__dask_keys__())]
+    assert all(len(one) == 1 for one in holders)
+    order = [one[0] for one in holders]
+    assert [order.count(address) for address in dict.fromkeys(order)] == [4, 4, 4]
+    assert order == sorted(order, key=list(dict.fromkeys(order)).index), "a worker's chunks are neighbours"
+    assert kept.compute().tolist() == x.compute().tolist()
+
+
+def test_persist__of_fewer_rows_than_workers_has_all_chunks_somewhere(pools: Any) -> None:
+    executor = DaskExecutor(pools)
+    x = da.ones((4, 6), chunks=(4, 2))
+    kept = executor.persist(x)
+    executor.finish(kept)
+    assert kept.sum().compute() == 24
 
 
 def test_pool__answers_as_any_executor_does(pools: Any) -> None:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import xarray as xr
 
+import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.jobs import calibration
-from dneuro.jobs.calibration import bytes_below, forecast
+from dneuro.jobs import calibration, trials
+from dneuro.jobs.calibration import forecast
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
+from dneuro.jobs.trials import bytes_below
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
+from dneuro.spec.steps import AnalysisStep
 
 
 @pytest.mark.usefixtures("threads_as_machines")
@@ -44,13 +50,63 @@ def test_forecast__is_never_tried_on_more_images_than_there_are(
     assert forecast(plan_job(make_job(), threads), ProfileSpec(backend="local"), images=1000).tried == 40
 
 
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_top_patches_goes_with_the_channels(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, dict[str, int]]] = []
+
+    def components(x: xr.DataArray, **settings: Any) -> xr.Dataset:
+        asked.append((x.attrs["layer"], dict(x.sizes)))
+        return dn.patch_components(x, **settings)
+
+    monkeypatch.setitem(trials.ANALYSES, "patch_components", components)
+    step = {"patch_components": {"k": 12, "rank": 3, "keep": 2, "max_iter": 10}}
+    job = make_job(step, {"moments": {}}, layers={"conv1": {"keep": "full"}, "relu1": {"keep": "stats"}})
+    plan = plan_job(job, threads)
+    found = forecast(plan, ProfileSpec(backend="local"), images=20)
+    assert list(found.seconds) == ["extract", "patch_components", "moments"]
+    assert [layer for layer, _ in asked] == ["conv1", "conv1", "relu1"], "the first imports what all need"
+    tasks = {question.layer: cost.tasks for question, cost in plan.steps if question.step.kind == "patch_components"}
+    for layer, sizes in asked:
+        assert sizes["sample"] == 12
+        assert sizes["channel"] == min(threads.slots, tasks[layer]), "of blocks of a channel, one per slot"
+    result = run_job(job, threads)
+    taken = sum(bytes_below(path) for path in Path(result.store).parent.glob(f"{Path(result.store).name}*"))
+    assert found.disk_bytes == pytest.approx(taken, rel=0.2)
+
+
+def test_scaled__is_a_line_through_two_trials() -> None:
+    def trial(images: int, took: float, read: int, size: int = 8) -> Any:
+        cost = SimpleNamespace(read_bytes=read, result_bytes=size)
+        plan = SimpleNamespace(steps=[(SimpleNamespace(step=SimpleNamespace(id="svd")), cost)],
+                               extract=SimpleNamespace(images=images))  # fmt: skip
+        return SimpleNamespace(plan=plan, seconds={"svd": took, "train": took})
+
+    job = trial(10_000, 0.0, 40_000).plan
+    scaled = calibration._scaled
+    assert scaled("svd", trial(100, 3.0, 400), trial(200, 4.0, 800), job) == pytest.approx(2.0 + 0.0025 * 40_000)
+    assert scaled("svd", trial(100, 3.0, 400), trial(200, 2.9, 800), job) == 2.9, "no image takes less than no time"
+    assert scaled("svd", trial(100, 3.0, 0), trial(200, 4.0, 0), job) == 4.0, "nothing is read, and no result is larger"
+    assert scaled("train", trial(100, 3.0, 0), trial(200, 4.0, 0), job) == pytest.approx(2.0 + 0.01 * 10_000)
+
+
+def test_smaller__selects_no_more_images_than_a_trial_has(make_job: Callable[..., JobSpec]) -> None:
+    chosen = {"correct": True, "sample": 30, "seed": 1}
+    job = make_job({"svd": {"rank": 1, "select": chosen}}, {"moments": {"select": {"images": ["3", "5"]}}})
+    small = trials._smaller(job, 20, 40, 2, Path("trial.zarr"))
+    selections = [step.select.model_dump() for step in small.steps if isinstance(step, AnalysisStep)]
+    assert selections[0] == {**chosen, "sample": 8, "classes": None, "images": None}, "half of them may be wrong"
+    assert (selections[1]["sample"], selections[1]["images"]) == (1, None)
+
+
 def test_rate__does_not_count_the_units_that_load_the_network() -> None:
     def progress(done: int, time: float) -> events.Event:
         return events.Event("progress", "extract", done=done, total=80, time=time, data={"rate": 1.0})
 
     seen = [progress(10, 100.0), progress(20, 100.1), progress(30, 101.0), progress(60, 102.1)]
-    assert calibration._rate(seen, slots=2) == pytest.approx(40 / 2.0)
-    assert calibration._rate(seen[:1], slots=2) == 1.0, "nothing else is known"
+    assert trials._rate(seen, slots=2) == pytest.approx(40 / 2.0)
+    assert trials._rate(seen[:1], slots=2) == 1.0, "nothing else is known"
 
 
 @pytest.mark.usefixtures("threads_as_machines")

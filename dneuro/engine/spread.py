@@ -1,0 +1,46 @@
+"""Chunks of an array in the memory of many workers: each has neighbouring images, and its equal share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapping[str, Any]) -> Any:
+    """Have workers compute and keep the chunks of a dask array, and return it as an array of what they hold.
+
+    Left to itself dask gives a chunk to whoever has nothing to do. The blocks of a pass are runs of images: their
+    chunks would lie on all workers, each would get copies of those of the others, and keep them as long as its own.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Whose workers.
+    array : dask.array.Array
+        Chunks along its first dim are dealt out, in order.
+    slots : mapping of str to int
+        Tasks that each worker does at the same time, by address: its part goes with them.
+    asks : mapping
+        Further arguments of ``client.get``.
+
+    Notes
+    -----
+    What a worker held that is lost is computed again by any other.
+    """
+    import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
+    from dask.core import flatten
+    from dask.highlevelgraph import HighLevelGraph
+
+    keys = list(flatten(array.__dask_keys__()))
+    per_row = len(keys) // array.numblocks[0]
+    edges = np.rint(np.cumsum([0, *slots.values()]) * array.numblocks[0] / sum(slots.values())).astype(int)
+    held: dict[Any, Any] = {}
+    for worker, start, stop in zip(slots, per_row * edges, per_row * edges[1:], strict=False):
+        if mine := keys[start:stop]:
+            graph = array.__dask_optimize__(array.__dask_graph__(), mine)
+            where = {**asks, "workers": [worker], "allow_other_workers": True}
+            held |= zip(mine, client.get(graph, mine, sync=False, **where), strict=True)
+    whole = HighLevelGraph.from_collections(array.name, held)
+    return da.Array(whole, array.name, array.chunks, dtype=array.dtype)

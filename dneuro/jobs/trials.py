@@ -1,0 +1,198 @@
+"""A job tried on a few of its images: what of it is measured."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dneuro import events
+from dneuro.analysis import ANALYSES
+from dneuro.cluster.backends import Machines
+from dneuro.cluster.sizes import WorkerSizes
+from dneuro.engine.executors import Executor
+from dneuro.extract.patches import top_patches
+from dneuro.jobs.analyses import Question
+from dneuro.jobs.driver import run_job
+from dneuro.jobs.patching import parameters_of
+from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.spec.job import AnyStep, JobSpec
+from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, SelectSpec
+from dneuro.store.opening import Store, open_store
+from dneuro.store.units import units_folder
+
+UNITS = 4
+"""Units per slot in a trial: the first loads the network and is not counted."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of a job over a few images.
+
+    Parameters
+    ----------
+    plan : JobPlan
+        Of the small job.
+    rate : float
+        Images per second of the extraction, all workers together.
+    seconds : dict of str to float
+        What each step took, by name.
+    packed : dict of str to int
+        Bytes on disk of each step's results, by name.
+    activations, partials, other : int
+        Bytes on disk of activations, of partial statistics, and of all else (the report, markers of results).
+    """
+
+    plan: JobPlan
+    rate: float
+    seconds: dict[str, float]
+    packed: dict[str, int]
+    activations: int
+    partials: int
+    other: int
+
+    @property
+    def images(self) -> int:
+        """Images it was tried on."""
+        return self.plan.extract.images
+
+
+def try_job(plan: JobPlan, images: int, machines: Machines, sizes: Callable[[str], WorkerSizes], folder: Path) -> Trial:
+    """Run a job over so many of its images in a folder of its own; without top patches, see `try_patches`."""
+    job, store = plan.study.job, folder / "trial.zarr"
+    extracting = sizes(job.extract.pool_name)
+    small = plan_job(_smaller(job, images, plan.extract.images, extracting.slots, store), sizes)
+    seen: list[events.Event] = []
+    with events.only(seen.append):
+        run_job(small, machines, threads=extracting.cpus)
+    results = {step.id: bytes_below(store / "results" / step.id) for step in small.study.job.steps}
+    partials = bytes_below(Path(str(units_folder(store))) / "extract")
+    activations = bytes_below(store) - sum(results.values())
+    return Trial(
+        plan=small,
+        rate=_rate(seen, extracting.slots),
+        seconds=_durations(seen),
+        packed=results,
+        activations=activations,
+        partials=partials,
+        other=bytes_below(folder) - bytes_below(store) - partials,
+    )
+
+
+def try_patches(
+    plan: JobPlan, step: PatchComponentsStep, trial: Trial, executor: Executor, folder: Path
+) -> tuple[float, int]:
+    """Return the seconds and the bytes on disk of a step about top patches.
+
+    It goes with the channels, not with the images, and may be most of a job: it is tried on some channels of each
+    layer, one task per slot.
+
+    Parameters
+    ----------
+    plan : JobPlan
+        Of the whole job.
+    step : PatchComponentsStep
+        One of its steps.
+    trial : Trial
+        The images are among those of its store.
+    executor : Executor
+        Where.
+    folder : Path
+        An empty one, for pictures.
+    """
+    store = open_store(trial.plan.study.store)
+    asked = [(question, cost) for question, cost in plan.steps if question.step is step]
+    seconds, packed = 0.0, 0.0
+    with events.only(lambda event: None):
+        _components(store, asked[0][0], step, executor, folder / "first")  # which imports what all of them need
+        for number, (question, cost) in enumerate(asked):
+            took, tasks, held = _components(store, question, step, executor, folder / str(number))
+            seconds += took * max(1.0, cost.tasks / tasks)
+            packed += held * max(1.0, cost.tasks / tasks)
+    return seconds, round(packed)
+
+
+def _components(
+    store: Store, question: Question, step: PatchComponentsStep, executor: Executor, out: Path
+) -> tuple[float, int, int]:
+    """Return the seconds, tasks and bytes on disk of components of a few channels of a layer."""
+    began = time.perf_counter()
+    patches = top_patches(store, question.layer, k=min(step.k, store.statistics(question.layer).sizes["rank"]))
+    chunks = patches.chunksizes["channel"][: executor.slots]
+    ANALYSES[step.kind](
+        patches.isel(channel=slice(0, sum(chunks))), client=executor, out=str(out), **parameters_of(step)
+    )
+    return time.perf_counter() - began, len(chunks), bytes_below(out)
+
+
+def _smaller(job: JobSpec, images: int, total: int, slots: int, store: Path) -> JobSpec:
+    """Return the job over so many of `total` images, in enough units to keep all slots busy; without top patches."""
+    unit = 1 << max(0, (images // (UNITS * slots)).bit_length() - 1)
+    steps: list[AnyStep] = []
+    lists = max((step.k for step in job.steps if isinstance(step, PatchComponentsStep)), default=0)
+    for step in job.steps:
+        if isinstance(step, ExtractStep):
+            taken = {"top_k": max(step.top_k, lists), "statistics": ["moments", "top_images"]} if lists else {}
+            step = step.model_copy(update={"images_per_unit": unit, **taken})
+        elif isinstance(step, AnalysisStep) and step.select is not None:
+            step = step.model_copy(update={"select": _fewer(step.select, images / total)})
+        if not isinstance(step, PatchComponentsStep):
+            steps.append(step)
+    few = job.images.model_copy(update={"sample": images})
+    return job.model_copy(update={"images": few, "store": str(store), "steps": steps})
+
+
+def _fewer(chosen: SelectSpec, share: float) -> SelectSpec:
+    """Return a selection of fewer images: of the trial's, those that are named may not be among them."""
+    count = len(chosen.images) if chosen.images is not None else chosen.sample
+    if count is None:
+        return chosen
+    if chosen.correct is not None or chosen.classes is not None:
+        share /= 2  # fewer of the trial's images may be of that kind than of all
+    return chosen.model_copy(update={"images": None, "sample": max(1, round(share * count))})
+
+
+def _rate(seen: Iterable[events.Event], slots: int) -> float:
+    """Return images per second once every slot has done a unit."""
+    units = [event for event in seen if (event.kind, event.step) == ("progress", "extract")]
+    first, last = units[min(slots, len(units)) - 1], units[-1]
+    if last.done > first.done:
+        return (last.done - first.done) / max(last.time - first.time, 1e-6)
+    return max(float(event.data["rate"]) for event in units)
+
+
+def _durations(seen: Iterable[events.Event]) -> dict[str, float]:
+    """Return the seconds of each step of the job."""
+    began: dict[str, float] = {}
+    found: dict[str, float] = {}
+    for event in seen:
+        if event.parent or not event.step:
+            continue
+        if event.kind == "started":
+            began[event.step] = event.time
+        elif event.kind == "finished" and event.step in began:
+            found[event.step] = event.time - began[event.step]
+    return found
+
+
+def most_memory() -> int:
+    """Return the most bytes that this process has held.
+
+    ``ru_maxrss`` begins at what the process held that this one was forked from, so Linux is asked elsewhere.
+    """
+    with contextlib.suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return 1024 * int(found[1])
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def bytes_below(folder: Path) -> int:
+    """Return the bytes of all files in a folder and below it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
