@@ -83,7 +83,7 @@ def test_persist__gives_each_worker_neighbours_and_as_much_as_it_has_threads(poo
     holders = [pools.who_has(kept)[key] for key in dask.core.flatten(kept.__dask_keys__())]
     assert all(len(one) == 1 for one in holders)
     order = [one[0] for one in holders]
-    assert [order.count(address) for address in dict.fromkeys(order)] == [4, 4, 4]
+    assert [order.count(address) for address in dict.fromkeys(order)] == [8, 8, 8]
     assert order == sorted(order, key=list(dict.fromkeys(order)).index), "a worker's chunks are neighbours"
     assert kept.compute().tolist() == x.compute().tolist()
 
