@@ -16,6 +16,7 @@ import dneuro as dn
 from dneuro import events
 from dneuro.engine import ThreadExecutor
 from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError
+from dneuro.kernels.ica import _smaller_side
 from dneuro.quantities import MiB
 
 Array = np.ndarray
@@ -218,3 +219,16 @@ def test_ica__components_beyond_the_range_are_an_error(dtype: str, scale: float,
     with pytest.raises(ArrayError, match=r"problem 0: its component is beyond what float\d\d holds") as caught:
         dn.ica(x, rank=2, client=EXECUTOR)
     assert hint in str(caught.value.hint)
+
+
+def test_smaller_side__of_steep_problems_is_not_squared() -> None:
+    """Of each problem by itself: a flat one in the same batch is computed from products."""
+    rng = np.random.default_rng(0)
+    left, _ = np.linalg.qr(rng.standard_normal((2, 20, 20)))
+    right, _ = np.linalg.qr(rng.standard_normal((2, 300, 20)))
+    sizes = np.stack([np.linspace(3, 1, 20), np.geomspace(1, 1e-12, 20)])
+    x = left * sizes[:, None, :] @ np.swapaxes(right, 1, 2)
+    u, found = _smaller_side(x, 8)
+    np.testing.assert_allclose(found[0], sizes[0], rtol=1e-12)
+    np.testing.assert_allclose(found[1, :12], sizes[1, :12], rtol=1e-7)
+    np.testing.assert_allclose(np.abs(np.einsum("bsk,bsk->bk", u, left))[:, :8], 1, atol=1e-9)
