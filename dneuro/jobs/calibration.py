@@ -107,7 +107,7 @@ def _scaled(step: str, half: Trial, whole: Trial, plan: JobPlan) -> float:
     if few == some:
         return took * (many / some if step == "train" else 1.0)
     slope = max(0.0, took - half.seconds[step]) / (some - few)
-    return took + slope * (many - some)
+    return took + min(slope, took / some) * (many - some)  # no time is less than none
 
 
 def _measure(step: str, plan: JobPlan) -> int:

@@ -87,6 +87,7 @@ def test_scaled__is_a_line_through_two_trials() -> None:
     scaled = calibration._scaled
     assert scaled("svd", trial(100, 3.0, 400), trial(200, 4.0, 800), job) == pytest.approx(2.0 + 0.0025 * 40_000)
     assert scaled("svd", trial(100, 3.0, 400), trial(200, 2.9, 800), job) == 2.9, "no image takes less than no time"
+    assert scaled("svd", trial(100, 1.0, 400), trial(200, 4.0, 800), job) == pytest.approx(4.0 * 50), "in proportion"
     assert scaled("svd", trial(100, 3.0, 0), trial(200, 4.0, 0), job) == 4.0, "nothing is read, and no result is larger"
     assert scaled("train", trial(100, 3.0, 0), trial(200, 4.0, 0), job) == pytest.approx(2.0 + 0.01 * 10_000)
 
