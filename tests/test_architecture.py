@@ -15,7 +15,7 @@ import dneuro
 ROOT = Path(dneuro.__file__).parent
 
 # What each room may import besides itself; the rooms are in ARCHITECTURE order, from the ground up.
-BASE = {"allocation", "errors", "quantities", "events", "files"}
+BASE = {"allocation", "errors", "quantities", "events", "files", "products"}
 ISLANDS = {"kernels", "nets", "images", "store"}
 MAY_IMPORT: dict[str, set[str]] = {
     "allocation": set(),
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "quantities": set(),
     "events": set(),
     "files": set(),
+    "products": set(),
     "spec": BASE,
     **{island: BASE | {"spec"} for island in ISLANDS},
     "engine": BASE | {"spec"},

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dneuro.engine.device import Device
 from dneuro.errors import ArrayError, DeviceError
+from dneuro.products import PRODUCTS
 
 
 class Place(Protocol):
@@ -73,7 +74,7 @@ class Card:
         import torch
 
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_PRODUCTS.rounded(self._device.tf32))
+            stack.enter_context(PRODUCTS.rounded(self._device.tf32))
             if self._where.type == "cuda":
                 stack.enter_context(torch.cuda.device(self._where))
                 stack.enter_context(torch.cuda.stream(_own_stream(self._where)))
@@ -214,57 +215,3 @@ def _own_stream(where: Any) -> Any:
     if str(where) not in streams:
         streams[str(where)] = torch.cuda.Stream(where)  # type: ignore[no-untyped-call]
     return streams[str(where)]
-
-
-class _Products:
-    """Whether products of float32 may be rounded to TF32: torch has one setting for a whole process, none per thread.
-
-    The first task sets it, and the last puts back what the first has found. A task that wants the other setting waits
-    until all have left.
-    """
-
-    def __init__(self) -> None:
-        self._turn = threading.Condition()
-        self._inside, self._tf32 = 0, False
-        self._found: tuple[str | None, str | None] = (None, None)
-
-    @contextlib.contextmanager
-    def rounded(self, tf32: bool) -> Iterator[None]:
-        """Return the context in which they are, or are not."""
-        with self._turn:
-            self._turn.wait_for(lambda: not self._inside or self._tf32 == tf32)
-            if not self._inside:
-                self._tf32, self._found = tf32, _precision()
-                _set_precision("high" if tf32 else "highest", "tf32" if tf32 else "ieee")
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._turn:
-                self._inside -= 1
-                if not self._inside:
-                    _set_precision(*self._found)
-                    self._turn.notify_all()
-
-
-_PRODUCTS = _Products()
-
-
-def _precision() -> tuple[str | None, str | None]:
-    """Return what float32 products are computed in, by torch's older and its newer word (from 2.9); None if unknown."""
-    import torch
-
-    newer = getattr(torch.backends.cuda.matmul, "fp32_precision", None)
-    try:
-        return torch.get_float32_matmul_precision(), newer
-    except RuntimeError:  # somebody has set the newer word alone, and torch refuses to say the older
-        return None, newer
-
-
-def _set_precision(older: str | None, newer: str | None) -> None:
-    import torch
-
-    if older is not None:
-        torch.set_float32_matmul_precision(older)
-    if newer is not None and hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        torch.backends.cuda.matmul.fp32_precision = newer

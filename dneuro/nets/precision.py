@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from dneuro.errors import NetworkError
+from dneuro.products import PRODUCTS
 
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 
@@ -45,14 +46,9 @@ def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
     In half precision torch's autocast decides per operation: convolutions and products of matrices are computed in
     it, sums and normalisations in float32. In float32 a GPU computes in float32: torch alone would let cuDNN round the
-    factors of convolutions to 10 bits (TF32).
+    factors of convolutions to 10 bits (TF32). Afterwards it is as it was.
     """
-    if device.type == "cuda":  # for the whole process: there is no setting per thread
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    if precision in _HALF:
-        with torch.autocast(device.type, dtype=_HALF[precision]):
-            yield
-    else:
-        with torch.autocast(device.type, enabled=False):
-            yield
+    half = _HALF.get(precision)
+    products = PRODUCTS.rounded(precision == "tf32") if device.type == "cuda" else contextlib.nullcontext()
+    with products, torch.autocast(device.type, dtype=half, enabled=half is not None):
+        yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from dneuro.nets.describe import trace
 from dneuro.nets.device import parse_device, seeded
 from dneuro.nets.fit import attach, fit
 from dneuro.nets.weights import State, read_state, save_state
+from dneuro.products import PRODUCTS
 from dneuro.spec.network import EXPORT, NetworkSpec
 
 __all__ = ["save_state", "train"]
@@ -105,9 +106,11 @@ def train(
     return {key: value.detach().cpu().clone() for key, value in module.state_dict().items()}, history
 
 
-def _exact_convolutions() -> AbstractContextManager[None]:
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
     """Return the context in which cuDNN gives the same results each time, in float32: torch's own rounds to TF32."""
-    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+    with PRODUCTS.rounded(False), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+        yield
 
 
 def _batches(

@@ -16,9 +16,10 @@ import xarray as xr
 import dneuro as dn
 from dneuro.engine import DaskExecutor, ThreadExecutor, reduce
 from dneuro.engine.device import Device, chosen
-from dneuro.engine.place import _PRODUCTS, Card, opened, place_of
+from dneuro.engine.place import Card, opened, place_of
 from dneuro.errors import ArrayError, DeviceError, UsageError
 from dneuro.kernels import Moments
+from dneuro.products import PRODUCTS
 
 LACKING = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 VALUES = np.random.default_rng(0).standard_normal((300, 12)).astype("f4")
@@ -161,14 +162,14 @@ def test_products__of_another_precision_wait_for_their_turn() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def exact() -> None:
-        with _PRODUCTS.rounded(False):
+        with PRODUCTS.rounded(False):
             order.append(torch.get_float32_matmul_precision())
             inside.set()
             leave.wait(30)
             order.append(torch.get_float32_matmul_precision())
 
     def rounded() -> None:
-        with _PRODUCTS.rounded(True):
+        with PRODUCTS.rounded(True):
             order.append(torch.get_float32_matmul_precision())
 
     before = torch.get_float32_matmul_precision()

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from dneuro.errors import NetworkError
 from dneuro.images.preprocess import to_input
 from dneuro.nets.load import Network, load
-from dneuro.nets.precision import Precision, check_precision
+from dneuro.nets.precision import Precision, check_precision, computing_in
 from dneuro.nets.running import Runner
 from dneuro.spec.network import NetworkSpec, Preprocessing
 
@@ -106,8 +106,23 @@ def test_float32__stays_so_inside_somebody_elses_autocast() -> None:
 
 def test_tf32__is_refused_where_there_is_none() -> None:
     with pytest.raises(NetworkError, match="precision tf32 is one of NVIDIA's GPUs, device cpu") as caught:
-        squeezenet(precision="tf32")
+        check_precision("tf32", torch.device("cpu"))
     assert "bfloat16" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_products__on_a_card_are_what_was_asked_for_and_then_as_before(precision: Precision) -> None:
+    """The words are torch's own for a card, which need not be there."""
+    matmul, cudnn, tf32 = torch.backends.cuda.matmul, torch.backends.cudnn, precision == "tf32"
+    for own in (False, True):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=own):
+            before = (matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision())
+            assert before[1] is own
+            with computing_in(precision, torch.device("cuda")):
+                assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
+                with computing_in(precision, torch.device("cuda")):  # a program is made inside
+                    assert (matmul.allow_tf32, cudnn.allow_tf32) == (tf32, tf32)
+            assert (matmul.allow_tf32, cudnn.allow_tf32, torch.get_float32_matmul_precision()) == before
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bfloat16"])
@@ -159,7 +174,6 @@ def test_cuda__float32_is_not_tf32_and_runs_ahead() -> None:
             room = runner.pixels(some.shape)
             room[...] = some
             started.append(runner.start(room))
-        assert not torch.backends.cudnn.allow_tf32
         results = [running.result() for running in started]
     for some, (outputs, classes) in zip(images, results, strict=True):
         expected, wanted = run(on_cpu, some)
