@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dneuro import events
 from dneuro.cluster import backend_of
+from dneuro.extract.plan import ExtractPlan
 from dneuro.jobs.planning import JobPlan
-from dneuro.jobs.trials import Trial, most_memory, try_job, try_patches
+from dneuro.jobs.trials import UNITS, Trial, most_memory, try_job, try_patches
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import PatchComponentsStep
 
@@ -61,7 +63,8 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     profile : ProfileSpec
         Where it will run: a profile of this machine.
     images : int
-        Images to try it on, drawn at random.
+        Images to try it on, drawn at random. Fewer than make `UNITS` units of a batch for every slot foretell nothing:
+        so many are tried in their place, and a note says so.
 
     Notes
     -----
@@ -74,7 +77,7 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     channels.
     """
     backend = backend_of(profile)
-    count = min(images, plan.extract.images)
+    count = _enough(images, plan.extract, backend.sizes(plan.study.job.extract.pool_name).slots)
     with tempfile.TemporaryDirectory(prefix="dneuro-trial-") as folder, backend.open(name="trial") as machines:
         # What is tried first imports what all need, so it says nothing of the time.
         trials = [
@@ -98,6 +101,17 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
         disk_bytes=packed,
         worker_bytes=most,
     )
+
+
+def _enough(images: int, plan: ExtractPlan, slots: int) -> int:
+    """Return how many images to try a job on: as many as were asked for, or as are needed, and no more than it has."""
+    needed = min(UNITS * slots * min(plan.batch, plan.unit), plan.images)
+    if images < needed:
+        events.emit(
+            "note", "", f"tried on {needed} images in place of {images}: {UNITS} units of a batch for each of {slots} "
+            "tasks at a time; fewer would foretell nothing",
+        )  # fmt: skip
+    return min(max(images, needed), plan.images)
 
 
 def _scaled(step: str, half: Trial, whole: Trial, plan: JobPlan) -> float:

@@ -27,7 +27,7 @@ from dneuro.spec.steps import AnalysisStep
 def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
     make_job: Callable[..., JobSpec], tmp_path: Path, threads: ThreadExecutor
 ) -> None:
-    job = make_job({"svd": {"rank": 2, "layer": "fc"}}, {"train": {"epochs": 1}}, "report")
+    job = make_job({"svd": {"rank": 2, "layer": "fc"}}, {"train": {"epochs": 1}}, "report", batch=2)
     plan = plan_job(job, threads)
     heard: list[events.Event] = []
     with events.listening(heard.append):
@@ -62,7 +62,8 @@ def test_forecast__of_top_patches_goes_with_the_channels(
 
     monkeypatch.setitem(trials.ANALYSES, "patch_components", components)
     step = {"patch_components": {"k": 12, "rank": 3, "keep": 2, "max_iter": 10}}
-    job = make_job(step, {"moments": {}}, layers={"conv1": {"keep": "full"}, "relu1": {"keep": "stats"}})
+    layers = {"conv1": {"keep": "full"}, "relu1": {"keep": "stats"}}
+    job = make_job(step, {"moments": {}}, layers=layers, batch=2)
     plan = plan_job(job, threads)
     found = forecast(plan, ProfileSpec(backend="local"), images=20)
     assert list(found.seconds) == ["extract", "patch_components", "moments"]
@@ -101,6 +102,19 @@ def test_smaller__selects_no_more_images_than_a_trial_has(make_job: Callable[...
     assert (selections[1]["sample"], selections[1]["images"]) == (1, None)
 
 
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_too_few_images_takes_as_many_as_foretell_something(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor
+) -> None:
+    plan = plan_job(make_job(batch=4), threads)
+    heard: list[events.Event] = []
+    with events.listening(heard.append):
+        found = forecast(plan, ProfileSpec(backend="local"), images=1)
+    assert found.tried == 4 * 4 * threads.slots
+    (note,) = [event.message for event in heard if "tried" in event.message]
+    assert note.startswith(f"tried on {found.tried} images in place of 1: ")
+
+
 def test_rate__does_not_count_the_units_that_load_the_network() -> None:
     def progress(done: int, time: float) -> events.Event:
         return events.Event("progress", "extract", done=done, total=80, time=time, data={"rate": 1.0})
@@ -114,7 +128,7 @@ def test_rate__does_not_count_the_units_that_load_the_network() -> None:
 def test_forecast__of_the_disk_is_what_the_job_then_takes(
     make_job: Callable[..., JobSpec], threads: ThreadExecutor
 ) -> None:
-    job = make_job({"cooccurrence": {"k": 5}}, {"svd": {"rank": 2, "layer": "fc"}}, "report")
+    job = make_job({"cooccurrence": {"k": 5}}, {"svd": {"rank": 2, "layer": "fc"}}, "report", batch=2)
     plan = plan_job(job, threads)
     foretold = forecast(plan, ProfileSpec(backend="local"), images=20).disk_bytes
     run_job(job, threads)
