@@ -1,7 +1,8 @@
-"""How activations are best stored: bytes per image, writing, reading by rows and by columns, on real activations.
+"""How activations are best stored: bytes per image, writing, reading by rows and by columns, errors; on real ones.
 
-``python -m benchmarks.storage --photos DIR --weights DIR``; photographs below the one, torchvision's weights as
-``alexnet_features.safetensors``, ``vgg16_features.safetensors`` and ``squeezenet1_1.safetensors`` in the other.
+``python -m benchmarks.storage --photos DIR --weights DIR`` prints the tables of docs/store.md; photographs below the
+one, torchvision's weights as ``alexnet_features.safetensors``, ``vgg16_features.safetensors`` and
+``squeezenet1_1.safetensors`` in the other. ``--more`` compares other codecs, sizes of chunks and shards besides.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +23,44 @@ import zarr.codecs
 from numpy.typing import NDArray
 
 from dneuro.quantities import MiB
+from dneuro.store.codecs import CODECS
+from dneuro.store.layout import chunks
 
 LAYERS = (
     ("torchvision:alexnet", "alexnet_features", "features.12", 1024),
-    ("torchvision:alexnet", "alexnet_features", "features.10", 256),
     ("torchvision:squeezenet1_1", "squeezenet1_1", "features.12.expand3x3_activation", 256),
     ("torchvision:vgg16", "vgg16_features", "features.22", 64),
+    ("torchvision:alexnet", "alexnet_features", "features.10", 256),
 )
-"""Network, its weights, layer (after a ReLU, but for the second: the sums before it), and as many photographs as make
+"""Network, its weights, layer (after a ReLU, but for the last: the sums before it), and as many photographs as make
 some 40 to 100 MB."""
 
 REPEATS = 3
 """Every time is the best of so many; it is that of the processor, all threads together, so that other work on a shared
 machine does not show."""
 
-HEADINGS = [
-    "layer", "dtype", "codec", "chunk MiB", "KiB per image", "of its size", "write MB/s", "rows MB/s",
-    "columns MB/s",
-]  # fmt: skip
+UNIT = 512
+"""Images per unit, as 50,000 images have it."""
+
+STORED = ["layer", "dtype", "codec", "chunk", "KiB per image", "of float32", "write", "read rows", "read columns"]
+ERRORS = ["layer", "dtype", "largest relative error", "mean", "all together, ‖Δ‖ / ‖x‖"]
 
 
 def _blosc(name: str, level: int, shuffle: str) -> Any:
     return zarr.codecs.BloscCodec(cname=name, clevel=level, shuffle=shuffle)  # type: ignore[arg-type]
 
 
-CODECS: dict[str, Any] = {
-    "none": None,
+OTHERS: dict[str, Any] = {
     "blosc lz4 5": _blosc("lz4", 5, "noshuffle"),
-    "blosc lz4 5, shuffle": _blosc("lz4", 5, "shuffle"),
     "blosc lz4 5, bitshuffle": _blosc("lz4", 5, "bitshuffle"),
     "blosc zstd 1": _blosc("zstd", 1, "noshuffle"),
-    "blosc zstd 1, shuffle": _blosc("zstd", 1, "shuffle"),
     "blosc zstd 1, bitshuffle": _blosc("zstd", 1, "bitshuffle"),
     "blosc zstd 3, shuffle": _blosc("zstd", 3, "shuffle"),
-    "zstd -1": zarr.codecs.ZstdCodec(level=-1, checksum=True),
-    "zstd 1": zarr.codecs.ZstdCodec(level=1, checksum=True),
     "zstd 3": zarr.codecs.ZstdCodec(level=3, checksum=True),
 }
-"""What is compared."""
+"""Codecs that no job can name."""
 
-SHORT = ("none", "blosc lz4 5, shuffle", "blosc zstd 1, shuffle", "zstd -1", "zstd 1")
+HALF = ("zstd-fast", "zstd-shuffle")
 """What is compared for the smaller dtypes."""
 
 
@@ -74,39 +73,44 @@ class Way:
     dtype : str
         ``float32``, ``float16`` or ``bfloat16``.
     codec : str
-        Key of `CODECS`.
+        Key of `CODECS`, or of `OTHERS`.
     chunk : int
-        Bytes of a chunk, about.
+        Bytes of a chunk, about; 0 for those that a store has.
     row : int
-        Bytes of a row of chunks, about.
+        Bytes of a row of chunks, about, where the chunks are not those of a store.
     shard : bool
         A row of chunks is one file.
     """
 
     dtype: str = "float32"
-    codec: str = "zstd -1"
-    chunk: int = 4 * MiB
+    codec: Any = "zstd-fast"
+    chunk: int = 0
     row: int = 32 * MiB
     shard: bool = False
 
 
-def ways(sizes: bool) -> Iterator[Way]:
-    """Yield what is compared: every codec, some with each dtype, and if asked sizes of chunks."""
-    for codec in CODECS:
-        yield Way("float32", codec)
+def ways() -> Iterator[Way]:
+    """Yield every way that a job can ask for, and is worth comparing."""
+    for codec in ("none", "lz4-shuffle", "zstd-shuffle", "zstd-fast", "zstd"):
+        yield Way(codec=codec)
     for dtype in ("float16", "bfloat16"):
-        for codec in SHORT:
+        for codec in HALF:
             yield Way(dtype, codec)
-    for codec in ("none", "zstd -1") if sizes else ():
-        base = Way(codec=codec)
-        for size in (1, 2, 8, 16, 32):
-            yield replace(base, chunk=size * MiB)
+
+
+def more_ways() -> Iterator[Way]:
+    """Yield those that none can ask for."""
+    for codec in OTHERS:
+        yield Way(codec=codec)
+    for codec in ("none", "zstd-fast"):
+        for size in (1, 2, 4, 8, 16, 32):
+            yield Way(codec=codec, chunk=size * MiB)
         for size in (1, 4):
-            yield replace(base, chunk=size * MiB, shard=True)
+            yield Way(codec=codec, chunk=size * MiB, shard=True)
 
 
 def activations(photos: Path, weights: Path, folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Yield (name, activations (image, channel, y, x)) of each of `LAYERS`, on the first photographs."""
+    """Yield (name, activations (image, channel, y, x)) of each of `LAYERS`, on photographs from all over the list."""
     import torch
 
     from dneuro.images.preprocess import to_input, view
@@ -129,7 +133,8 @@ def activations(photos: Path, weights: Path, folder: Path) -> Iterator[tuple[str
                 with tap(network.module, [layer]) as tapped:
                     parts.append(np.asarray(tapped(batch)[0][layer]))
             np.save(kept, np.concatenate(parts))
-        yield f"{name.removeprefix('torchvision:')} {layer}", np.load(kept)
+        values = np.load(kept)
+        yield f"{name.removeprefix('torchvision:')} {layer}, {float((values == 0).mean()):.0%} zeros", values
 
 
 def as_stored(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
@@ -140,45 +145,49 @@ def as_stored(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
 
 
 def measure(values: NDArray[Any], way: Way, path: Path) -> list[str]:
-    """Write and read `values` in one way; return the last columns of the table."""
-    chunks, shards = cut(values, way)
-    megabytes = values.nbytes / 1e6
+    """Write and read `values` in one way; return the last columns of the table, speeds in MB of float32 per second."""
+    cuts, shards = cut(values, way)
+    megabytes = 4 * values.size / 1e6
 
     def write() -> None:
         shutil.rmtree(path, ignore_errors=True)
         array = zarr.create_array(
             path,
             shape=values.shape,
-            chunks=chunks,
+            chunks=cuts,
             shards=shards,
             dtype=values.dtype,
-            compressors=CODECS[way.codec],
+            compressors=OTHERS[way.codec] if way.codec in OTHERS else CODECS[way.codec],
         )
-        for start in range(0, len(values), chunks[0]):
-            array[start : start + chunks[0]] = values[start : start + chunks[0]]
+        for start in range(0, len(values), cuts[0]):
+            array[start : start + cuts[0]] = values[start : start + cuts[0]]
 
     def rows() -> None:
         array = zarr.open_array(path, mode="r")
-        for start in range(0, len(values), chunks[0]):
-            array[start : start + chunks[0]]
+        for start in range(0, len(values), cuts[0]):
+            array[start : start + cuts[0]]
 
     def columns() -> None:
         array = zarr.open_array(path, mode="r")
-        for start in range(0, values.shape[1], chunks[1]):
-            array[:, start : start + chunks[1]]
+        for start in range(0, values.shape[1], cuts[1]):
+            array[:, start : start + cuts[1]]
 
     seconds = [best(step) for step in (write, rows, columns)]
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     shutil.rmtree(path)
     return [
-        f"{size / len(values) / 1024:.0f}",
+        " × ".join(map(str, cuts)) + (", a row in one file" if way.shard else ""),
+        f"{size / len(values) / 1024:,.0f}",
         f"{size / values.size / 4:.0%}",
-        *(f"{megabytes / s:.0f}" for s in seconds),
+        *(f"{megabytes / s:,.0f}" for s in seconds),
     ]
 
 
 def cut(values: NDArray[Any], way: Way) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
-    """Return the shapes of a chunk and of a shard."""
+    """Return the shapes of a chunk, and of a shard where there are any."""
+    if not way.chunk:
+        images, *rest = chunks(values.shape[1:], values.itemsize, UNIT)
+        return (min(images, len(values)), *rest), None
     per_image = values.nbytes // len(values)
     images = max(1, min(len(values), 1 << ((way.row // per_image) or 1).bit_length() - 1))
     per_channel = images * per_image // values.shape[1]
@@ -186,8 +195,8 @@ def cut(values: NDArray[Any], way: Way) -> tuple[tuple[int, ...], tuple[int, ...
     channels = math.ceil(values.shape[1] / math.ceil(values.shape[1] / channels))
     while way.shard and values.shape[1] % channels:
         channels -= 1
-    rest = values.shape[2:]
-    return (images, channels, *rest), ((images, *values.shape[1:]) if way.shard else None)
+    positions = values.shape[2:]
+    return (images, channels, *positions), ((images, *values.shape[1:]) if way.shard else None)
 
 
 def best(step: Callable[[], None]) -> float:
@@ -200,22 +209,24 @@ def best(step: Callable[[], None]) -> float:
     return min(found)
 
 
-def rows(folder: Path, photos: Path, weights: Path) -> Iterator[list[str]]:
-    """Measure; yield the rows of the table, as soon as each is known."""
-    for number, (layer, values) in enumerate(activations(photos, weights, folder)):
-        zeros = float((values == 0).mean())
-        copy = np.empty_like(values)
-        seconds = best(lambda values=values, copy=copy: np.copyto(copy, values))  # type: ignore[misc]
-        speed = f"{values.nbytes / 1e6 / seconds:.0f}"
-        yield [f"{layer}: {zeros:.0%} zeros", "float32", "a copy in memory", "", "", "", speed, speed, speed]
-        for way in ways(sizes=number == 0):
-            shown = f"{way.chunk / MiB:g}" + (", one file per row" if way.shard else "")
-            stored = as_stored(values, way.dtype)
-            yield [layer, way.dtype, way.codec, shown, *measure(stored, way, folder / "way.zarr")]
-        for dtype in ("float16", "bfloat16"):
-            stored = as_stored(values, dtype).astype(np.float32)
-            relative = np.abs(stored - values)[values != 0] / np.abs(values[values != 0])
-            yield [layer, dtype, f"relative error: largest {relative.max():.1e}, mean {relative.mean():.1e}", *[""] * 6]
+def copied(values: NDArray[np.float32]) -> str:
+    """Return how fast a copy in memory is, in MB per second: no reading can be faster."""
+    copy = np.empty_like(values)
+    return f"{values.nbytes / 1e6 / best(lambda: np.copyto(copy, values)):,.0f}"
+
+
+def errors(values: NDArray[np.float32], dtype: str) -> list[str]:
+    """Return the errors of a dtype: relative ones of what is not zero, and of all together."""
+    exact = values.astype(np.float64)
+    wrong = np.abs(as_stored(values, dtype).astype(np.float64) - exact)
+    relative = wrong[exact != 0] / np.abs(exact[exact != 0])
+    together = np.linalg.norm(wrong) / np.linalg.norm(exact)
+    return [f"{error:.1e}" for error in (relative.max(), relative.mean(), together)]
+
+
+def show(cells: Iterable[str]) -> None:
+    """Print a row of a table."""
+    print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -223,12 +234,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storage", description=__doc__)
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs")
     parser.add_argument("--weights", type=Path, required=True, help="a folder of safetensors")
+    parser.add_argument("--more", action="store_true", help="codecs, chunks and shards that no job can ask for, too")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="dneuro-benchmark-") as folder:
-        for row in (HEADINGS, ["---"] * len(HEADINGS)):
-            print(f"| {' | '.join(row)} |")
-        for row in rows(Path(folder), asked.photos, asked.weights):
-            print(f"| {' | '.join(row)} |", flush=True)
+    with tempfile.TemporaryDirectory(prefix="dneuro-benchmark-") as name:
+        folder = Path(name)
+        found = list(activations(asked.photos, asked.weights, folder))
+        show(STORED)
+        show(["---"] * len(STORED))
+        for number, (layer, values) in enumerate(found):
+            for way in (*ways(), *(more_ways() if asked.more and number == 0 else ())):
+                stored = as_stored(values, way.dtype)
+                show([layer, way.dtype, f"`{way.codec}`", *measure(stored, way, folder / "way.zarr")])
+        print(f"\na copy in memory: {', '.join(copied(values) for _, values in found)} MB/s\n")
+        show(ERRORS)
+        show(["---"] * len(ERRORS))
+        for layer, values in found:
+            for dtype in ("float16", "bfloat16"):
+                show([layer, dtype, *errors(values, dtype)])
 
 
 if __name__ == "__main__":
