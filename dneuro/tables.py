@@ -50,9 +50,11 @@ def show_plan(plan: JobPlan, sizes: Callable[[str], WorkerSizes]) -> None:
     done = f", {plan.done} done" if plan.done else ""
     if job.train is not None:
         table.add_row("train", "", f"{job.train.epochs} epochs", *[""] * 5)
+    there = f"; {format_bytes(extract.device_bytes)} of each worker's {extract.device}" if extract.device else ""
     table.add_row(
         "extract", "", f"{extract.units} units{done}", "", format_bytes(extract.store_bytes),
-        format_bytes(extract.worker_bytes), "", f"{extract.unit} images per unit, batches of {extract.batch}",
+        format_bytes(extract.worker_bytes), "",
+        f"{extract.unit} images per unit, batches of {extract.batch}{there}",
     )  # fmt: skip
     if extract.partial_bytes:
         table.add_row(

@@ -8,6 +8,9 @@ import typer
 
 from dneuro.cli.arguments import AsJson, Quiet, print_json
 
+SHOWN = 20
+"""Masked images that `verify` names; all are in its JSON."""
+
 
 def report(
     store: Annotated[str, typer.Argument(help="A store, or its URL.")],
@@ -53,6 +56,10 @@ def verify(
     else:
         for finding in found.findings:
             typer.echo(finding)
+        for name, why in list(found.masked.items())[:SHOWN]:
+            typer.echo(f"masked: {name}: {why}")
+        if len(found.masked) > SHOWN:
+            typer.echo(f"masked: {len(found.masked) - SHOWN} more images")
         counts = [f"{found.units} units"] + [
             f"{len(some)} {what}" for some, what in ((found.damaged, "damaged"), (found.missing, "missing")) if some
         ]

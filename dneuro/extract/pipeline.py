@@ -8,19 +8,21 @@ import platform
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.allocation import keep_memory, keep_until_others_come
+from dneuro.engine.device import CUDA_BYTES
 from dneuro.errors import NetworkError, NonFiniteError
-from dneuro.extract.plan import AHEAD, layer_batches, pooled
+from dneuro.extract.plan import pooled
 from dneuro.extract.reading import Pictures, read_ahead
+from dneuro.extract.slots import AHEAD, layer_batches
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.images.manifest import Manifest
-from dneuro.images.memory import LEAST, PictureMemory
+from dneuro.images.memory import PictureMemory
 from dneuro.images.sources import ImageSource, open_source
 from dneuro.store.files import local_copy
 from dneuro.store.rounding import LARGEST, to_bfloat16
@@ -51,11 +53,17 @@ class Batch:
         Per layer (readable images, …), or of a pooled one the maximum per channel and its position.
     predictions : array (readable images,) of int64, or None
         The class with the largest output.
+    status : array (images,) of uint8
+        0 read, 1 could not be read, 2 read, and masked for what the network made of it.
     """
 
     pictures: Pictures
     outputs: dict[str, Output]
     predictions: NDArray[np.int64] | None
+    status: NDArray[np.uint8] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.status = (~self.pictures.readable).astype(np.uint8)
 
     @property
     def numbers(self) -> NDArray[np.int64]:
@@ -64,8 +72,19 @@ class Batch:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """Whether each image could be read."""
-        return self.pictures.readable
+        """Whether each image could be read and is not masked."""
+        found: NDArray[np.bool_] = self.status == 0
+        return found
+
+    def mask(self, images: NDArray[np.bool_]) -> None:
+        """Leave readable images out as if they could not be read; their outputs go, without taking more memory."""
+        kept = np.flatnonzero(~images[self.readable])
+        for layer, output in self.outputs.items():
+            few = tuple(_rows(part, kept) for part in output) if isinstance(output, tuple) else _rows(output, kept)
+            self.outputs[layer] = few  # type: ignore[assignment]
+        if self.predictions is not None:
+            self.predictions = self.predictions[kept]
+        self.status[images & self.readable] = 2
 
     def spread(self, values: NDArray[Any], blank: Any) -> NDArray[Any]:
         """Return `values` of the readable images as rows for all images, `blank` where masked."""
@@ -80,6 +99,7 @@ def network_of(work: ExtractWork) -> Network:
     """Return the network, loaded once per process."""
     import torch
 
+    from dneuro.nets.device import check_room, parse_device
     from dneuro.nets.load import load
 
     # The fingerprint knows the weights themselves: a file may have other content now than in an earlier run.
@@ -89,6 +109,8 @@ def network_of(work: ExtractWork) -> Network:
         if key not in _networks:
             keep_memory()
             _networks.clear()
+            if work.plan.device_bytes:
+                check_room(parse_device(work.network.device), work.plan.device_bytes - CUDA_BYTES, work.plan.batch)
             partial = None if work.predictions else list(work.plan.widths)
             with local_copy(work.weights) as weights:
                 network = load(work.network, weights=weights, partial_for=partial, input_shape=work.plan.input_shape)
@@ -138,7 +160,7 @@ def memory_of(work: ExtractWork) -> PictureMemory:
     with _lock:
         if key not in _memories:
             _memories.clear()
-            _memories[key] = PictureMemory(work.picture_bytes, besides=work.plan.worker_bytes - LEAST)
+            _memories[key] = PictureMemory(work.picture_bytes, besides=work.plan.besides_bytes)
         return _memories[key]
 
 
@@ -178,6 +200,13 @@ def batches(work: ExtractWork, layers: Sequence[str], start: int, stop: int) -> 
                 yield _batch(work, layers, *started.popleft())
         while started:
             yield _batch(work, layers, *started.popleft())
+
+
+def _rows(values: NDArray[Any], kept: NDArray[np.intp]) -> NDArray[Any]:
+    """Return some of the rows, moved to the front of their array."""
+    for place, row in enumerate(kept):
+        values[place] = values[row]
+    return values[: len(kept)]
 
 
 def _room(shape: tuple[int, ...]) -> NDArray[np.uint8]:

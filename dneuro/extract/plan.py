@@ -7,33 +7,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dneuro.engine.device import TORCH_BYTES
+from dneuro.engine.device import CUDA_BYTES, TORCH_BYTES
 from dneuro.errors import MemoryLimitError
 from dneuro.extract.gathering import GATHERED
+from dneuro.extract.slots import SLACK, card_bytes, room_bytes, slot_bytes
+from dneuro.images.headers import PictureSizes
 from dneuro.images.memory import LEAST, MARGIN
 from dneuro.kernels.feeds import Feed
 from dneuro.quantities import MiB, format_bytes
+from dneuro.spec.device import CPU
 from dneuro.spec.steps import DEFAULT_CODEC, Codec
 from dneuro.store.layout import ArrayPlan, LayerPlan, images_per_unit, root_arrays
 
 COMPILER_BYTES = 256 * MiB
 """Memory of a worker process that compiled its network: 80 to 180 MiB were measured, the C++ compiler's own apart."""
-
-AHEAD = 2
-"""Batches that are read while the network is busy with another."""
-
-CASTING = 20
-"""Bytes per number that are needed to make float16 or bfloat16 of it, at most."""
-
-PACKING = 3
-"""Times a row of chunks that is needed to pack it and to read it back: cut into chunks, packed, read."""
-
-GAPS = 1.5
-"""Times the largest tensor that lies idle: the gap of one that was freed is some bytes too small for the next of its
-size, and what the reading threads need in between falls into it. One to two of them were measured."""
-
-SLACK = 1.05
-"""What is held besides, of all that a slot holds: mostly what operations need in their inside."""
 
 PICTURE_SIDE = 112
 """Longer side, in pixels, of the pictures kept for the report."""
@@ -54,7 +41,7 @@ class ExtractPlan:
     batch : int
         Images per forward pass.
     bare_bytes : int
-        Peak memory of one worker process that feeds nothing on the way.
+        Peak memory of one worker process that feeds nothing on the way, but for the pictures that are being read.
     input_shape : (int, int, int)
         Colours, height and width of the network's input.
     widths : dict
@@ -67,6 +54,16 @@ class ExtractPlan:
         Bytes that a process holds of each layer's output, for all its slots.
     spared_bytes : int
         Bytes of those that need not be held.
+    pictures_bytes : int
+        What the threads of a process would hold of pictures that are being read, if all that were looked at can be.
+    largest_picture : int
+        What the largest of those takes.
+    limit : int
+        Bytes that a worker may use; 0 where that is not known.
+    device : str
+        Device that the network runs on; empty for the processor.
+    device_bytes : int
+        What a worker process takes of it at most.
     """
 
     images: int
@@ -81,15 +78,36 @@ class ExtractPlan:
     partial_bytes: int = 0
     rooms: dict[str, int] = field(default_factory=dict)
     spared_bytes: int = 0
+    pictures_bytes: int = LEAST
+    largest_picture: int = 0
+    limit: int = 0
+    device: str = ""
+    device_bytes: int = 0
 
     @property
     def worker_bytes(self) -> int:
-        """Peak memory of one worker process."""
+        """Peak memory of one worker process; pictures that would not fit into its limit are masked, and do not count.
+
+        More is only held for a picture that is larger than all that were looked at, and then no more than the limit.
+        """
+        counted = self.pictures_bytes
+        if self.limit:
+            counted = min(counted, self.picture_bytes(self.limit))
+        return self.besides_bytes + counted
+
+    @property
+    def besides_bytes(self) -> int:
+        """What a worker process holds besides pictures that are being read."""
         return self.bare_bytes + self.feeding_bytes - self.spared_bytes
+
+    @property
+    def least_picture_bytes(self) -> int:
+        """What there must be for pictures."""
+        return min(LEAST, self.pictures_bytes)
 
     def picture_bytes(self, limit: int) -> int:
         """Return what a worker process of `limit` bytes has for pictures that are being read: all that is left."""
-        return LEAST + max(0, int(MARGIN * limit) - self.worker_bytes)
+        return max(self.least_picture_bytes, int(MARGIN * limit) - self.besides_bytes)
 
     @property
     def units(self) -> int:
@@ -143,6 +161,18 @@ class ExtractPlan:
             spared_bytes=sum(self.rooms[layer] for layer in pooled(self.layers, feeds)),
         )
 
+    def too_large(self) -> str:
+        """Return what there is to say of pictures that a worker has no room for; empty if nothing."""
+        room = self.picture_bytes(self.limit)
+        if not self.limit or self.largest_picture <= room:
+            return ""
+        wanted = 1.05 * (self.besides_bytes + self.largest_picture) / MARGIN
+        return (
+            f"some pictures take up to {format_bytes(self.largest_picture)} to read, and a worker has "
+            f"{format_bytes(room)} for pictures: those that take more will be masked; workers with "
+            f"{format_bytes(wanted)} each would read them"
+        )
+
     def check(self, limit: int) -> None:
         """Refuse a plan that does not fit into a worker of `limit` bytes.
 
@@ -151,12 +181,13 @@ class ExtractPlan:
         MemoryLimitError
             With the numbers and what to change.
         """
-        if self.worker_bytes > limit:
+        needed = self.besides_bytes + self.least_picture_bytes
+        if needed > limit:
             raise MemoryLimitError(
-                f"extract needs {format_bytes(self.worker_bytes)} per worker (batch of {self.batch}), the limit is "
+                f"extract needs {format_bytes(needed)} per worker (batch of {self.batch}), the limit is "
                 f"{format_bytes(limit)}; nothing was started",
                 hint=f"extract: {{batch: {max(1, self.batch // 4)}}}, fewer layers at once, keep: max instead of full, "
-                f"or fewer workers with {format_bytes(1.05 * self.worker_bytes)} each (pools: in a profile)",
+                f"or fewer workers with {format_bytes(1.05 * needed)} each (pools: in a profile)",
             )
 
 
@@ -176,8 +207,12 @@ def plan_extraction(
     labels: bool,
     thumbnails: bool,
     source_bytes: int = 0,
+    pictures: PictureSizes = PictureSizes(),  # noqa: B008  (frozen)
     compiled: bool = False,
+    device: str = CPU,
     slots_per_process: int = 1,
+    readers: int = 1,
+    limit: int = 0,
 ) -> ExtractPlan:
     """Return the plan of an extraction; reads nothing.
 
@@ -207,20 +242,32 @@ def plan_extraction(
         What is stored per image.
     source_bytes : int
         What a process keeps of the images in memory.
+    pictures : PictureSizes
+        What pictures take that are being read.
     compiled : bool
         Whether the network is compiled there.
+    device : str
+        Where the network runs.
     slots_per_process : int
         Units that one process works on at a time.
+    readers : int
+        Threads that read the pictures of a unit.
+    limit : int
+        Bytes that a worker may use, if that is known.
     """
     unit = unit or images_per_unit(images)
     layers = tuple(LayerPlan(name, keep, shapes[name], dtype, codec) for name, keep in kept.items())
     picture = picture_shape(input_shape) if thumbnails else ()
     root = tuple(root_arrays(images, unit, predictions=predictions, labels=labels, picture=picture))
-    per_image = _image_bytes(layers, held, pixels=math.prod(input_shape), picture=math.prod(picture))
-    at_once = min(batch, unit, images)
-    per_slot = at_once * per_image
-    per_slot += _writing_bytes([*root, *(array for layer in layers for array in layer.arrays(images, unit))])
-    of_process = TORCH_BYTES + LEAST + source_bytes + weight_bytes + (COMPILER_BYTES if compiled else 0)
+    pixels, at_once, on_card = math.prod(input_shape), min(batch, unit, images), device != CPU
+    arrays = [*root, *(array for layer in layers for array in layer.arrays(images, unit))]
+    per_slot = slot_bytes(
+        layers, arrays, held, batch=at_once, pixels=pixels, picture=math.prod(picture), on_card=on_card
+    )
+    there = CUDA_BYTES + weight_bytes
+    there += round(slots_per_process * card_bytes(layers, held, batch=at_once, pixels=pixels))
+    of_process = TORCH_BYTES + source_bytes + weight_bytes
+    of_process += COMPILER_BYTES * compiled + CUDA_BYTES * on_card
     return ExtractPlan(
         images=images,
         unit=unit,
@@ -230,7 +277,15 @@ def plan_extraction(
         bare_bytes=of_process + round(SLACK * slots_per_process * per_slot),
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
-        rooms={layer.name: round(SLACK * slots_per_process * at_once * _room_bytes(layer)) for layer in layers},
+        rooms={
+            layer.name: round(SLACK * slots_per_process * room_bytes(layer, at_once, pinned=on_card))
+            for layer in layers
+        },
+        device=device if on_card else "",
+        device_bytes=there if on_card else 0,
+        pictures_bytes=pictures.of(slots_per_process * readers),
+        largest_picture=pictures.largest if pictures.looked_at else 0,
+        limit=limit,
     )
 
 
@@ -250,41 +305,6 @@ def pooled(layers: Iterable[LayerPlan], feeds: Mapping[str, Collection[Feed]]) -
     )
 
 
-def _room_bytes(layer: LayerPlan) -> int:
-    """Return the bytes per image of the rooms that a layer's output lies in."""
-    return 4 * math.prod(layer.shape) * layer_batches(layer)
-
-
-def _image_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, pixels: int, picture: int) -> float:
-    """Return the bytes per image of a batch of what a slot holds at the same time.
-
-    Outputs lie in rooms of their own, made before the first batch. While they are fed to the statistics and made what
-    is stored, the memory of the forward pass is free.
-    """
-    sizes = [math.prod(layer.shape) for layer in layers]
-    rooms = sum(map(_room_bytes, layers))
-    small = [size for size, layer in zip(sizes, layers, strict=True) if layer.dtype != "float32"]
-    written = sum(
-        (4 if layer.dtype == "bfloat16" else 2) * size
-        for size, layer in zip(sizes, layers, strict=True)
-        if layer.dtype != "float32" and layer.keep == "full"
-    )
-    most, largest = held
-    forward = most + GAPS * largest
-    return (AHEAD + 2) * (pixels + picture) + rooms + written + max(forward, written + CASTING * max(small, default=0))
-
-
-def _writing_bytes(arrays: Sequence[ArrayPlan]) -> int:
-    """Return what waits for a row of chunks to be full, and what one row needs that is packed and read back."""
-    rows = [array.row_bytes for array in arrays]
-    return sum(rows) + PACKING * max(rows)
-
-
-def layer_batches(layer: LayerPlan) -> int:
-    """Return how many batches of a layer's output there are at the same time: one, and one that is being written."""
-    return 2 if layer.keep == "full" and layer.dtype == "float32" else 1
-
-
 def picture_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
     """Return (rows, columns, colours) of the pictures kept of inputs (colours, height, width)."""
     colors, height, width = input_shape
@@ -301,5 +321,7 @@ def to_dict(plan: ExtractPlan) -> dict[str, Any]:
         "store_bytes": plan.store_bytes,
         "partial_bytes": plan.units * plan.partial_bytes,
         "worker_bytes": plan.worker_bytes,
+        "picture_bytes": plan.worker_bytes - plan.besides_bytes,
+        **({"device": plan.device, "device_bytes": plan.device_bytes} if plan.device else {}),
         "layers": {layer.name: {"keep": layer.keep, "shape": list(layer.shape)} for layer in plan.layers},
     }

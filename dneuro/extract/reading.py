@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import ImageSourceError, UnreadableImageError
-from dneuro.extract.plan import AHEAD
+from dneuro.extract.slots import AHEAD
 from dneuro.extract.work import ExtractWork
 from dneuro.images.memory import PictureMemory
 from dneuro.images.preprocess import view
@@ -37,11 +37,11 @@ class Pictures:
     readable : array (images,) of bool
         Those that could be read; the others are masked, and their rows below mean nothing.
     checksums : array (images,) of uint32
-        CRC-32 of the stored bytes, 0 where masked.
+        CRC-32 of the stored bytes, 0 where they could not be read.
     pixels : array (images, height, width, colours) of uint8
         What the network sees.
     small : array (images, rows, columns, colours) of uint8
-        The same, reduced, and 0 where masked; (images,) where no pictures are kept.
+        The same, reduced, and 0 where they could not be read; (images,) where no pictures are kept.
     reasons : list of (str, str)
         Name and cause of each masked image, in order.
     """

@@ -34,7 +34,7 @@ class Outcome:
     units, done_before : int
         Units in all, and those that were done already.
     masked : list of (str, str)
-        Name and cause of each image that could not be read.
+        Name and cause of each image that is masked.
     quarantined : dict of int to str
         Units that failed again and again, with the last error.
     seconds : float

@@ -29,7 +29,7 @@ class SameImages:
         store = opened_by_zarr(work.store)
         self._start = start
         self._checksums = np.asarray(zarr.open_array(store, path="checksum", mode="r")[start:stop])
-        self._readable = np.asarray(zarr.open_array(store, path="status", mode="r")[start:stop]) == 0
+        self._readable = np.asarray(zarr.open_array(store, path="status", mode="r")[start:stop]) != 1
         self._store, self._names = work.store, source_of(work).manifest.names
 
     def check(self, batch: Batch) -> None:

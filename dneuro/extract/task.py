@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.engine import stopping
-from dneuro.errors import DneuroError, StoreError
+from dneuro.errors import DneuroError, NonFiniteError, StoreError
 from dneuro.extract.behind import Behind, Writer
+from dneuro.extract.faults import Faults
 from dneuro.extract.gathering import Feeding, Seen
 from dneuro.extract.pipeline import Batch, Output, batches, cast, source_of
 from dneuro.extract.same import SameImages
@@ -35,7 +36,7 @@ class UnitReport:
     images : int
         Images in it.
     masked : list of (str, str)
-        Name and cause of each image that could not be read.
+        Name and cause of each image that is masked.
     seconds : float
         Time the unit took.
     """
@@ -44,6 +45,9 @@ class UnitReport:
     images: int
     masked: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
+
+
+_WAY_OUT = "extract: {on_nonfinite: mask} leaves such images out and lists them, like those that cannot be read"
 
 
 class QuarantinedError(DneuroError):
@@ -73,6 +77,8 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         If a later run has taken over.
     FingerprintError
         If an image has another content than when an earlier run read it.
+    NonFiniteError
+        If an activation is NaN or infinite, and such images are not to be masked.
     """
     began = time.perf_counter()
     work.attempt.refuse_if_overtaken(f"unit {number}")  # before the markers are withdrawn: they may be the later run's
@@ -92,15 +98,17 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
     masked: list[tuple[str, str]] = []
     layers = [part for part in parts if part != IMAGES]
     before = None if IMAGES in parts else SameImages(work, start, stop)
+    faults = Faults(work, number, parts)
     with Behind() as behind, contextlib.closing(batches(work, layers, start, stop)) as stream:
         if stop - start > work.plan.batch:  # one batch has nothing to be written behind of
             for maker in makers:
                 maker.writers = {name: behind.follow(writer) for name, writer in maker.writers.items()}
         for batch in stream:
             stopping.check()
-            masked += batch.pictures.reasons
             if before is not None:
                 before.check(batch)
+            faults.mask(batch)
+            masked += batch.pictures.reasons
             for maker in makers:
                 maker.add(batch)
             del batch  # not to be held while the next one is computed
@@ -115,6 +123,8 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
             "masked": masked,
             "checksums": {name: writer.finish() for name, writer in maker.writers.items()},
         }
+        if faults.masked:
+            marker["nonfinite"] = sorted(faults.masked.items())
         states = earlier[part] | maker.states()
         if states:
             marker |= unit.save_partials(states)
@@ -158,7 +168,7 @@ class _Images:
 
     def add(self, batch: Batch) -> None:
         rows: dict[str, Array] = {
-            "status": (~batch.readable).astype(np.uint8),
+            "status": batch.status,
             "checksum": batch.pictures.checksums,
             "picture": batch.pictures.small,
         }
@@ -198,7 +208,10 @@ class _Layer:
         """Return what the statistics and the store see of a layer's output."""
         largest, places = output if isinstance(output, tuple) else (output, None)
         values = cast(largest, self._plan.dtype, self._plan.name, numbers)
-        check_finite(values, {"image": numbers}, self._plan.name)
+        try:
+            check_finite(values, {"image": numbers}, self._plan.name)
+        except NonFiniteError as error:
+            raise NonFiniteError(error.message, hint=_WAY_OUT) from None
         if isinstance(output, tuple):
             return {"max": (values, places)}
         looks: dict[str, Seen] = {"neuron": (values, None)}

@@ -80,6 +80,8 @@ class ExtractWork:
         Threads that torch may use.
     picture_bytes : int
         What a process has for pictures that are being read.
+    mask_nonfinite : bool
+        Mask an image with NaN or infinity among its activations; else that ends the extraction.
     """
 
     store: Location
@@ -97,6 +99,7 @@ class ExtractWork:
     attempt: Attempt
     threads: int
     picture_bytes: int
+    mask_nonfinite: bool = False
 
     def unit(self, part: str, number: int) -> Unit:
         """Return the unit with this number of a layer, or of `IMAGES`."""

@@ -13,7 +13,7 @@ from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.network import Preprocessing
 
 LEAST = 128 * MiB
-"""What a process has for pictures in any case: one of 15 million pixels takes it."""
+"""What a process has for pictures in any case, unless all need less: one of 15 million pixels takes it."""
 
 LARGE = 64 * MiB
 """After a picture that took more than this, freed memory goes back to the system: see `dneuro.allocation`."""

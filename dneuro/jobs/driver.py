@@ -154,6 +154,7 @@ def _work(study: Study, lease: Lease, threads: int, memory: int) -> ExtractWork:
         attempt=lease.attempt,
         threads=threads,
         picture_bytes=_picture_bytes(study, memory),
+        mask_nonfinite=study.job.extract.on_nonfinite == "mask",
     )
 
 

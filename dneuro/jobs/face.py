@@ -130,7 +130,7 @@ def extract(
     result = run_job(parse_job(json.dumps(job, ensure_ascii=False), "extract()"), client)
     if result.outcome.masked:
         listed = "; ".join(f"{name}: {why}" for name, why in result.outcome.masked[:10])
-        warnings.warn(f"{len(result.outcome.masked)} images could not be read and are masked: {listed}", stacklevel=2)
+        warnings.warn(f"{len(result.outcome.masked)} images are masked: {listed}", stacklevel=2)
     return open_store(os.fspath(out))
 
 

@@ -12,7 +12,7 @@ from dneuro.engine.plan import Plan
 from dneuro.extract.patches import checksums_of, patches_of, stand_in_patches
 from dneuro.extract.views import Views, forget
 from dneuro.extract.work import ExtractWork
-from dneuro.images.memory import LEAST, MARGIN
+from dneuro.images.memory import MARGIN
 from dneuro.jobs.study import Study
 from dneuro.spec.steps import PLACED, PatchComponentsStep
 from dneuro.store.opening import Store
@@ -92,7 +92,7 @@ def answer_patches(
     left = int(MARGIN * executor.memory) - needed.worker_bytes - _reading_bytes(study)
     views = Views(
         str(study.store), study.job.images, work.manifest, study.source.manifest.fingerprint(), study.preprocessing,
-        memory=LEAST + max(0, left),
+        memory=study.plan.least_picture_bytes + max(0, left),
     )  # fmt: skip
     patches = patches_of(layer, store.statistics(layer).attrs, top, views, checksums_of(store), step.k)
     try:
@@ -108,7 +108,7 @@ def _stand_in(study: Study, layer: str, samples: int) -> xr.DataArray:
 
 def _reading_bytes(study: Study) -> int:
     """Return what a process takes to read pictures, in any case."""
-    return LEAST + study.source.held_bytes + study.source.manifest.held_bytes
+    return study.plan.least_picture_bytes + study.source.held_bytes + study.source.manifest.held_bytes
 
 
 def parameters_of(step: PatchComponentsStep) -> dict[str, Any]:

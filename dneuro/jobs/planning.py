@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from dneuro import events
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.plan import ExtractPlan, to_dict
@@ -117,6 +118,9 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
     analysing = beside_network(sizes, job)
     checked, questions = settle(checked, analysing, store=known)
     checked.plan.check(extracting.memory)
+    if told := checked.plan.too_large():
+        events.emit("note", "", told)
+        checked = replace(checked, notes=[*checked.notes, told])
     steps = [(question, plan_question(checked, question, analysing(question.step.pool_name))) for question in questions]
     done = _done(checked) if known and checked.weights_sha256 is not None else 0
     pools = {step.pool_name: sizes(step.pool_name).memory for step in job.steps if isinstance(step, WorkersStep)}

@@ -12,6 +12,7 @@ from dneuro.engine.executors import Sizes
 from dneuro.errors import ImageSourceError, NetworkError, UnreadableImageError
 from dneuro.extract.plan import ExtractPlan, plan_extraction
 from dneuro.extract.work import IMAGES
+from dneuro.images.headers import picture_sizes
 from dneuro.images.preprocess import view
 from dneuro.images.sources import ImageSource, open_source
 from dneuro.kernels.feeds import Feed
@@ -140,7 +141,7 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
 
     Notes
     -----
-    **Cost**: lists the images, reads one of them and the weights.
+    **Cost**: lists the images, reads the headers of some of them (`picture_sizes`) and the weights.
     """
     from dneuro.nets.catalogue import find
     from dneuro.nets.describe import check_layers, layers
@@ -186,8 +187,12 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
         labels=comparable,
         thumbnails=step.thumbnails,
         source_bytes=source.held_bytes + manifest.held_bytes,
+        pictures=picture_sizes(source, network.preprocessing),
         compiled=job.network.compile,
+        device=job.network.device,
         slots_per_process=executor.slots_per_process,
+        readers=int(getattr(executor, "cpus", 1)),  # known of workers that a profile describes
+        limit=executor.memory,
     )
     notes = [] if job.train is not None else list(network.notes)
     if predictions and not comparable and (labels >= 0).any():

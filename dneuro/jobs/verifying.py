@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,12 +46,15 @@ class Verification:
         Units that were compared, of all layers and of the images together.
     repaired : int
         Damaged parts whose markers were withdrawn, so that the next run makes them again, and metadata put back.
+    masked : dict of str to str
+        Name and cause of each image that was left out when the store was made: nothing is wrong with the store.
     """
 
     store: Location
     findings: list[Finding]
     units: int
     repaired: int = 0
+    masked: dict[str, str] = field(default_factory=dict)
 
     @property
     def damaged(self) -> list[Finding]:
@@ -94,6 +97,7 @@ class Verification:
         return {
             "store": str(self.store), "ok": self.ok, "units": self.units, "damaged": len(self.damaged),
             "missing": len(self.missing), "repaired": self.repaired, "findings": found, "advice": self.advice,
+            "masked": self.masked,
         }  # fmt: skip
 
 
@@ -141,7 +145,8 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
         made_again = {(finding.part, finding.unit) for finding in found.damaged if finding.part}
         for part, unit in sorted(made_again, key=str):
             _withdraw(path, part, unit, found)
-        return Verification(path, [*restored, *found.findings], found.units, len(restored) + len(made_again))
+        every = [*restored, *found.findings]
+        return replace(found, findings=every, repaired=len(restored) + len(made_again))
     finally:
         lease.release()
 
@@ -163,7 +168,16 @@ def _verify(path: Location, executor: Executor) -> Verification:
     findings = [*parts.metadata(altered), *parts.besides(findings, altered)]
     damaged = sum(finding.kind == "damaged" for finding in findings)
     events.emit("finished", "verify", f"{damaged} damaged", done=len(todo), total=len(todo), what="units")
-    return Verification(path, findings, len(todo))
+    return Verification(path, findings, len(todo), masked=_masked(path, found))
+
+
+def _masked(path: Location, found: Catalogue) -> dict[str, str]:
+    """Return name and cause of each image that is masked, as the markers of the units say it."""
+    unit = found.attrs("")["dneuro"]["identity"].get("images_per_unit", 1)
+    images = found.nodes.get("status", {}).get("shape", [0])[0]
+    folder = units_folder(path) / "extract" / parts.IMAGES
+    markers = (Unit(folder, f"{number:05d}").read() or {} for number in range(-(-images // unit)))
+    return {name: why for marker in markers for name, why in marker.get("masked", ())}
 
 
 def _restore(path: Location) -> list[Finding]:

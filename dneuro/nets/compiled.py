@@ -60,7 +60,7 @@ def program(
         if key not in network.programs:
             try:
                 network.programs[key] = _make(network, *key)
-            except NetworkError:
+            except (NetworkError, torch.cuda.OutOfMemoryError):
                 raise
             except Exception as error:  # whatever the compiler trips over
                 why = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""Devices and seeds."""
+"""Devices, the room on them, and seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from dneuro.errors import NetworkError
+from dneuro.errors import DeviceError, NetworkError
+from dneuro.quantities import format_bytes
 
 
 def parse_device(name: str) -> torch.device:
@@ -27,6 +28,78 @@ def parse_device(name: str) -> torch.device:
     if device.type == "meta":
         raise NetworkError("device 'meta' computes nothing", hint="device: cpu")
     return device
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the bytes of a device that this process may still take; None where torch does not say."""
+    if device.type != "cuda":
+        return None
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + unused)
+
+
+def check_room(device: torch.device, needed: int, batch: int) -> None:
+    """Refuse to begin what a device has no room for.
+
+    Parameters
+    ----------
+    device : torch.device
+        The device.
+    needed : int
+        Bytes that will be taken on it at most.
+    batch : int
+        Images per forward pass, for the message.
+
+    Raises
+    ------
+    DeviceError
+        With the numbers and the way out.
+    """
+    free = free_bytes(device)
+    if free is not None and needed > free:
+        raise DeviceError(
+            f"device {device} has {format_bytes(free)} free, the network with batches of {batch} needs "
+            f"{format_bytes(needed)} of it",
+            hint=_smaller(batch),
+        )
+
+
+@contextmanager
+def room_on(device: torch.device, batch: int) -> Iterator[None]:
+    """Say the way out where a device runs out of memory inside the block.
+
+    No smaller batch is tried in its place: its numbers are others in the last digit, and which images would have them
+    would depend on what else is on the device.
+
+    Parameters
+    ----------
+    device : torch.device
+        The device.
+    batch : int
+        Images per forward pass; 0 where it is not about a batch.
+
+    Raises
+    ------
+    DeviceError
+        With what torch says of it, and the way out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        # Of memory that a card reads from, torch says so in an error of another class.
+        if not (isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error).lower()):
+            raise
+        what = f"a batch of {batch} images" if batch else "the network's weights"
+        free = free_bytes(device)
+        left = "" if free is None else f"; {format_bytes(free)} of it are free"
+        raise DeviceError(
+            f"device {device} has no room for {what}: {str(error).splitlines()[0]}{left}", hint=_smaller(batch)
+        ) from None
+
+
+def _smaller(batch: int) -> str:
+    smaller = f"extract: {{batch: {batch // 2}}}, " if batch > 1 else ""
+    return f"{smaller}fewer threads per worker, nothing else on that device; what is done stays done"
 
 
 @contextmanager

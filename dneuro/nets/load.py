@@ -14,7 +14,7 @@ from dneuro.errors import NetworkError
 from dneuro.nets.architecture import Architecture, Shape
 from dneuro.nets.catalogue import CONVNET, find, kind_of_weights
 from dneuro.nets.describe import Trace, check_layers, trace
-from dneuro.nets.device import parse_device, seeded
+from dneuro.nets.device import parse_device, room_on, seeded
 from dneuro.nets.fit import attach, fit
 from dneuro.nets.layout import Format, arrange
 from dneuro.nets.precision import Precision, check_precision
@@ -111,6 +111,8 @@ def load(
     NetworkError
         If the network, a layer of `partial_for` or the device is unknown, the preprocessing is not known or does
         not fit the network, or the weights cannot be had or do not fit.
+    DeviceError
+        If the device has no room for them.
 
     Notes
     -----
@@ -129,10 +131,11 @@ def load(
     _check_classes(spec, steps)
     module, state, skipped, notes = _with_weights(spec, weights, architecture, module, steps, partial_for)
     digest = state_sha256(state)
-    if architecture.module is not None and kind_of_weights(weights) != "file":
-        module.to(device)
-    else:
-        attach(module, state, device)
+    with room_on(device, batch=0):
+        if architecture.module is not None and kind_of_weights(weights) != "file":
+            module.to(device)
+        else:
+            attach(module, state, device)
     module.requires_grad_(False)
     known = architecture.module is None
     classes = None if skipped else steps.classes

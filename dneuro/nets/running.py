@@ -17,6 +17,7 @@ from torch import Tensor
 from dneuro.errors import NetworkError
 from dneuro.nets.compiled import blank as blank_inputs
 from dneuro.nets.compiled import program
+from dneuro.nets.device import room_on
 from dneuro.nets.load import Network
 from dneuro.nets.precision import computing_in
 from dneuro.nets.rooms import Rooms
@@ -123,12 +124,13 @@ class Runner:
         outputs : iterable of (tuple of int, int)
             For each layer its shape per image, and how many batches of it there are at the same time.
         """
-        self._rooms.furnish(pixels, torch.uint8, ahead)
         counts: Counter[tuple[int, ...]] = Counter()
         for shape, count in outputs:
             counts[shape] += count
-        for shape, count in counts.items():
-            self._rooms.furnish(shape, torch.float32, count)
+        with room_on(self._device, self._batch):  # memory that a card reads from may run out, too
+            self._rooms.furnish(pixels, torch.uint8, ahead)
+            for shape, count in counts.items():
+                self._rooms.furnish(shape, torch.float32, count)
 
     def start(self, pixels: NDArray[np.uint8]) -> Running:
         """Send a batch on its way.
@@ -138,9 +140,15 @@ class Runner:
         pixels : ndarray of uint8
             (images, height, width, colours), contiguous, from `pixels` where the copy shall be asynchronous; not to
             be written to before the result is there.
+
+        Raises
+        ------
+        DeviceError
+            If the device has no room for the batch.
         """
         stream = contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-        with stream, torch.inference_mode(), computing_in(self._network.precision, self._device):
+        exact = computing_in(self._network.precision, self._device)
+        with room_on(self._device, len(pixels)), stream, torch.inference_mode(), exact:
             inputs = self.inputs(torch.from_numpy(pixels).to(self._device, non_blocking=True))
             outputs, last = self._compiled(inputs) if self._tap is None else self._tap(inputs)
             outputs = {name: _each(outputs.pop(name), self._to_cpu) for name in list(outputs)}  # one after the other

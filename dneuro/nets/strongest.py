@@ -50,9 +50,9 @@ def strongest(output: Tensor) -> Strongest:
 
 
 def _with_faults(values: Tensor, output: Tensor) -> Tensor:
-    """Return `values`, NaN where the maximum hides an infinity below it; NaN and +inf are maxima by themselves."""
+    """Return `values`, -inf where the maximum hides it; NaN and +inf are maxima by themselves."""
     # A tensor that only stands in for one while a program is made has no values to look at.
     if type(output) is Tensor and output.device.type == "cpu" and bool(torch.isfinite(output.sum())):
         return values
     hidden = (output == -torch.inf).flatten(2).any(2)
-    return values.masked_fill(hidden, torch.nan)
+    return values.masked_fill(hidden, -torch.inf)

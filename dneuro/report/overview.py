@@ -98,7 +98,7 @@ def headline(contents: Contents) -> list[Fact]:
         share = percent(right / counts) if counts else NOTHING
         facts.append(Fact("accuracy", share, f"{right:,} of {counted(counts, 'image')} classified correctly"))
     if images.masked:
-        facts.append(Fact("masked", f"{len(images.masked):,}", "images that could not be read and were left out"))
+        facts.append(Fact("masked", f"{len(images.masked):,}", "images that could not be used and were left out"))
     return facts
 
 
@@ -174,7 +174,7 @@ def masked(contents: Contents) -> list[MaskedLine]:
 
 
 def _cause(images: Images, image: int) -> str:
-    """Return why an image could not be read, without its name and path before it."""
+    """Return why an image was left out, without its name and path before it."""
     said, name = images.causes.get(image, ""), images.filename(image)
     cause = said.partition(f"{name}: ")[2] if name else ""
     return cut(cause or said, _MOST_LETTERS) or NOTHING

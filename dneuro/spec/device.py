@@ -45,5 +45,17 @@ def _check(name: str) -> str:
     return name
 
 
+_OF_NETWORKS = re.compile(r"cpu|(cuda|xpu|mps)(:\d+)?")
+
+
+def _check_network(name: str) -> str:
+    if not _OF_NETWORKS.fullmatch(name):
+        raise refusal(f"{shown(name)} is no device that networks run on", "one of cpu, cuda, cuda:1, xpu, mps")
+    return name
+
+
+NetworkDevice = Annotated[str, AfterValidator(_check_network)]
+"""``cpu``, ``cuda``, ``cuda:1``, ``xpu``, ``mps``, …; float32 is enough."""
+
 DeviceName = Annotated[str, AfterValidator(_check)]
 """``cpu``, ``cuda``, ``cuda:1``, …"""

@@ -19,6 +19,7 @@ from dneuro.spec.base import (
     _expand,
     by_count,
 )
+from dneuro.spec.device import NetworkDevice, wrong_tf32
 from dneuro.spec.problems import Problem, ProblemsError, refusal, shown
 
 Size = Annotated[
@@ -113,7 +114,7 @@ class NetworkSpec(Spec):
     """Number of outputs; the default is the network's own (``dneuro:convnet``: 10)."""
     preprocessing: Preprocessing | None = None
     """How a picture becomes the input; the default is the one that belongs to the network."""
-    device: str = "cpu"
+    device: NetworkDevice = "cpu"
     """``cpu`` or a torch device such as ``cuda``; never switched silently."""
     memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
     """How convolutions hold their numbers in memory: a matter of speed and of the last digit. ``auto`` is
@@ -124,3 +125,9 @@ class NetworkSpec(Spec):
     compile: bool = False
     """Let torch.compile make one program of the network and the layers asked for: minutes of preparation per worker at
     most, another last digit, and faster where docs/networks.md says so. On a CPU it takes a C++ compiler."""
+
+    @model_validator(mode="after")
+    def _check_precision(self) -> NetworkSpec:
+        if self.precision == "tf32" and (wrong := wrong_tf32(self.device)):
+            raise ProblemsError(Problem(wrong, "precision: bfloat16, or float32", ("precision",)))
+        return self

@@ -64,7 +64,7 @@ class Store(Mapping[str, xr.DataArray]):
 
     @property
     def masked(self) -> dict[int, str]:
-        """Number of each image that could not be read, and the cause.
+        """Number of each image that could not be read, or whose activations were not finite, and the cause.
 
         Causes lie in the markers beside the store; without those (moved, or pruned) they are empty.
         """

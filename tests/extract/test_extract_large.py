@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -14,16 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.extract.work import ExtractWork
+from dneuro.images.decode import decoding_bytes
 from dneuro.images.memory import LEAST, MARGIN
+from dneuro.images.preprocess import view_bytes
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
 from dneuro.quantities import GiB, MiB
 from dneuro.spec import JobSpec
+from dneuro.spec.network import Preprocessing
 from dneuro.store.units import Unit, units_folder
 
 MakeJob = Callable[..., JobSpec]
@@ -94,6 +99,12 @@ def run_on_a_worker(job: JobSpec, limit: int, tmp_path: Path) -> dict[str, objec
     return found
 
 
+def least(job: JobSpec) -> int:
+    """Return the least memory with which a job is not refused."""
+    plan = plan_job(job, ThreadExecutor(1)).extract
+    return plan.besides_bytes + plan.least_picture_bytes
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the peak memory, on Linux only")
 def test_large__pictures_among_small_ones_leave_the_worker_alive(tmp_path: Path, make_job: MakeJob) -> None:
     sides = [9400] * 3 + [64] * 4 + [9400] * 3
@@ -104,9 +115,7 @@ def test_large__pictures_among_small_ones_leave_the_worker_alive(tmp_path: Path,
         assert found["same"], "the worker is another one: the first was killed"
         plan = plan_job(job, ThreadExecutor(1, memory=limit)).extract
         assert plan.worker_bytes < limit
-        assert found["peak"] <= plan.worker_bytes - LEAST + plan.picture_bytes(limit) <= max(
-            MARGIN * limit, plan.worker_bytes
-        )
+        assert found["peak"] <= plan.worker_bytes <= max(MARGIN * limit, plan.besides_bytes + LEAST)
         masked = dict(found["masked"])  # type: ignore[call-overload]
         assert sorted(masked) == ([] if read else [f"{n}.png" for n in (0, 1, 2, 7, 8, 9)])
         for why in masked.values():
@@ -121,7 +130,7 @@ def test_large__is_the_same_picture_whoever_resumes(tmp_path: Path, make_job: Ma
     """A store that was begun with less memory goes on with as much, and takes layers of the same images."""
     given = photos(tmp_path / "photos", 28, 7000, 28)
     job = make_job(layers=["fc"], **given)
-    need = plan_job(job, ThreadExecutor(1)).extract.worker_bytes
+    need = least(job)
     small, large = ThreadExecutor(1, memory=need), ThreadExecutor(1, memory=2 * need)
     first = run_job(job, small)
     assert [name for name, _ in first.outcome.masked] == ["1.png"]
@@ -136,11 +145,18 @@ def test_large__is_the_same_picture_whoever_resumes(tmp_path: Path, make_job: Ma
 def test_large__plan_counts_what_pictures_take(
     tmp_path: Path, make_job: MakeJob, begin: Callable[..., ExtractWork]
 ) -> None:
-    job = make_job(**photos(tmp_path / "photos", 28))
+    job = make_job(**photos(tmp_path / "photos", 28, 3000, 28))
     plan = plan_job(job, ThreadExecutor(1)).extract
+    small = plan_job(make_job(**photos(tmp_path / "small", 28, 28, 28)), ThreadExecutor(1)).extract
+    how = Preprocessing(resize=28, crop=28, color="grey")
+    with Image.open(tmp_path / "photos" / "1.png") as image:
+        taken = 2 * len(png(3000)) + max(decoding_bytes(image), view_bytes(3000, 3000, how))
+    assert plan.worker_bytes - plan.besides_bytes == taken > 80 * MiB
+    assert small.worker_bytes - small.besides_bytes < MiB, "nothing is kept for large pictures where there are none"
+    assert plan.besides_bytes == small.besides_bytes
     limit = 3 * plan.worker_bytes
-    assert plan.picture_bytes(plan.worker_bytes) == LEAST
-    assert plan.picture_bytes(limit) == LEAST + int(MARGIN * limit) - plan.worker_bytes
+    assert plan.picture_bytes(plan.worker_bytes) == taken
+    assert plan.picture_bytes(limit) == int(MARGIN * limit) - plan.besides_bytes
     assert begin(job, ThreadExecutor(1, memory=limit)).picture_bytes == plan.picture_bytes(limit)
     held = np.zeros((50, 300, 300, 3), np.uint8)
     np.savez(tmp_path / "held.npz", images=held)
@@ -150,10 +166,12 @@ def test_large__plan_counts_what_pictures_take(
 
 def test_large__masked_pictures_are_warned_of(tmp_path: Path, make_job: MakeJob) -> None:
     job = make_job(layers=["fc"], **photos(tmp_path / "photos", 28, 7000))
-    need = plan_job(job, ThreadExecutor(1)).extract.worker_bytes
+    need = least(job)
     seen: list[events.Event] = []
     with events.listening(seen.append):
         run_job(job, ThreadExecutor(1, memory=need))
+    (foretold,) = [event.message for event in seen if event.kind == "note" and "to read" in event.message]
+    assert re.match(r"some pictures take up to \d+ MiB to read, and a worker has 128 MiB for pictures", foretold)
     (told,) = [event.message for event in seen if event.kind == "warning"]
     assert told.startswith("masked 1.png: ")
     assert "7000 × 7000 = 49,000,000 pixels" in told
@@ -168,7 +186,7 @@ def test_large__training_leaves_out_what_extraction_masks(tmp_path: Path, make_j
     images = {"source": "folder", "root": str(tmp_path / "all")}
     network = {**NETWORK, "classes": 2}
     job = make_job({"train": {"epochs": 1, "batch": 2}}, layers=["fc"], images=images, network=network)
-    need = plan_job(job, ThreadExecutor(1)).extract.worker_bytes
+    need = least(job)
     largest = []
 
     def decoding(shape: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,19 +17,21 @@ import pytest
 from numpy.typing import NDArray
 
 import dneuro as dn
+from dneuro.engine.device import CUDA_BYTES
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import FingerprintError, UnreadableImageError
+from dneuro.errors import DeviceError, FingerprintError, UnreadableImageError
 from dneuro.extract import pipeline, reading
 from dneuro.extract.behind import Behind
 from dneuro.extract.pipeline import batches, source_of
-from dneuro.extract.plan import AHEAD
 from dneuro.extract.reading import read_ahead
+from dneuro.extract.slots import AHEAD
 from dneuro.extract.task import extract_unit
 from dneuro.extract.work import ExtractWork
 from dneuro.images.memory import NO_LIMIT, PictureMemory, Share
 from dneuro.images.preprocess import to_input, view
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
+from dneuro.quantities import GiB
 from dneuro.spec import JobSpec
 
 MakeJob = Callable[..., JobSpec]
@@ -257,3 +260,46 @@ def test_precision__is_part_of_what_a_store_is_made_from(make_job: MakeJob, thre
     assert 1e-5 < error < 0.05
     with pytest.raises(FingerprintError, match="precision: float32 → bfloat16"):
         run_job(job("bfloat16", "a.zarr"), threads)
+
+
+FULL = """
+import torch
+from dneuro.nets.convnet import ConvNet
+
+class Full(torch.nn.ReLU):
+    def forward(self, x):
+        if x.device.type != "meta" and x.abs().sum() > 0 and len(x) == 8:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super().forward(x)
+
+def make():
+    network = ConvNet()
+    network.relu1 = Full()
+    network.preprocessing = {"color": "grey"}
+    return network
+"""
+
+
+def test_card__without_room_ends_the_job_with_the_way_out(
+    make_job: MakeJob, tmp_path: Path, threads: ThreadExecutor
+) -> None:
+    (tmp_path / "full.py").write_text(FULL)
+    network = {"name": f"python:{tmp_path / 'full.py'}:make"}
+    with pytest.raises(DeviceError, match=r"no room for a batch of 8 images: CUDA out of memory\. Tried") as caught:
+        run_job(make_job(network=network, batch=8), threads)
+    assert str(caught.value.hint).startswith("extract: {batch: 4}")
+    done = run_job(make_job(network=network, batch=4), threads)
+    assert np.isfinite(dn.open(done.store)["relu1"].values).all(), "the same store goes on with the smaller batch"
+
+
+def test_card__with_less_than_planned_is_refused_before_the_network_is_there(
+    make_job: MakeJob, begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = begin(make_job(batch=8))
+    pipeline.forget()
+    large = dataclasses.replace(work.plan, device="cuda", device_bytes=CUDA_BYTES + 4 * GiB)
+    work = dataclasses.replace(work, plan=large)
+    monkeypatch.setattr("dneuro.nets.device.free_bytes", lambda device: 3 * GiB)
+    monkeypatch.setattr("dneuro.nets.load.load", lambda *_, **__: pytest.fail("the network was loaded"))
+    with pytest.raises(DeviceError, match=r"has 3 GiB free, the network with batches of 8 needs 4 GiB of it"):
+        extract_unit(work, 0, work.missing(0))

@@ -40,6 +40,19 @@ def broken(old: str, new: str) -> tuple[str, str]:
 
 
 CASES = {
+    # devices
+    "device that is none": (
+        "weights: none",
+        "weights: none\n  ¦device: gpu",
+        "network.device: 'gpu' is no device that networks run on",
+        "cuda:1",
+    ),
+    "precision that the device does not have": (
+        "weights: none",
+        "weights: none\n  ¦precision: tf32",
+        "network.precision: tf32 is one of NVIDIA's GPUs, device 'cpu' does not have it",
+        "precision: bfloat16",
+    ),
     # keys
     "unknown key": (
         "rank: 8",

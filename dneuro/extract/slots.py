@@ -1,0 +1,112 @@
+"""What a slot of a worker holds at the same time: batches that are read, the forward pass, outputs, rows of chunks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dneuro.store.layout import ArrayPlan, LayerPlan
+
+AHEAD = 2
+"""Batches that are read while the network is busy with another."""
+
+CASTING = 20
+"""Bytes per number that are needed to make float16 or bfloat16 of it, at most."""
+
+PACKING = 3
+"""Times a row of chunks that is needed to pack it and to read it back: cut into chunks, packed, read."""
+
+GAPS = 1.5
+"""Times the largest tensor that lies idle: the gap of one that was freed is some bytes too small for the next of its
+size, and what the reading threads need in between falls into it. One to two of them were measured."""
+
+WHOLE = 3.3
+"""Times the largest tensor that a forward pass comes to hold, idle and in use together, unless so much is in use that
+this and one more idle one are beyond it. The more of that size are in use the better one's gap fits the next: VGG16,
+with two in use, was seen to hold three, SqueezeNet, with one, up to 3.2."""
+
+SLACK = 1.05
+"""What is held besides, of all that a slot holds: mostly what operations need in their inside."""
+
+
+def room_bytes(layer: LayerPlan, batch: int, *, pinned: bool) -> int:
+    """Return the bytes of the rooms that a layer's output lies in.
+
+    A card is one batch ahead, and what it writes to is rounded up to a power of two.
+    """
+    one = 4 * batch * math.prod(layer.shape)
+    return (layer_batches(layer) + 1) * _pinned(one) if pinned else layer_batches(layer) * one
+
+
+def layer_batches(layer: LayerPlan) -> int:
+    """Return how many batches of a layer's output there are at the same time: one, and one that is being written."""
+    return 2 if layer.keep == "full" and layer.dtype == "float32" else 1
+
+
+def slot_bytes(
+    layers: Sequence[LayerPlan],
+    arrays: Sequence[ArrayPlan],
+    held: tuple[int, int],
+    *,
+    batch: int,
+    pixels: int,
+    picture: int,
+    on_card: bool,
+) -> float:
+    """Return the bytes that a slot holds in the memory of its process.
+
+    Parameters
+    ----------
+    layers : sequence of LayerPlan
+        What is kept of each layer.
+    arrays : sequence of ArrayPlan
+        All that is written.
+    held : (int, int)
+        Bytes per image of all that a forward pass holds at the same time, and of the largest of it.
+    batch : int
+        Images per batch.
+    pixels, picture : int
+        Bytes per image of what the network sees, and of the picture that is kept.
+    on_card : bool
+        Whether the forward pass runs on a card, which has memory of its own.
+
+    Notes
+    -----
+    Outputs lie in rooms of their own, made before the first batch. While they are fed to the statistics and made what
+    is stored, the memory of the forward pass is free.
+    """
+    sizes = [batch * math.prod(layer.shape) for layer in layers]
+    rooms = sum(room_bytes(layer, batch, pinned=on_card) for layer in layers)
+    small = [size for size, layer in zip(sizes, layers, strict=True) if layer.dtype != "float32"]
+    written = sum(
+        (4 if layer.dtype == "bfloat16" else 2) * size
+        for size, layer in zip(sizes, layers, strict=True)
+        if layer.dtype != "float32" and layer.keep == "full"
+    )
+    most, largest = held
+    forward = 0 if on_card else batch * max(most + largest, min(most + GAPS * largest, WHOLE * largest))
+    read = (AHEAD + 2) * batch * (pixels + picture)
+    if on_card:
+        read = (AHEAD + 3) * (_pinned(batch * pixels) + batch * picture)
+    return read + rooms + max(forward, written + CASTING * max(small, default=0)) + _writing_bytes(arrays)
+
+
+def card_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, batch: int, pixels: int) -> float:
+    """Return the bytes of a card that a slot takes: the forward pass, copies of the outputs, and room to work in.
+
+    How much cuDNN takes to work in was not measured; counted is the largest tensor and a half.
+    """
+    most, largest = held
+    outputs = 4 * sum(math.prod(layer.shape) for layer in layers)
+    return batch * (most + GAPS * largest + outputs + 2 * pixels)
+
+
+def _pinned(count: int) -> int:
+    """Return what torch takes where a card is to read or write so many bytes: the next power of two."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def _writing_bytes(arrays: Sequence[ArrayPlan]) -> int:
+    """Return what waits for a row of chunks to be full, and what one row needs that is packed and read back."""
+    rows = [array.row_bytes for array in arrays]
+    return sum(rows) + PACKING * max(rows)
