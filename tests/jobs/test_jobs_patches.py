@@ -165,7 +165,7 @@ def test_plan__refuses_what_cannot_be(make_job: MakeJob, threads: ThreadExecutor
         plan_job(make_job({"patch_components": {"select": {"sample": 5}}}, layers=["conv1"]), threads)
     with pytest.raises(MemoryLimitError, match="patch_components of conv1 needs"):
         plan_job(make_job({"patch_components": STEP}, layers=["conv1"]),
-                 lambda pool: Workers(4 * GiB if pool == "extract" else 281 * MiB))  # fmt: skip
+                 lambda pool: Workers(4 * GiB if pool == "extract" else 280 * MiB))  # fmt: skip
     with pytest.raises(UsageError, match="layer conv1 has keep: mean, and the step needs the max over positions"):
         job = make_job({"patch_components": {**STEP, "layer": "conv1", "select": {"sample": 30}}},
                        layers={"conv1": {"keep": "mean"}})  # fmt: skip
