@@ -148,7 +148,7 @@ class Attempt:
             beats += 1
             if beats % 2 == 0:
                 self._look()
-            if beats % 2 == 0 and self._is_to_end():
+            if beats % 2 == 0 and (self._is_to_end() or self._is_overtaken()):
                 self._interrupt()
                 return
             if self._changed:
@@ -163,6 +163,16 @@ class Attempt:
         """Return whether somebody asked for the end of the job; a disk that does not answer has not said so."""
         try:
             return bool(self.folder.read("cancel"))
+        except OSError:
+            return False
+
+    def _is_overtaken(self) -> bool:
+        """Return whether another driver has taken over from this one, at which nobody sits.
+
+        Its queue may have given up a node that lives on; until this one ends, it would keep its own workers there.
+        """
+        try:
+            return self.detached and not self._lease.attempt.is_newest
         except OSError:
             return False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -53,7 +54,7 @@ def test_worker_script__asks_for_what_the_pool_says() -> None:
     assert lines[0] == "#!/bin/bash"
     assert [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")] == [
         "-J a-1f-extract-0-0", "-p gpu", "-A lab", "-n 1", "--cpus-per-task=8", "--mem=32768M", "-t 04:00:00",
-        "--output=/scratch/me/jobs/a/attempts/001/logs/a-1f-extract-0-0-%j.log", "--no-requeue", "--gres=gpu:a100:1",
+        "--output=/scratch/me/jobs/a/attempts/001/logs/a-1f-extract-0-0.log", "--no-requeue", "--gres=gpu:a100:1",
         "--constraint=nvme", "--qos=high", "--exclude=n7",
     ]  # fmt: skip
     assert [line for line in lines if line and not line.startswith("#")][:-1] == [
@@ -102,6 +103,44 @@ def test_driver_script__is_always_told_before_its_time_is_up(driver: dict[str, A
     """The partition's limit ends a driver, too, that has none of its own."""
     shown = backend_of(profile(driver=driver)).preview(Path("/a"), ["python", "-m", "dneuro"], "a")
     assert f"#SBATCH --signal=B:USR1@{notice}" in shown.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("a%jb", "/s/a%%jb/"),
+        ("a b", '"/s/a b/'),
+        ("a'b", "\"/s/a'b/"),
+        ('a"b', '"/s/a\\"b/'),
+        ("a#b", '"/s/a#b/'),
+        (r"a\b", r'"/s/a\\\\b/'),
+        (r"a\b %j", r'"/s/a\\\\b %j/'),
+        ("photos-Ä", "/s/photos-Ä/"),
+    ],
+)
+def test_scripts__name_the_log_whatever_letters_are_in_its_path(folder: str, said: str) -> None:
+    """tests/slurm has a real sbatch read them: with a backslash there, the per cent sign means nothing to it."""
+    shown = backend_of(profile(slurm=None)).preview(Path("/s") / folder, ["python", "-m", "dneuro"], "a")
+    end = '"' if said.startswith('"') else ""
+    logs = [line.removeprefix("#SBATCH --output=") for line in shown.splitlines() if "--output=" in line]
+    assert logs[0] == f"{said}driver.log{end}"
+    assert logs[1] == f"{said}attempts/001/logs/a-extract-0.log{end}"
+    assert f"export DASK_CONFIG={shlex.quote(f'/s/{folder}/attempts/001/workers-extract.yaml')}" in shown
+    assert subprocess.run(["bash", "-n"], input=shown, text=True, check=False).returncode == 0
+
+
+def test_scripts__refuse_a_path_of_two_lines() -> None:
+    with pytest.raises(UsageError, match=r"no batch script can hold"):
+        backend_of(profile()).preview(Path("/s/a\nb"), ["python"], "a")
+
+
+def test_names_of_jobs__are_one_word() -> None:
+    shown = backend_of(profile()).preview(Path("/s"), ["python"], "dneuro-cluster-my 'own' | cluster")
+    names = [line for line in shown.splitlines() if line.startswith(("#SBATCH -J", "#SBATCH --job-name"))]
+    assert names == [
+        "#SBATCH --job-name=dneuro-cluster-my-own-cluster", "#SBATCH -J dneuro-cluster-my-own-cluster-extract-0",
+        "#SBATCH -J dneuro-cluster-my-own-cluster-memory-0",
+    ]  # fmt: skip
 
 
 def test_sizes__leave_something_for_the_worker() -> None:

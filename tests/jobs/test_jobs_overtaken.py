@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,26 @@ def test_overtaken_driver__leaves_the_state_to_its_successor(
     except BusyError:
         pass
     assert folder.read("status") == successor
+
+
+@pytest.mark.parametrize("detached", [True, False], ids=["detached", "attended"])
+def test_overtaken_driver__at_which_nobody_sits_ends(
+    folder: JobFolder, monkeypatch: pytest.MonkeyPatch, detached: bool
+) -> None:
+    """Its queue has given up its node and started it again; here it would keep workers of its own."""
+    monkeypatch.setattr(attempts, "TICK", 0.02)
+    ended: list[int] = []
+    monkeypatch.setattr(attempts.os, "kill", lambda pid, number: ended.append(number))
+    with Attempt(folder, ["extract"], "store", detached=detached) as first:
+        time.sleep(0.2)
+        assert ended == []
+        folder.attempt(2).mkdir()
+        if detached:
+            until(lambda: ended == [signal.SIGTERM])
+        else:
+            time.sleep(0.2)
+            assert ended == []
+            assert first._ticker.is_alive()
 
 
 def test_status__goes_on_after_a_disk_that_did_not_answer(folder: JobFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from dneuro.cluster.slurm import queue
@@ -102,3 +104,30 @@ def wait_until(true: Callable[[], Any], seconds: float, what: str) -> Any:
         assert time.monotonic() < over, f"waited {seconds} s for {what}"
         time.sleep(0.2)
     return found
+
+
+def node_of(number: str) -> str:
+    """The node that a job runs on."""
+    return queue.call("squeue", "--noheader", f"--jobs={number}", "--format=%N").strip()
+
+
+def processes_of(numbers: list[str]) -> list[psutil.Process]:
+    """The processes of jobs."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("SLURM_JOB_ID") in numbers:
+                found.append(process)
+    return found
+
+
+@contextlib.contextmanager
+def stopped_node(slurm: Path, node: str) -> Iterator[None]:
+    """Stop the daemon of a node, whose jobs' processes go on; it is back after the block."""
+    subprocess.run(["kill", (slurm / "run" / f"slurmd-{node}.pid").read_text().strip()], check=True)
+    try:
+        yield
+    finally:
+        path = os.environ["PATH"] + ":/usr/sbin:/sbin"
+        subprocess.run(["slurmd", "-N", node], check=True, env={**os.environ, "PATH": path})
+    wait_until(lambda: "down" not in queue.call("sinfo", "-h", "-N", "-o", "%T"), 30, "the node to be back")

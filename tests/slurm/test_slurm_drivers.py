@@ -19,7 +19,7 @@ from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, DneuroError
 from dneuro.jobs.driver import run_job
 from dneuro.spec import JobSpec, ProfileSpec
-from tests.slurm.conftest import in_queue, wait_until
+from tests.slurm.conftest import in_queue, node_of, processes_of, stopped_node, wait_until
 
 MakeJob = Callable[..., JobSpec]
 MakeProfile = Callable[..., ProfileSpec]
@@ -68,6 +68,47 @@ def test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_ends_as
     assert queue.look()[driver(folder)].state == "COMPLETED"
     reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
     same_store(Path(job.store), reference.store)
+
+
+def test_driver__whose_node_is_lost_goes_on_on_another(
+    slurm: Path, make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, threads: ThreadExecutor,
+    same_store: Callable[[Path, Path], None],
+) -> None:  # fmt: skip
+    """Slurm gives the node up and starts the driver again; its first life, which nobody has told, is still there."""
+    job = make_job(*STEPS, store="slurm.zarr", **LONG)
+    submitted = dn.submit(job, make_profile({"partition": "gpu"}))  # the other node's
+    folder = next((tmp_path / "state" / "jobs").iterdir())
+    wait_until(lambda: done(job) > 1, 120, "the first units")
+    number = driver(folder)
+    assert node_of(number) == "n1"
+    for process in processes_of(workers(number)):  # the rest is left to the second life
+        process.suspend()
+    reached = done(job)
+    first = psutil.Process(json.loads((folder / "attempts" / "001" / "lease.json").read_text())["pid"])
+    with stopped_node(slurm, "n1"):
+        wait_until(lambda: queue.look()[number].state == "PENDING", 120, "Slurm to give the node up")
+        assert first.is_running()
+        queue.call("scontrol", "update", f"jobid={number}", "starttime=now")
+        wait_until(lambda: (folder / "attempts" / "002").is_dir(), 120, "the second life")
+        wait_until(lambda: not first.is_running(), 60, "the first life to see that it is overtaken")
+        assert queue.look()[number].ended or node_of(number) == "n2"
+        assert submitted.wait(240).state == "done", log(folder)
+        wait_until(lambda: not in_queue(), 60, "an empty queue")
+    assert reached < 40 == done(job)
+    assert len(list((folder / "attempts").iterdir())) == 2
+    reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
+    same_store(Path(job.store), reference.store)
+
+
+def test_driver__writes_its_log_whatever_letters_are_in_its_path(make_profile: MakeProfile, tmp_path: Path) -> None:
+    names = ["a%jb", "a b", "a'b", 'a"b', "a#b", r"a\b", r"a\b %j'\\", "Ä"]
+    backend = backend_of(make_profile(driver={"memory": "1GiB"}))
+    started = {name: backend.start_driver(tmp_path / name / "job", ["echo", name], "odd") for name in names}
+    for name, ref in started.items():
+        wait_until(lambda ref=ref: backend.driver_state(ref) == "gone", 60, "the driver to end")
+        assert queue.look()[ref.id].state == "COMPLETED", name
+        assert log(tmp_path / name / "job") == f"{name}\n"
+    assert {path.name for path in tmp_path.iterdir()} == set(names), "nothing beside them"
 
 
 @pytest.mark.parametrize("killed", [False, True], ids=["alive", "dead"])
@@ -187,7 +228,7 @@ def test_partition__that_does_not_exist_is_refused_at_once(make_profile: MakePro
 
 
 def test_cluster__stands_until_it_is_ended(make_profile: MakeProfile, tmp_path: Path) -> None:
-    path = tmp_path / "mine.yaml"
+    path = tmp_path / "my own.yaml"
     path.write_text(make_profile({"workers": 1}).model_dump_json())
     found = standing.up(path)
     assert (found.state, found.workers) == ("running", {"extract": 1})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from dneuro.errors import DneuroError
 from dneuro.jobs.driver import run_job
 from dneuro.quantities import GiB
 from dneuro.spec import JobSpec, ProfileSpec
-from tests.slurm.conftest import in_queue, wait_until
+from tests.slurm.conftest import in_queue, node_of, stopped_node, wait_until
 
 MakeJob = Callable[..., JobSpec]
 
@@ -235,24 +234,29 @@ def test_slurmd__stopped_costs_its_node_and_no_more(
     with backend_of(profile).open(name="nodes") as machines:
         machines.client.wait_for_workers(2, timeout=60)
         mine = {number for number, job in queue.look().items() if job.name.startswith("nodes-") and not job.ended}
-        assert {_node(number) for number in mine} == {"n1"}, "jobs are packed on the first node"
-        subprocess.run(["kill", (slurm / "run" / "slurmd-n1.pid").read_text().strip()], check=True)
-        try:
-            wait_until(lambda: {_node(n) for n in _running("nodes-")} == {"n2"}, 90, "the jobs on the other node")
+        assert {node_of(number) for number in mine} == {"n1"}, "jobs are packed on the first node"
+        with stopped_node(slurm, "n1"):
+            wait_until(lambda: {node_of(n) for n in _running("nodes-")} == {"n2"}, 90, "the jobs on the other node")
             wait_until(lambda: len(_running("nodes-")) == 2, 60, "both jobs on the other node")
             result = run_job(make_job(store="one.zarr"), machines.executor("extract"))
-        finally:
-            subprocess.run(["slurmd", "-N", "n1"], check=True, env={**os.environ, "PATH": _PATH})
     same_store(result.store, run_job(make_job(store="threads.zarr"), threads).store)
-    wait_until(lambda: "down" not in queue.call("sinfo", "-h", "-N", "-o", "%T"), 30, "the node to be back")
 
 
-_PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
+@pytest.mark.parametrize("name", ["a%j b", r"a\b 'c' %j"])
+def test_workers__come_up_whatever_letters_are_in_the_path_of_their_logs(
+    slurm: Path, folder: Path, name: str
+) -> None:
+    profile = ProfileSpec.model_validate(
+        {"backend": "slurm", "state": str(folder / name), "security": {"bind": "lo"}, "slurm": {"scratch": str(folder)},
+         "start_timeout": "90s", "pools": {"extract": {"memory": "2GiB", "partition": "cpu"}}}
+    )  # fmt: skip
+    with backend_of(profile).open(name="odd ones") as machines:
+        assert machines.executor("extract").submit(sum, [1, 2]).result(timeout=30) == 3
+    (own,) = (folder / name / "clusters").iterdir()
+    (log,) = (own / "logs").iterdir()
+    assert log.name.startswith("odd-ones-")
+    assert "distributed" in log.read_text()
 
 
 def _running(name: str) -> list[str]:
     return [number for number, job in queue.look().items() if job.name.startswith(name) and job.state == "RUNNING"]
-
-
-def _node(number: str) -> str:
-    return queue.call("squeue", "--noheader", f"--jobs={number}", "--format=%N").strip()

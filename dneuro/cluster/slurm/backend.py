@@ -24,7 +24,7 @@ from dneuro.cluster.settings import scheduler_settings, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.slurm import queue
 from dneuro.cluster.slurm.keeper import Keeper
-from dneuro.cluster.slurm.scripts import Site, driver_script, worker_script, worker_settings_of
+from dneuro.cluster.slurm.scripts import Site, driver_script, job_name, worker_script, worker_settings_of
 from dneuro.cluster.versions import check_versions, versions
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import MiB, format_bytes
@@ -102,7 +102,7 @@ class SlurmBackend:
                 lambda group, job, worker: worker_script(site, group, self.sizes(group), job, worker),
                 lambda: {str(worker.name) for worker in list(cluster.scheduler.workers.values())},
                 folder,
-                f"{name}-{secrets.token_hex(3)}",
+                f"{job_name(name)}-{secrets.token_hex(3)}",
             )
             stack.callback(shutil.rmtree, keys, ignore_errors=True)  # worth nothing any more
             stack.callback(keeper.close)
@@ -123,7 +123,7 @@ class SlurmBackend:
         if self.slurm.submit_workers_from == "login":
             return processes.start("slurm", folder, command)
         record, script = Record(folder), folder / "driver.sh"
-        unique = f"{name}-{secrets.token_hex(3)}"
+        unique = f"{job_name(name)}-{secrets.token_hex(3)}"
         script.write_text(driver_script(self.profile, folder, command, unique))
         record.write(kind="slurm", role="driver", name=unique)
         number = queue.submit(script)
@@ -160,7 +160,7 @@ class SlurmBackend:
 
     def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
         """Return the batch scripts of the driver and of one worker of each pool."""
-        folder = processes.as_path(job_folder).absolute()
+        folder, name = processes.as_path(job_folder).absolute(), job_name(name)
         attempt = folder / "attempts" / "001"
         site = Site(self.profile, attempt, "tls://DRIVER:PORT", _options(attempt / "keys"))
         in_queue = self.slurm.submit_workers_from == "driver"
@@ -180,8 +180,6 @@ class SlurmBackend:
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
-        if " " in str(folder):
-            raise UsageError(f"the path {folder} has a space in it, which sbatch does not take", hint="another state:")
         return folder
 
     def _keys(self, folder: Path) -> Path:

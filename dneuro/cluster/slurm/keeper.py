@@ -185,7 +185,7 @@ class Keeper:
         slot.job, slot.running, slot.seen = queue.submit(script), None, None
         self._doubtful.discard(slot.name)
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job)
-        self.pools[slot.pool].last_log = slot.log = str(self._folder / "logs" / f"{slot.name}-{slot.job}.log")
+        self.pools[slot.pool].last_log = slot.log = str(self._folder / "logs" / f"{slot.name}.log")
 
     def _run(self) -> None:
         while not self._over.wait(POLL):

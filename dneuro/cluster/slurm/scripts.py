@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -53,8 +54,8 @@ class Site:
         return self.profile.slurm or SlurmSpec()
 
     def log(self, name: str) -> Path:
-        """Return where a worker's output goes; ``%j`` stands for the job's number."""
-        return self.folder / "logs" / f"{name}-%j.log"
+        """Return where the output of a worker's job goes."""
+        return self.folder / "logs" / f"{name}.log"
 
     def settings(self, group: str) -> Path:
         """Return the file with dask's settings for the workers of a pool."""
@@ -100,7 +101,7 @@ def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker:
         protocol="tls://",
         interface=site.profile.security.bind,
         death_timeout=DEATH_TIMEOUT,
-        local_directory=slurm.scratch or '"${TMPDIR:-/tmp}"',
+        local_directory=shlex.quote(slurm.scratch) if slurm.scratch else '"${TMPDIR:-/tmp}"',
         worker_command="distributed.cli.dask_worker",
         worker_extra_args=list(_worker_options(site, group, sizes, pool)),
         job_extra_directives=list(_directives(site, pool, name)),
@@ -126,7 +127,7 @@ def _worker_options(site: Site, group: str, sizes: WorkerSizes, pool: PoolSpec) 
 
 
 def _directives(site: Site, pool: PoolSpec, name: str) -> Iterator[str]:
-    yield f"--output={site.log(name)}"
+    yield _output(site.log(name))
     # Slurm would hold a job that it queues again for two minutes, and the driver replaces what is lost.
     yield "--no-requeue"
     if pool.gpus:
@@ -164,7 +165,7 @@ def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], na
     slurm, driver = profile.slurm or SlurmSpec(), profile.driver
     header = [
         f"--job-name={name}",
-        f"--output={folder / 'driver.log'}",
+        _output(folder / "driver.log"),
         "--open-mode=append",
         "--requeue" if slurm.requeue else "--no-requeue",
         "--ntasks=1",
@@ -184,6 +185,29 @@ def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], na
         command=shlex.join(command) if slurm.python is None else f"{slurm.python} {shlex.join(command[1:])}",
         again="scontrol requeue" if slurm.requeue else "#",
     )
+
+
+def job_name(text: str) -> str:
+    """Return a text as the name of a job: in one word, as a line of options and the queue's answers need it."""
+    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", text)
+
+
+def _output(path: Path) -> str:
+    """Return the option that names a job's output, so that it is this file whatever letters are in the path.
+
+    Raises
+    ------
+    UsageError
+        If no line of a batch script can hold it.
+    """
+    text = str(path)
+    if not text.isprintable():
+        raise UsageError(f"the path {text!r} has a letter in it that no batch script can hold", hint="another state:")
+    # Slurm puts a job's number in the place of %j and the like; where there is a backslash it takes away one of two.
+    text = text.replace("\\", "\\\\") if "\\" in text else text.replace("%", "%%")
+    if re.search(r"[\s\"'\\#]", text):  # in quotes a backslash stands before those two that still mean something
+        text = '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
+    return f"--output={text}"
 
 
 _DRIVER = """\
