@@ -43,7 +43,7 @@ def test_overtaken_driver__leaves_the_state_to_its_successor(
     monkeypatch.setattr(attempts, "TICK", 0.02)
     successor = {"attempt": 2, "state": "done", "exit_code": 0}
     try:
-        with Attempt(folder, ["extract"], "store", detached=True) as first:
+        with Attempt(folder, ["extract"], "store") as first:
             first.machines_are_up(object())
             assert folder.read("status")["state"] == "running"
             folder.attempt(2).mkdir()
