@@ -70,6 +70,7 @@ def plan(
 
     from dneuro.cluster import backend_of, profile_folders
     from dneuro.jobs.folder import JobFolder
+    from dneuro.jobs.needed import check_files
     from dneuro.jobs.planning import plan_job
     from dneuro.jobs.submitting import command_of
     from dneuro.progress import showing
@@ -79,6 +80,7 @@ def plan(
     profile = read_profile(find_profile(cluster or "local", profile_folders()))
     spec = read_study(find_job(job), settings or ())
     backend = backend_of(profile)
+    check_files(spec, backend)
     sizes = cache(backend.sizes)
     folder = JobFolder.of(profile.state, spec)
     sent = backend.preview(folder.path, command_of(folder), spec.name)

@@ -7,7 +7,7 @@ ends what is left of a job whose driver is dead (`clean_up`).
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +48,25 @@ class DriverRef:
         return cls(kept["backend"], kept["id"], dict(kept["details"]))
 
 
+@dataclass(frozen=True)
+class NeededFile:
+    """A file or folder that a job reads or writes.
+
+    Parameters
+    ----------
+    key : str
+        Where the job says so, such as ``"images.root"``.
+    path : Path
+        Absolute, as seen by whoever plans the job.
+    written : bool
+        It is made or changed, and so is what lies beside it under the same name (``acts.zarr.units``).
+    """
+
+    key: str
+    path: Path
+    written: bool = False
+
+
 class Folder(Protocol):
     """A job's folder: a `pathlib.Path`, or an object store's prefix that behaves as one."""
 
@@ -73,6 +92,16 @@ class Backend(Protocol):
 
     def sizes(self, pool: str) -> WorkerSizes:
         """Return what the workers of a pool have; starts nothing."""
+        ...
+
+    def check_files(self, files: Iterable[NeededFile]) -> None:
+        """Refuse a job whose files the machines would not find, as far as one can tell before they are there.
+
+        Raises
+        ------
+        UsageError
+            Names the first.
+        """
         ...
 
     def open(self, *, folder: Path | None = None, name: str = "dneuro") -> AbstractContextManager[Machines]:

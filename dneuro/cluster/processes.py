@@ -8,13 +8,13 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import psutil
 
-from dneuro.cluster.backends import DriverRef, DriverState, Folder
+from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.errors import DneuroError, UsageError
 
 LOG = "driver.log"
@@ -149,6 +149,9 @@ class DriversHere:
 
     kind: ClassVar[str]
     """Name of the backend."""
+
+    def check_files(self, files: Iterable[NeededFile]) -> None:
+        """Refuse nothing: the driver finds what is found here, and which disks the workers see nobody can tell."""
 
     def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
         """Start the driver as a process of its own session."""

@@ -17,6 +17,7 @@ from dneuro.jobs.driver import JobResult, run_job
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import refuse_if_busy
 from dneuro.jobs.members import MembersResult, plan_any, run_members
+from dneuro.jobs.needed import check_files
 from dneuro.jobs.submitting import read_cluster
 from dneuro.spec import (
     AnyJob,
@@ -74,6 +75,7 @@ def run(
     backend = backend_of(profile)
     for one in members_of(spec).values():
         refuse_if_busy(units_folder(one.store) / "attempts")  # before workers are started for nothing
+    check_files(spec, backend)
     planned = plan_any(spec, backend.sizes)
     folder = JobFolder.of(profile.state, spec)
     folder.write(spec, profile, planned.to_dict(), "run")

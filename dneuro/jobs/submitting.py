@@ -14,6 +14,7 @@ from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder, refuse_if_busy
 from dneuro.jobs.members import AnyPlan, plan_any
+from dneuro.jobs.needed import check_files
 from dneuro.jobs.watching import driver_state, status
 from dneuro.spec import (
     AnyJob,
@@ -78,6 +79,7 @@ def submit(job: AnyJob, profile: ProfileSpec) -> tuple[JobFolder, AnyPlan]:
     _refuse_if_driven(folder, backend)
     for one in members_of(job).values():
         refuse_if_busy(units_folder(one.store) / "attempts")
+    check_files(job, backend)
     planned = plan_any(job, backend.sizes)
     folder.write(job, profile, planned.to_dict(), "submit")
     (folder.path / "retry.json").unlink(missing_ok=True)
@@ -104,6 +106,7 @@ def resume(folder: JobFolder) -> AnyPlan:
     if now.state == "done":
         raise UsageError(f"job {folder.id} is done", hint="dneuro submit JOB, to have what was added to it computed")
     with _in_folder(folder.submitted_in):
+        check_files(folder.read_job(), backend)
         planned = plan_any(folder.read_job(), backend.sizes)
     backend.clean_up(folder.path)  # what a dead driver may have left
     (folder.path / "cancel.json").unlink(missing_ok=True)

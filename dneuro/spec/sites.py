@@ -149,8 +149,9 @@ class KubernetesSpec(Spec):
     """Number of the user and group that all pods run as, never root; the volumes must be writable for it."""
     gpu_resource: Text = "nvidia.com/gpu"
     """What the cluster calls a GPU, such as `amd.com/gpu` or `nvidia.com/mig-3g.40gb`."""
-    scale_down: bool = True
-    """Let `kubectl scale` take workers away: the operator asks for it by HTTP, and is answered 404, as everybody is."""
+    scale_down: bool = False
+    """Let `kubectl scale` take workers away: the operator asks the scheduler for it by plain HTTP on port 8787, and is
+    answered 404, as everybody is; else nothing answers HTTP, and workers can only be added."""
 
 
 class AddressSpec(Spec):

@@ -86,6 +86,9 @@ def test_submit__whose_driver_is_refused_leaves_no_job(
         def sizes(self, pool: str) -> WorkerSizes:
             return WorkerSizes(2, 1, 1, 4 * 2**30)
 
+        def check_files(self, files: Any) -> None:
+            pass
+
         def start_driver(self, *args: Any) -> Any:
             raise UsageError("sbatch: invalid partition specified: nowhere", hint="slurm: {driver: {partition: …}}")
 

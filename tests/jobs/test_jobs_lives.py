@@ -150,6 +150,9 @@ class NoDriver:
 
         return WorkerSizes(2, 1, 1, 4 * 2**30)
 
+    def check_files(self, files: Any) -> None:
+        pass
+
     def start_driver(self, folder: Any, command: Any, name: str) -> DriverRef:
         self.started += 1
         return DriverRef("queue", str(self.started))

@@ -9,14 +9,14 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dneuro.cluster import processes
-from dneuro.cluster.backends import DriverRef, DriverState, Folder
+from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.kubernetes import scheduler
 from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.manifests import (
@@ -46,6 +46,8 @@ NANNY = 192 * MiB
 POLL = 1.0
 """Seconds between two looks at a driver that was told to stop."""
 
+_WAY_OUT = "{what}: a path below one of kubernetes.volumes, a volume more there: {{claim: …, path: …}}, or s3://…"
+
 
 class KubernetesBackend:
     """Pods, one for each worker, around a scheduler in a pod of its own.
@@ -74,6 +76,18 @@ class KubernetesBackend:
         cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
         driver = self.profile.driver.memory  # of its pod, wherever it is sent from
         return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus, driver)
+
+    def check_files(self, files: Iterable[NeededFile]) -> None:
+        """Refuse a job with a file that is on no volume, and so in no pod, or gone with the pod that wrote it.
+
+        Raises
+        ------
+        UsageError
+            Names the first.
+        """
+        for file in files:
+            if why := self._unseen(file.path, file.written, below=file.written):
+                raise UsageError(f"{file.key}: {file.path} {why}", hint=_WAY_OUT.format(what=file.key))
 
     @contextlib.contextmanager
     def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:
@@ -195,15 +209,25 @@ class KubernetesBackend:
     def _check_folder(self, job_folder: Folder) -> None:
         """Refuse a folder that the driver's pod would not find."""
         place = str(job_folder)
-        if "://" in place:
-            return
-        seen = [volume.path for volume in self.site.volumes if not volume.read_only]
-        if not any(Path(place).is_relative_to(path) for path in seen):
-            raise UsageError(
-                f"the job's folder {place} is on no volume that the pods can write to"
-                + (f" ({', '.join(seen)})" if seen else ""),
-                hint="state: a folder on one of kubernetes.volumes, or s3://…",
-            )
+        if "://" not in place and (why := self._unseen(Path(place), True)):
+            raise UsageError(f"the job's folder {place} {why}", hint=_WAY_OUT.format(what="state"))
+
+    def _unseen(self, path: Path, written: bool, *, below: bool = False) -> str:
+        """Return why the pods would not find a path, or could not write there; nothing if they do.
+
+        With `below` it may not be a volume itself, since something is written beside it, too.
+        """
+        over = [volume for volume in self.site.volumes if path.is_relative_to(volume.path)]
+        if not over:
+            fit = [volume.path for volume in self.site.volumes if not (written and volume.read_only)]
+            return "is on no volume that the pods can " + ("write to" if written else "read") + (
+                f" ({', '.join(fit)})" if fit else "; the profile names none")
+        nearest = max(over, key=lambda volume: len(Path(volume.path).parts))
+        if written and nearest.read_only:
+            return f"is on the volume {nearest.path}, which is mounted read-only"
+        if below and path == Path(nearest.path):
+            return "is a volume itself, and what is written beside it would be on none"
+        return ""
 
     def _cluster(self, folder: Path | None, name: str) -> Cluster:
         whose = "" if folder is None else (job_folder_of(folder) or folder).name

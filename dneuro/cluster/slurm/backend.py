@@ -9,14 +9,14 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from dneuro.cluster import processes
-from dneuro.cluster.backends import DriverRef, DriverState, Folder
+from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import Record, entries, job_folder_of
 from dneuro.cluster.security import make_credentials, read_credentials
@@ -58,6 +58,9 @@ class SlurmBackend:
         cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
         driver = self.profile.driver.memory if self.slurm.submit_workers_from == "driver" else None
         return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus, driver)
+
+    def check_files(self, files: Iterable[NeededFile]) -> None:
+        """Refuse nothing: which of this machine's disks the nodes share nobody can tell."""
 
     @contextlib.contextmanager
     def open(self, *, folder: Path | None = None, name: str = "dneuro") -> Iterator[DaskMachines]:

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.testing
 import yaml
 
+from dneuro.cli import app
 from dneuro.cluster import backend_of
-from dneuro.cluster.kubernetes import names
+from dneuro.cluster.backends import NeededFile
+from dneuro.cluster.kubernetes import KubernetesBackend, names
 from dneuro.errors import SpecError, UsageError
+from dneuro.jobs.submitting import read_both, submit
 from dneuro.quantities import GiB, MiB
 from dneuro.spec import read_profile
 from dneuro.spec.profile import ProfileSpec
@@ -152,11 +156,14 @@ def test_pods__start_dask_by_the_commands_that_there_are(manifests: Manifests) -
     assert variables(pods(manifests)["scheduler"])["DASK_DISTRIBUTED__SCHEDULER__HTTP__ROUTES"] == "[]"
 
 
-@pytest.mark.parametrize(("scale_down", "listens"), [(True, ":8787"), (False, "127.0.0.1:0")])
+@pytest.mark.parametrize(
+    ("settings", "listens"),
+    [({}, "127.0.0.1:0"), ({"scale_down": True}, ":8787"), ({"scale_down": False}, "127.0.0.1:0")],
+)
 def test_http__is_open_only_where_workers_are_to_be_taken_away(
-    make_profile: MakeProfile, tmp_path: Path, scale_down: bool, listens: str
+    make_profile: MakeProfile, tmp_path: Path, settings: dict[str, bool], listens: str
 ) -> None:
-    found = preview(make_profile(scale_down=scale_down), tmp_path / "state" / "jobs" / "x")
+    found = preview(make_profile(**settings), tmp_path / "state" / "jobs" / "x")
     (cluster,) = [one for one in found if one["kind"] == "DaskCluster"]
     groups = [one for one in found if one["kind"] == "DaskWorkerGroup"]
     command = cluster["spec"]["scheduler"]["spec"]["containers"][0]["command"]
@@ -221,6 +228,54 @@ def test_folder__on_no_volume_is_refused(make_profile: MakeProfile) -> None:
     with pytest.raises(UsageError, match=r"/elsewhere/jobs/x is on no volume") as caught:
         preview(make_profile(), Path("/elsewhere/jobs/x"))
     assert "kubernetes.volumes" in str(caught.value.hint)
+
+
+VOLUMES = [{"claim": "stores", "path": "/stores"}, {"claim": "photos", "path": "/photos", "read_only": True},
+           {"claim": "mine", "path": "/photos/mine"}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        (NeededFile("store", Path("/home/me/acts.zarr"), written=True),
+         "store: /home/me/acts.zarr is on no volume that the pods can write to (/stores, /photos/mine)"),
+        (NeededFile("store", Path("/tmp/acts.zarr"), written=True), "is on no volume"),  # gone with the pod
+        (NeededFile("store", Path("/photos/acts.zarr"), written=True), "volume /photos, which is mounted read-only"),
+        (NeededFile("store", Path("/stores"), written=True), "is a volume itself"),
+        (NeededFile("images.root", Path("/data/train")),
+         "images.root: /data/train is on no volume that the pods can read (/stores, /photos, /photos/mine)"),
+    ],
+)  # fmt: skip
+def test_files__that_the_pods_would_not_find_are_refused(
+    make_profile: MakeProfile, file: NeededFile, why: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(why)) as caught:
+        backend_of(make_profile(volumes=VOLUMES)).check_files([file])
+    assert f"{file.key}: a path below one of kubernetes.volumes" in str(caught.value.hint)
+
+
+def test_files__on_a_volume_are_found(make_profile: MakeProfile) -> None:
+    backend_of(make_profile(volumes=VOLUMES)).check_files([
+        NeededFile("store", Path("/stores/a.zarr"), written=True), NeededFile("images.root", Path("/photos")),
+        NeededFile("store", Path("/photos/mine/a.zarr"), written=True),
+    ])  # fmt: skip
+
+
+def test_job__with_its_store_on_no_volume_is_refused_before_anything_is_sent(
+    make_profile: MakeProfile, write_job: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(KubernetesBackend, "api", property(lambda self: pytest.fail("nothing is to be sent")))
+    profile = make_profile()
+    job = write_job()
+    given = {**yaml.safe_load(job.read_text()), "store": "/elsewhere/acts.zarr"}
+    job.write_text(yaml.safe_dump(given))
+    with pytest.raises(UsageError, match=r"store: /elsewhere/acts\.zarr is on no volume"):
+        submit(*read_both(job, profile))
+    file = tmp_path / "profile.yaml"
+    file.write_text(yaml.safe_dump(profile.model_dump(mode="json", exclude_none=True)))
+    ended = typer.testing.CliRunner().invoke(app, ["plan", str(job), "--cluster", str(file)])
+    assert "is on no volume" in str(ended.exception)
+    assert not list(tmp_path.glob("state/jobs/*"))
 
 
 @pytest.mark.parametrize(

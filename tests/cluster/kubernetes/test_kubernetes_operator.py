@@ -159,21 +159,15 @@ def same_files(one: Path, other: Path) -> None:
 
 
 def nothing_answers_without_a_key(admin: Api) -> None:
-    """Every port that the pods' processes listen on wants a certificate, but for the one that answers 404."""
+    """Every port that the pods' processes listen on wants a certificate."""
     role = "app.kubernetes.io/component"
     pods = {pod["status"]["podIP"]: pod["metadata"]["labels"][role] for pod in admin.list("Pod")}
     until(lambda: len([1 for ip, port in listening() if ip in pods and port == 8788]) == 3)
     ports = {(pods[ip], port) for ip, port in listening() if ip in pods}
-    assert ports == {("scheduler", 8786), ("scheduler", 8787), ("worker", 8788), ("worker", 8789)}
+    assert ports == {("scheduler", 8786), ("worker", 8788), ("worker", 8789)}
     for address, port in sorted(listening()):
         if address not in pods:
             assert address in ("127.0.0.1", "::1"), f"{address}:{port}"
-        elif port == 8787:
-            for path in ("/", "/health", "/metrics", "/info/main/workers.html", "/api/v1/retire_workers", "/status"):
-                connection = http.client.HTTPConnection(address, port, timeout=10)
-                connection.request("POST" if "api" in path else "GET", path)
-                assert connection.getresponse().status == 404, path
-                connection.close()
         else:
             with pytest.raises((ssl.SSLError, ConnectionError)), socket.create_connection((address, port), 10) as plain:
                 context = ssl.create_default_context()
@@ -182,6 +176,17 @@ def nothing_answers_without_a_key(admin: Api) -> None:
                     wrapped.send(b"hello")
                     if wrapped.recv(1) == b"":
                         raise ConnectionError("closed")
+
+
+def nothing_is_said_by_http(admin: Api) -> None:
+    """The port that was asked for, so that the operator may take workers away, answers 404 to everything."""
+    addresses = {pod["status"]["podIP"] for pod in admin.list("Pod")}
+    ((address, port),) = [(ip, port) for ip, port in listening() if ip in addresses and port == 8787]
+    for path in ("/", "/health", "/metrics", "/info/main/workers.html", "/api/v1/retire_workers", "/status"):
+        connection = http.client.HTTPConnection(address, port, timeout=10)
+        connection.request("POST" if "api" in path else "GET", path)
+        assert connection.getresponse().status == 404, path
+        connection.close()
 
 
 def listening() -> set[tuple[str, int]]:
@@ -272,10 +277,11 @@ def test_driver__killed_starts_again_with_new_machines_and_ends_when_told_to(
 ) -> None:
     at, own = tmp_path / "at", tmp_path / "state" / "jobs" / f"small-{tmp_path.name[-20:]}"
     backend, ref, folder = start("-c", HOLD, "PROFILE", str(own / "attempts" / "001"), str(at),
-                                 pools={"extract": {"workers": 2, "memory": "1GiB"}})  # fmt: skip
+                                 pools={"extract": {"workers": 2, "memory": "1GiB"}}, scale_down=True)  # fmt: skip
     until(at.exists)
     first = names(admin, "DaskCluster")
     group = next(one["metadata"]["name"] for one in admin.list("DaskWorkerGroup") if one["spec"]["worker"]["replicas"])
+    nothing_is_said_by_http(admin)
     workers = lambda: [one for one in admin.list("Deployment") if "-worker-" in one["metadata"]["name"]]  # noqa: E731
     for count in (3, 1):  # as `kubectl scale` does
         admin.patch("DaskWorkerGroup", group, {"spec": {"worker": {"replicas": count}}})
