@@ -163,6 +163,8 @@ def _show_memory(console: Console, status: JobStatus) -> None:
         now = "" if status.is_over else format_bytes(one["now"])
         table.add_row(name, now, format_bytes(one["peak"]), format_bytes(one["limit"]) if one["limit"] else "")
     console.print(table)
+    if not status.is_over and (paused := found.get("paused")):
+        console.print(f"paused  {', '.join(paused)}: full, and begin nothing more; `dneuro logs` says what to do")
 
 
 def show_jobs(jobs: Sequence[JobStatus]) -> None:

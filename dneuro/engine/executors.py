@@ -20,6 +20,7 @@ from dneuro.engine import stopping
 from dneuro.engine.memory import available
 from dneuro.engine.place import free_bytes, free_on_worker
 from dneuro.engine.spread import persist_evenly
+from dneuro.engine.standstill import Standstill
 from dneuro.errors import DneuroError, SchedulerLostError, UsageError
 from dneuro.quantities import MiB, format_duration
 
@@ -173,7 +174,7 @@ class DaskExecutor:
         Only the workers that offer a resource of this name; the default is all of them. Workers that join later count
         too: a task is bound to what a worker offers, not to its address.
     patience : float
-        Seconds to wait for workers once all are lost.
+        Seconds to wait for workers once all are lost, or paused.
 
     Raises
     ------
@@ -196,6 +197,7 @@ class DaskExecutor:
         self._asks: dict[str, Any] = {} if pool is None else {"resources": {pool: 1}}
         self._changed = threading.Event()
         self._deserted: float | None = None
+        self._standstill = Standstill(self._of_pool, patience)
         self._seen = -1.0
         self._devices: dict[str, int | None] = {}
         self._look()
@@ -284,7 +286,7 @@ class DaskExecutor:
         SchedulerLostError
             If the scheduler has ended, or was restarted.
         DneuroError
-            If there is no worker, and none comes within `patience`.
+            If there is no worker, and none comes within `patience`; or all are paused for as long, their memory full.
         """
         while True:
             self._changed.clear()
@@ -292,6 +294,7 @@ class DaskExecutor:
             if done := {future for future in futures if future.status not in ("pending", "lost")}:
                 self._refuse_lost(done)
                 self._deserted = None  # somebody was there to do it
+                self._standstill.clear()
                 return done
             if not self._changed.wait(LOOK):
                 self._refuse_deserted()
@@ -331,6 +334,7 @@ class DaskExecutor:
         self._look()
         if self._workers:
             self._deserted = None
+            self._standstill.look(self._workers)
             return
         self._deserted = self._deserted or time.monotonic()
         if time.monotonic() - self._deserted > self.patience:
@@ -358,6 +362,7 @@ class DaskExecutor:
             time.sleep(GLANCE if waiting else 0)
             if done:
                 self._deserted = None
+                self._standstill.clear()
             else:
                 self._refuse_deserted()
 

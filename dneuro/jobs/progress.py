@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from dneuro import events
+from dneuro.engine.standstill import stands_still
 
 StepState = Literal["waiting", "running", "done", "failed"]
 
@@ -83,6 +84,7 @@ class Progress:
         self.warnings = 0
         self.workers: dict[str, int] = {}
         self.memory: dict[str, dict[str, int]] = {}
+        self.paused: list[str] = []
 
     def take(self, event: events.Event) -> None:
         """Follow an event."""
@@ -122,8 +124,10 @@ class Progress:
             self._count(workers)
 
     def _count(self, workers: Iterable[Mapping[str, Any]]) -> None:
-        self.workers = {}
+        self.workers, self.paused = {}, []
         for worker in workers:
+            if stands_still(worker):
+                self.paused.append(str(worker["name"]))
             name, now = str(worker["name"]), int(worker["metrics"].get("memory", 0))
             group = name.rpartition("-")[0] or "workers"
             self.workers[group] = self.workers.get(group, 0) + 1
@@ -144,6 +148,7 @@ class Progress:
             "left": running[-1].left if running else None,
             "workers": dict(self.workers),
             "memory": dict(self.memory),
+            "paused": list(self.paused),
             "peak_memory": max((one["peak"] for one in self.memory.values()), default=0),
             "warnings": self.warnings,
             "updated": time.time(),
