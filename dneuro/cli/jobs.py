@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,6 +77,7 @@ def logs(
     json: AsJson = False,
 ) -> None:
     """Print what happened in a job, line by line; -f follows it until it ends."""
+    from dneuro.cluster.processes import log_of
     from dneuro.jobs.watching import entries, status
     from dneuro.jobs.watching import follow as following
     from dneuro.progress import Lines
@@ -93,7 +95,7 @@ def logs(
     now = status(folder)
     if not json:
         if now.state in ("lost", "failed") and not follow:
-            _print_tail(folder.path / "driver.log")
+            _print_tail(log_of(folder.path))
         error = now.found.get("error")
         typer.echo(f"{now.state}: {error['message']}" if error else now.state, err=True)
         if now.advice:
@@ -213,10 +215,8 @@ def drive(folder: Annotated[str, typer.Argument(help="Folder of a job.")]) -> No
             raise typer.Exit(INTERRUPTED) from None
 
 
-def _print_tail(place: object, count: int = 30) -> None:
-    """Print the last lines of what a driver said, if it said anything."""
-    from pathlib import Path
-
-    if isinstance(place, Path) and place.is_file():
+def _print_tail(place: Path, count: int = 30) -> None:
+    """Print the last lines of what a driver said, if it said anything here."""
+    if place.is_file():
         for line in place.read_text(errors="replace").splitlines()[-count:]:
             typer.echo(f"driver.log: {line}", err=True)

@@ -26,12 +26,16 @@ _started_here: list[subprocess.Popen[bytes]] = []
 def start(backend: str, job_folder: Folder, command: Sequence[str]) -> DriverRef:
     """Start `command` in a session of its own, which outlives this process and its terminal.
 
-    Raises
-    ------
-    UsageError
-        If the job's folder is not on this machine: then there is no place for the driver's output.
+    Parameters
+    ----------
+    backend : str
+        Name of the backend.
+    job_folder : Path or RemotePath
+        The job's; what the process prints is added to its `log_of`.
+    command : sequence of str
+        What to start.
     """
-    log = as_path(job_folder) / LOG
+    log = log_of(job_folder)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -39,6 +43,17 @@ def start(backend: str, job_folder: Folder, command: Sequence[str]) -> DriverRef
         )
     _started_here.append(process)
     return _ref(backend, process.pid)
+
+
+def log_of(job_folder: Folder) -> Path:
+    """Return the file with a driver's output: in the job's folder; if that is in an object store, in this user's cache.
+
+    A process writes on, and an object is written whole.
+    """
+    if isinstance(job_folder, Path):
+        return job_folder / LOG
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "dneuro" / "drivers" / f"{Path(str(job_folder)).name}.log"
 
 
 def this_process(backend: str) -> DriverRef:
@@ -101,8 +116,8 @@ def as_path(folder: Folder | str) -> Path:
         return folder
     if "://" in str(folder):
         raise UsageError(
-            f"{folder} is in an object store; a driver on this backend keeps its log in a folder",
-            hint="state: a folder that all machines see",
+            f"{folder} is in an object store; scripts, logs and keys of these machines need a folder",
+            hint="state: a folder that all machines see; backend local, address and kubernetes take s3://…",
         )
     return Path(str(folder))
 

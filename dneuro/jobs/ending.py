@@ -162,6 +162,8 @@ def _partials(units: Location) -> list[Waste]:
 
 
 def clear(found: list[Waste]) -> None:
-    """Remove what `waste` found."""
+    """Remove what `waste` found; of a job in an object store also what its driver has printed here."""
     for one in found:
         remove(one.path)
+        if one.what == "job":
+            remove(processes.log_of(one.path))

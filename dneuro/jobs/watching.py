@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dneuro.cluster import Backend, DriverState, backend_of, processes
@@ -89,9 +90,9 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     if said in ENDED:
         return JobStatus(folder.id, said, _advice(folder, said), found)
     backend = backend or backend_of(folder.read_profile())
-    logged = (folder.path / processes.LOG).is_file()
+    log = processes.log_of(folder.path)
     last, driver = holder(folder.attempts), driver_state(folder, backend)
-    state, why = _truth(said, last, written, driver, submitted, logged=logged)
+    state, why = _truth(said, last, written, driver, submitted, log=_named(log, folder) if log.is_file() else "")
     if state == "lost":
         found |= {"error": {"type": "Lost", "message": why, "hint": None}, "exit_code": None}
     elif why:
@@ -111,7 +112,7 @@ def status_of_any(folder: JobFolder) -> JobStatus:
 
 def _truth(
     said: str, last: Holder | None, written: dict[str, Any], driver: DriverState, submitted: dict[str, Any],
-    *, logged: bool = True,
+    *, log: str = processes.LOG,
 ) -> tuple[str, str]:  # fmt: skip
     """Return the state and a remark, of what the driver said, its lease, and whoever started it."""
     current = last is not None and last.number >= int(written.get("attempt") or 1) and "attempt" in written
@@ -130,9 +131,14 @@ def _truth(
             return said, f"its driver, {last}, gave its last sign of life {format_duration(last.silence)} ago"
         if not current and time.time() - float(submitted.get("time", 0)) < STARTUP:
             return "pending", "nobody can tell whether its driver has been started"
-    unbegun = "its driver ended before it began" + (": see driver.log" if logged else "")
+    unbegun = "its driver ended before it began" + (f": see {log}" if log else "")
     who = f"its driver, {last}, has died" if current else unbegun
     return "lost", f"{who}; what was done stays done"
+
+
+def _named(log: Path, folder: JobFolder) -> str:
+    """Return how a driver's log is called: by its name alone where it lies in the job's folder."""
+    return log.name if isinstance(folder.path, Path) else str(log)
 
 
 def _advice(folder: JobFolder, state: str) -> str:
