@@ -100,6 +100,10 @@ def test_commands__follow_a_job_from_its_submission_to_its_end(
     entries = [json.loads(line) for line in call("logs", name, "--json").out.splitlines()]
     assert {"extract", "svd"} <= {entry["step"] for entry in entries}
     assert call("logs", name, "-f").code == 0
+    assert call("logs", name, "--attempt", 1).out == logged.out
+    absent = call("logs", name, "--attempt", 99)
+    assert absent.code == 2
+    assert "has no attempt 99\nhint: attempts there: 1\n" in absent.err
     assert [one["id"] for one in json.loads(call("list", "--json").out)] == [name]
     assert name in call("status").out
 
@@ -115,6 +119,18 @@ def test_commands__follow_a_job_from_its_submission_to_its_end(
     assert call("gc", "--yes").code == 0
     assert not Path(".dneuro/jobs", name).exists()
     assert (job.parent / "acts.zarr").is_dir()
+
+
+def test_submit__to_a_state_that_is_no_folder_says_so(
+    call: Call, write_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    profile = tmp_path / "profile.yaml"
+    profile.write_text(f"backend: local\nstate: {tmp_path}/file/state\n")
+    refused = call("submit", write_job(), "--cluster", profile)
+    assert refused.code == 2
+    assert "the state of the job cannot be written to" in refused.err
+    assert "hint: state: in the profile" in refused.err
 
 
 def test_commands__cancel_a_job_that_waits_and_name_what_is_not_there(

@@ -78,11 +78,15 @@ def logs(
 ) -> None:
     """Print what happened in a job, line by line; -f follows it until it ends."""
     from dneuro.cluster.processes import log_of
+    from dneuro.errors import UsageError
     from dneuro.jobs.watching import entries, status
     from dneuro.jobs.watching import follow as following
     from dneuro.progress import Lines
 
     folder = find_folder(job, cluster)
+    if attempt is not None and attempt not in (there := folder.attempt_numbers()):
+        known = ", ".join(map(str, there)) or "none yet"
+        raise UsageError(f"job {folder.id} has no attempt {attempt}", hint=f"attempts there: {known}")
     lines = Lines()
     for entry in following(folder) if follow else entries(folder, attempt)[0]:
         if json:

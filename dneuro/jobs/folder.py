@@ -70,8 +70,29 @@ class JobFolder:
         """Return the folder of one attempt."""
         return self.attempts / f"{number:03d}"
 
+    def attempt_numbers(self) -> list[int]:
+        """Return the numbers of the attempts there were."""
+        at = self.attempts
+        below = at.iterdir() if isinstance(at, RemotePath) or at.is_dir() else ()
+        return sorted(int(path.name) for path in below if path.name.isdigit())
+
     def write(self, job: AnyJob, profile: ProfileSpec | None, plan: Mapping[str, Any], command: str) -> None:
-        """Write what is submitted, in the place of what was before."""
+        """Write what is submitted, in the place of what was before.
+
+        Raises
+        ------
+        UsageError
+            If nothing can be written there.
+        """
+        try:
+            self._write(job, profile, plan, command)
+        except OSError as error:
+            raise UsageError(
+                f"the state of the job cannot be written to {self.path}: {error.strerror or error}",
+                hint="state: in the profile, a folder that you may write to",
+            ) from error
+
+    def _write(self, job: AnyJob, profile: ProfileSpec | None, plan: Mapping[str, Any], command: str) -> None:
         (self.path / "cancel.json").unlink(missing_ok=True)
         self._write_yaml("job.yaml", job.model_dump(mode="json"))
         if profile is not None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from dneuro.quantities import format_bytes
 from dneuro.spec.base import Bytes, Memory, OrBlank, PathText, Positive, SomeSeconds, Spec
 from dneuro.spec.problems import refusal, shown
 
@@ -48,6 +49,19 @@ def _check_mount(path: str) -> str:
     return path
 
 
+def _check_driver(memory: int) -> int:
+    if memory < 512 * 1024**2:
+        raise refusal(f"{format_bytes(memory)} are too few for a driver", "at least 512MiB")
+    return memory
+
+
+def _check_mounts(volumes: tuple[VolumeSpec, ...]) -> tuple[VolumeSpec, ...]:
+    paths = [volume.path.rstrip("/") for volume in volumes]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise refusal(f"two volumes are to be mounted at {twice[0]}", "a path for each")
+    return volumes
+
+
 Text = Annotated[str, AfterValidator(_one_line)]
 """One line; it goes as it is into a batch script or a manifest."""
 
@@ -73,8 +87,8 @@ class DriverSpec(Spec):
 
     cpus: Positive = 2
     """Cores."""
-    memory: Memory = 8 * 1024**3
-    """Memory."""
+    memory: Annotated[Memory, AfterValidator(_check_driver)] = 8 * 1024**3
+    """Memory; at least 512 MiB, which is what a driver takes before it has anything to do."""
     walltime: SomeSeconds | None = None
     """Time limit; a driver that reaches it is queued again and goes on."""
     max_restarts: Annotated[int, Field(ge=0)] = 5
@@ -137,7 +151,7 @@ class KubernetesSpec(Spec):
     """Context of the kubeconfig; the default is the current one."""
     image_pull_secret: ObjectName | None = None
     """Secret with the registry's password, if it needs one."""
-    volumes: tuple[VolumeSpec, ...] = ()
+    volumes: Annotated[tuple[VolumeSpec, ...], AfterValidator(_check_mounts)] = ()
     """Volumes that driver and workers see, such as the images and the stores."""
     environment_secret: ObjectName | None = None
     """Secret whose keys become environment variables of driver and workers, such as those of an object store."""

@@ -68,7 +68,7 @@ def read_json(path: Location) -> Any:
     """Return the JSON in `path`, or None if there is none or it is not whole."""
     try:
         return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 

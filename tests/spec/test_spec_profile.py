@@ -66,6 +66,10 @@ def errors(tmp_path: Path, text: str) -> str:
         ("backend: local\npools: {extract: {memory: 0}}\n", "must be more than 0"),
         ("backend: local\nstart_timeout: 0s\n", "must be more than 0"),
         ("backend: local\ndriver: {memory: 0}\n", "must be more than 0"),
+        ("backend: local\ndriver: {memory: 1KiB}\n", "driver.memory: 1 KiB are too few for a driver"),
+        (f"backend: kubernetes\npools: {{extract: {{memory: 1GiB}}}}\nkubernetes:\n  image: a/b@sha256:{'0' * 64}\n"
+         "  volumes: [{claim: a, path: /data}, {claim: b, path: /data/}]\n",
+         "kubernetes.volumes: two volumes are to be mounted at /data"),
         ("backend: local\npools: {extract: {env: {\"A;B\": 1}}}\n", "is no name of an environment variable"),
     ],
 )  # fmt: skip
