@@ -102,6 +102,16 @@ class Executor(Sizes, Protocol):
         """Return those that are done; waits for at least one."""
         ...
 
+    def watch(self) -> None:
+        """Look whether there is somebody to work at all, for whoever waits in another way than by `wait`.
+
+        Raises
+        ------
+        DneuroError
+            As `wait` does.
+        """
+        ...
+
     def stop(self, token: str, futures: Collection[Future]) -> None:
         """Give up tasks that are in flight, `Stoppable` with this token; returns when none of them is at work."""
         ...
@@ -148,6 +158,9 @@ class ThreadExecutor:
 
     def wait(self, futures: Collection[Future]) -> set[Future]:  # noqa: D102
         return set(concurrent.futures.wait(futures, return_when=concurrent.futures.FIRST_COMPLETED).done)
+
+    def watch(self) -> None:  # noqa: D102
+        pass
 
     def stop(self, token: str, futures: Collection[Future]) -> None:  # noqa: D102
         stopping.stop(token)
@@ -298,6 +311,9 @@ class DaskExecutor:
                 return done
             if not self._changed.wait(LOOK):
                 self._refuse_deserted()
+
+    def watch(self) -> None:  # noqa: D102
+        self._refuse_deserted()
 
     def stop(self, token: str, futures: Collection[Future]) -> None:
         """Give up tasks that are in flight; returns when no worker that can be reached is at one of them.

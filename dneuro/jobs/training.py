@@ -68,7 +68,9 @@ def train(study: Study, executor: Executor, attempt: Attempt) -> Study:
             shown = len(lines)
             if over:
                 break
+            executor.watch()
             time.sleep(POLL)
+        executor.wait([future])  # should it be over because nobody knows it any more, this says so
         sha256, history = future.result()
         attempt.refuse_if_overtaken("the training")
         marker = {"fingerprint": wanted, "sha256": sha256, "history": history}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pytest
 import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import FingerprintError, ImageSourceError
+from dneuro.errors import DneuroError, FingerprintError, ImageSourceError
+from dneuro.jobs import training
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.progress import Progress
 from dneuro.spec import JobSpec
@@ -88,6 +90,23 @@ def test_train__that_was_killed_begins_again(
     assert not list((units_folder(job.store) / "train").glob("*.done"))
     assert not Path(job.store).exists()
     assert [kind for kind, _ in notes(job, threads)] == ["started", "progress", "progress", "finished"]
+
+
+def test_train__whose_workers_are_lost_or_stand_still_is_not_waited_for_without_end(
+    make_job: MakeJob, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    over = threading.Event()
+
+    def nobody() -> None:
+        raise DneuroError("every worker is lost")
+
+    monkeypatch.setattr(training, "_train", lambda *_: over.wait(30))
+    monkeypatch.setattr(threads, "watch", nobody)
+    try:
+        with pytest.raises(DneuroError, match="every worker is lost"):
+            run_job(make_job({"train": {"epochs": 1}}, images=IMAGES), threads)
+    finally:
+        over.set()
 
 
 def test_train__needs_one_image_that_can_be_read(
