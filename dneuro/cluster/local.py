@@ -124,7 +124,7 @@ class LocalBackend(processes.DriversHere):
                 asked = ", ".join(f"pool {group}: {size.workers} workers of {format_bytes(size.memory)}"
                                   for group, size in sizes.items())  # fmt: skip
                 raise DneuroError(
-                    f"not all workers came up within {timeout:g} s ({asked} asked for): {error}",
+                    f"not all workers came up within {timeout:g} s ({asked} asked for): {_cause(error)}",
                     hint="fewer workers in the profile's pools, or a longer start_timeout; in a script of your own, "
                     "put the call below `if __name__ == \"__main__\":`, for workers import the script too",
                 ) from error
@@ -142,6 +142,7 @@ class LocalBackend(processes.DriversHere):
                 "silence_logs": 50,
                 "resources": {group: size.threads},
                 "security": security,
+                "patience": self.profile.timeout(group),
                 "pre_spawn": {**thread_variables(size.cpus), **self._visible(group, number),
                               **{key: str(value) for key, value in pool.env.items()}},
             }  # fmt: skip
@@ -152,6 +153,13 @@ class LocalBackend(processes.DriversHere):
             return {}
         pool = self.profile.groups[group]
         return {"CUDA_VISIBLE_DEVICES": _cards(self.profile.groups)[group][number] if pool.gpus else ""}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what an error comes from: dask says of the first one only that a nanny has failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def _cards(groups: Mapping[str, PoolSpec]) -> dict[str, list[str]]:

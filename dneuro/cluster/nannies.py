@@ -11,6 +11,8 @@ from typing import Any
 
 from distributed import Nanny
 
+from dneuro.quantities import format_duration
+
 _spawning = threading.Lock()
 """Held while the environment of this process is that of a worker which is being started."""
 
@@ -31,10 +33,13 @@ class PoolNanny(Nanny):  # type: ignore[misc]
         As of `distributed.Nanny`.
     pre_spawn : dict of str to str
         Environment of the worker, from its first instruction on.
+    patience : float
+        Seconds within which the worker must be there the first time; dask itself waits as long as its process lives.
     """
 
-    def __init__(self, *args: Any, pre_spawn: dict[str, str], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, pre_spawn: dict[str, str], patience: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._patience, self._was_there = patience, False
         self.pre_spawn_env.update(pre_spawn)
         self.env.update(pre_spawn)
 
@@ -44,7 +49,20 @@ class PoolNanny(Nanny):  # type: ignore[misc]
             starting = asyncio.ensure_future(super().instantiate())
             while not (starting.done() or self._has_process()):
                 await asyncio.sleep(GLANCE)
-        return await starting
+        if not self._was_there:
+            await asyncio.wait([starting], timeout=self._patience)
+            if not starting.done():
+                await self._end_process()
+                await asyncio.wait([starting])
+                raise RuntimeError(f"worker {self.name} was not there after {format_duration(self._patience)}")
+        found, self._was_there = await starting, True
+        return found
+
+    async def _end_process(self) -> None:
+        """End a process that does not come up: one that is starting the nanny would wait for for ever."""
+        process = getattr(self.process, "process", None)
+        if process is not None:
+            await process.kill()
 
     def _has_process(self) -> bool:
         process = getattr(self.process, "process", None)

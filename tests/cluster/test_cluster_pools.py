@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
+import psutil
 import pytest
 
 from dneuro.cluster import Machines, backend_of, local, settings
@@ -74,6 +76,30 @@ def test_pools__have_an_environment_of_their_own(machines: Machines) -> None:
     assert everywhere(machines, "OMP_NUM_THREADS") == {"extract": {"1"}, "memory": {"3"}}
     assert everywhere(machines, "WHERE") == {"extract": {None}, "memory": {"here"}}
     assert "WHERE" not in os.environ, "this process keeps its own"
+
+
+def test_worker__that_does_not_come_up_is_named_and_ended(tmp_path: Path) -> None:
+    """Its process is there, and waits for something; dask would wait for it without end."""
+    (tmp_path / "waits.py").write_text("import os, time\nif os.environ.get('WAITS'):\n    time.sleep(600)\n")
+    asked = profile(
+        extract={"workers": 1, "memory": "1GiB"},
+        memory={"workers": 1, "memory": "1GiB", "start_timeout": "8s", "env": {"WAITS": 1}},
+    )
+    with (
+        dask.config.set({"distributed.worker.preload": [str(tmp_path / "waits.py")]}),
+        pytest.raises(DneuroError, match=r"worker memory-0 was not there after 8\.0 s") as caught,
+        backend_of(asked).open(),
+    ):
+        raise AssertionError("pool memory has no worker")
+    assert "start_timeout" in str(caught.value.hint)
+    assert not [process for process in psutil.Process().children(recursive=True) if "WAITS" in _environment(process)]
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    try:
+        return process.environ()
+    except psutil.Error:  # it has just ended
+        return {}
 
 
 def test_gpus__are_one_for_each_worker(machines: Machines) -> None:
