@@ -130,12 +130,14 @@ def test_job__submitted_to_kubernetes_ends_as_it_does_here(
     job = ROOT / "jobs" / "demo.yaml" if WHOLE_DEMO else write_job(*steps)
     # Whoever submits may not make clusters, a driver may not make Jobs: each of their requests has to be allowed.
     folder, _ = submit(read_job(job, [f"store={tmp_path / 'there.zarr'}"]), make_profile())
-    groups = until(lambda: [one for one in admin.list("DaskWorkerGroup") if one["spec"]["worker"]["replicas"]])
-    sizes = {one["metadata"]["name"].rpartition("-")[2]: one["spec"]["worker"]["replicas"] for one in groups}
-    assert sizes == {"extract": 2, "memory": 1}
-    until(lambda: len(names(admin, "Deployment")) == 4)
-    until(lambda: len([pod for pod in admin.list("Pod") if pod["status"]["phase"] == "Running"]) == 5)
-    nothing_answers_without_a_key(admin)
+    until(lambda: len(names(admin, "DaskWorkerGroup")) == 3)
+    with standing_still(kubernetes):  # lest the job is done, and its pods gone, while they are looked at
+        groups = [one for one in admin.list("DaskWorkerGroup") if one["spec"]["worker"]["replicas"]]
+        sizes = {one["metadata"]["name"].rpartition("-")[2]: one["spec"]["worker"]["replicas"] for one in groups}
+        assert sizes == {"extract": 2, "memory": 1}
+        until(lambda: len(names(admin, "Deployment")) == 4)
+        until(lambda: len([pod for pod in admin.list("Pod") if pod["status"]["phase"] == "Running"]) == 5)
+        nothing_answers_without_a_key(admin)
     try:
         until(lambda: status(folder).is_over)
         assert status(folder).state == "done"
@@ -231,6 +233,20 @@ def test_scheduler__that_is_lost_has_the_driver_started_again_and_the_job_done(
     until(lambda: driver_state(folder, backend_of(one_pool)) == "gone")
     assert cancel(folder).ended == []
     until(lambda: names(admin, *LEFT, "Job", "Pod") == [], 60)
+
+
+@contextlib.contextmanager
+def standing_still(kubernetes: Path) -> Iterator[None]:
+    """Have the driver wait, and its machines with it."""
+    drivers = [process for process in in_pods(kubernetes, "") if "drive" in process.cmdline()]
+    assert drivers
+    for driver in drivers:
+        driver.suspend()
+    try:
+        yield
+    finally:
+        for driver in drivers:
+            driver.resume()
 
 
 def in_pods(kubernetes: Path, name: str) -> list[psutil.Process]:
