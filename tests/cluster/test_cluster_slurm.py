@@ -17,7 +17,7 @@ from dneuro.cluster import backend_of
 from dneuro.cluster.slurm import keeper, queue
 from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.queue import BatchJob, SlurmError
-from dneuro.cluster.slurm.scripts import Site, worker_script
+from dneuro.cluster.slurm.scripts import Site, driver_script, worker_script
 from dneuro.errors import DneuroError, UsageError
 from dneuro.spec import ProfileSpec
 
@@ -141,6 +141,18 @@ def test_names_of_jobs__are_one_word() -> None:
         "#SBATCH --job-name=dneuro-cluster-my-own-cluster", "#SBATCH -J dneuro-cluster-my-own-cluster-extract-0",
         "#SBATCH -J dneuro-cluster-my-own-cluster-memory-0",
     ]  # fmt: skip
+
+
+def test_driver_script__ends_as_its_driver_does_however_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    for code in [0, 7] * 20:
+        text = driver_script(profile(slurm=None), tmp_path, ["bash", "-c", f"exit {code}"], "a")
+        assert subprocess.run(["bash", "-c", text], check=False).returncode == code
+    waits = ["bash", "-c", "trap 'exit 9' TERM; kill $PPID; sleep 9 & wait"]
+    told = driver_script(profile(slurm=None), tmp_path, waits, "a")
+    assert subprocess.run(["bash", "-c", told], check=False).returncode == 9
 
 
 def test_sizes__leave_something_for_the_worker() -> None:

@@ -24,22 +24,22 @@ FOLDER = {"source": "folder", "root": "s3://bucket/photos"}
         (FILES, {"name": "torchvision:alexnet"},
          {"images.root": "/data/photos.zip", "images.labels": "/data/labels.csv"}),
         (ARRAY, {"name": "python:mine/nets.py:make", "weights": "w.pth"},
-         {"images.root": "/data/photos.zarr", "network.name": "/work/here/mine/nets.py",
-          "network.weights": "/work/here/w.pth"}),
+         {"images.root": "/data/photos.zarr", "network.name": "mine/nets.py",
+          "network.weights": "w.pth"}),
         (FOLDER, {"name": "python:nets:make"}, {}),
         (FOLDER, {"name": "export:/n/net.pt2", "weights": "https://there/w.pth"}, {"network.name": "/n/net.pt2"}),
     ],
 )  # fmt: skip
 def test_job__needs_the_files_that_it_names(
-    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, images: Any, network: Any, read: dict[str, str]
+    make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images: Any, network: Any,
+    read: dict[str, str],
 ) -> None:
-    monkeypatch.setattr(Path, "cwd", lambda: Path("/work/here"))
-    monkeypatch.setattr("os.getcwd", lambda: "/work/here")
+    monkeypatch.chdir(tmp_path)
     job = make_job(images=images, network=network).model_copy(update={"store": "out/acts.zarr"})
     found = {file.key: file for file in needed_files(job)}
     store = found.pop("store")
-    assert (store.path, store.written) == (Path("/work/here/out/acts.zarr"), True)
-    assert {key: str(file.path) for key, file in found.items()} == read
+    assert (store.path, store.written) == (tmp_path / "out" / "acts.zarr", True)
+    assert {key: str(file.path).removeprefix(f"{tmp_path}/") for key, file in found.items()} == read
     assert not any(file.written for file in found.values())
 
 

@@ -15,7 +15,7 @@ import dneuro as dn
 from dneuro.cluster import backend_of, processes
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, UsageError
-from dneuro.jobs import ending
+from dneuro.jobs import ending, submitting
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.folder import folders
 from dneuro.spec import JobSpec, ProfileSpec
@@ -79,7 +79,7 @@ def test_driver__that_died_is_told_from_one_that_lives_and_its_job_goes_on(
 def test_driver__that_ended_before_it_began_says_where_its_output_is(
     make_job: MakeJob, profile: ProfileSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dneuro.jobs.submitting.command_of", lambda folder: ["sh", "-c", "echo no room; exit 1"])
+    monkeypatch.setattr(submitting, "command_of", lambda folder: ["sh", "-c", "echo no room; exit 1"])
     job = dn.submit(make_job(), profile)
     now = job.wait(30)
     assert now.state == "lost"

@@ -226,11 +226,9 @@ trap 'kill -TERM $driver' TERM INT
 trap 'out_of_time=1; kill -TERM $driver' USR1
 {command} &
 driver=$!
-code=130
-while kill -0 $driver 2>/dev/null; do
-  wait $driver
-  code=$?
-done
+while kill -0 $driver 2>/dev/null; do wait $driver; done # a signal ends the waiting, not the driver
+wait $driver
+code=$?
 if [ -n "$out_of_time" ] && [ "$code" -ne 0 ]; then
   {again} "$SLURM_JOB_ID"
 fi
