@@ -19,7 +19,7 @@ from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, DneuroError
 from dneuro.jobs.driver import run_job
 from dneuro.spec import JobSpec, ProfileSpec
-from tests.slurm.conftest import in_queue, node_of, processes_of, stopped_node, wait_until
+from tests.slurm.conftest import in_queue, node_of, processes_of, start_again, stopped_node, wait_until
 
 MakeJob = Callable[..., JobSpec]
 MakeProfile = Callable[..., ProfileSpec]
@@ -60,7 +60,7 @@ def test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_ends_as
     # Slurm holds a job that it queues again for two minutes.
     wait_until(lambda: queue.look()[driver(folder)].state == "PENDING", 60, "the driver to wait")
     reached = done(job)
-    queue.call("scontrol", "update", f"jobid={driver(folder)}", "starttime=now")
+    start_again(driver(folder))
     assert submitted.wait(240).state == "done", log(folder)
     assert reached < 40 == done(job)
     assert len(list((folder / "attempts").iterdir())) == 2
@@ -88,7 +88,7 @@ def test_driver__whose_node_is_lost_goes_on_on_another(
     with stopped_node(slurm, "n1"):
         wait_until(lambda: queue.look()[number].state == "PENDING", 120, "Slurm to give the node up")
         assert first.is_running()
-        queue.call("scontrol", "update", f"jobid={number}", "starttime=now")
+        start_again(number)
         wait_until(lambda: (folder / "attempts" / "002").is_dir(), 120, "the second life")
         wait_until(lambda: not first.is_running(), 60, "the first life to see that it is overtaken")
         assert queue.look()[number].ended or node_of(number) == "n2"
@@ -145,7 +145,7 @@ def test_driver__that_is_lost_again_and_again_is_given_up(make_profile: MakeProf
     wait_until(lambda: backend.driver_state(ref) == "running", 30, "the driver")
     queue.call("scontrol", "requeue", ref.id)
     wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait")
-    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    start_again(ref.id)
     wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
     assert "this driver was started 0 times again" in log(tmp_path / "job")
 
@@ -159,7 +159,7 @@ def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile,
     wait_until(lambda: (tmp_path / "job" / "driver.log").is_file() and "started" in log(tmp_path / "job"), 30, "it")
     queue.cancel([ref.id], signal="USR1")
     wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait again")
-    queue.call("scontrol", "update", f"jobid={ref.id}", "starttime=now")
+    start_again(ref.id)
     wait_until(lambda: log(tmp_path / "job").count("started") == 2, 60, "the driver to start again")
     wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
     assert [line for line in log(tmp_path / "job").splitlines() if line in ("started", "told to stop")] == [

@@ -22,7 +22,7 @@ POOLS = {"extract": {"workers": 2, "memory": "2GiB"}, "memory": {"workers": 1, "
 def make_profile(tmp_path: Path) -> Callable[..., ProfileSpec]:
     """Return ``make_profile(pools=…, **kubernetes)``: a profile whose volume is the test's folder."""
 
-    def make(pools: dict[str, Any] | None = None, start_timeout: str = "60s", **kubernetes: Any) -> ProfileSpec:
+    def make(pools: dict[str, Any] | None = None, start_timeout: str = "240s", **kubernetes: Any) -> ProfileSpec:
         section = {"image": IMAGE, "volumes": [{"claim": "data", "path": str(tmp_path)}], **kubernetes}
         return ProfileSpec.model_validate({"backend": "kubernetes", "state": str(tmp_path / "state"),
                                            "start_timeout": start_timeout, "pools": pools or POOLS,
