@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from dneuro.cluster import backend_of
+from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.slurm import keeper, queue
 from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.queue import BatchJob, SlurmError
@@ -186,6 +186,19 @@ def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], Non
     assert queue.look_back(["20"])["20"].state == "CANCELLED"
     commands("sacct", "echo disabled >&2; exit 1")
     assert queue.look_back(["20"]) == {}, "sites without accounts"
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("PENDING", "pending"), ("REQUEUED", "pending"), ("CONFIGURING", "pending"), ("RUNNING", "running"),
+     ("SIGNALING", "running"), ("COMPLETING", "running"), ("SUSPENDED", "running"), ("PREEMPTED", "gone")],
+)  # fmt: skip
+def test_driver__to_which_a_signal_is_on_its_way_still_runs(
+    commands: Callable[[str, str], None], state: str, said: str
+) -> None:
+    """Else whoever tells it to stop would not wait until it has."""
+    commands("squeue", f"echo '17|{state}|None|a'")
+    assert backend_of(profile()).driver_state(DriverRef("slurm", "17")) == said
 
 
 def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:

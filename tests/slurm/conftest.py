@@ -114,7 +114,8 @@ def start_again(number: str) -> None:
         with contextlib.suppress(queue.SlurmError):  # it has just started
             if queue.look()[number].state == "PENDING":
                 queue.call("scontrol", "update", f"jobid={number}", "starttime=now")
-        return queue.look()[number].state not in ("PENDING", "REQUEUED", "COMPLETING")
+        now = queue.look()[number]
+        return not now.waits and now.state != "COMPLETING"
 
     wait_until(has_started, 120, f"job {number} to start again")
 

@@ -143,7 +143,7 @@ class SlurmBackend:
             return "unknown"
         if job is None or job.ended:
             return "gone"
-        return "running" if job.state in ("RUNNING", "COMPLETING") else "pending"
+        return "pending" if job.waits else "running"
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
         """Tell the driver to stop; cancel its job if it has not after `grace` seconds."""

@@ -20,6 +20,11 @@ ENDED = frozenset({
 })  # fmt: skip
 """States from which a job does not come back."""
 
+WAITING = frozenset({
+    "CONFIGURING", "PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT",
+})  # fmt: skip
+"""States in which nothing of a job runs yet; in those that are in neither list, such as SIGNALING, something does."""
+
 
 class SlurmError(DneuroError):
     """A command of Slurm that is not there, does not answer, or says no."""
@@ -48,6 +53,11 @@ class BatchJob:
     def ended(self) -> bool:
         """Whether it will not run any more."""
         return self.state in ENDED
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun, or not again."""
+        return self.state in WAITING
 
     def __str__(self) -> str:
         known = self.reason not in ("", "None")
