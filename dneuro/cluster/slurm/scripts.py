@@ -222,8 +222,9 @@ fi
 
 # The shell gets the signals: told to end, it tells the driver; out of time, it has itself queued again after that.
 out_of_time=
-trap 'kill -TERM $driver' TERM INT
-trap 'out_of_time=1; kill -TERM $driver' USR1
+# ($!: the driver is known by it as soon as it is there, by a variable only in the next line.)
+trap 'if [ "$!" ]; then kill -TERM "$!"; else exit 143; fi' TERM INT
+trap 'out_of_time=1; [ "$!" ] && kill -TERM "$!"' USR1
 {command} &
 driver=$!
 while kill -0 $driver 2>/dev/null; do wait $driver; done # a signal ends the waiting, not the driver
