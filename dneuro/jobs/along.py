@@ -14,9 +14,10 @@ from dneuro.analysis.taken import Taken
 from dneuro.errors import MemoryLimitError, UsageError
 from dneuro.extract.work import lacks
 from dneuro.jobs.across import LAYERS, check_names
-from dneuro.jobs.analyses import Question, lacking, plan_step, rows_of
 from dneuro.jobs.coupled import names_of
+from dneuro.jobs.plans import plan_step
 from dneuro.jobs.pools import SizesOf
+from dneuro.jobs.questions import Question, lacking, rows_of
 from dneuro.jobs.stand_ins import stand_in
 from dneuro.jobs.study import Study
 from dneuro.jobs.wiring import source_of

@@ -12,7 +12,7 @@ from dneuro.errors import CancelledError, PartialError
 from dneuro.extract.run import Outcome, extract
 from dneuro.extract.work import ExtractWork
 from dneuro.jobs.along import settle
-from dneuro.jobs.analyses import answer
+from dneuro.jobs.answers import answer
 from dneuro.jobs.growth import check_store, open_or_create
 from dneuro.jobs.lease import Lease
 from dneuro.jobs.planning import JobPlan, plan_job

@@ -12,9 +12,10 @@ from dneuro.extract.plan import ExtractPlan, to_dict
 from dneuro.extract.work import IMAGES, lacks
 from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
-from dneuro.jobs.analyses import Question, plan_question
 from dneuro.jobs.growth import check_store, missing_nodes
+from dneuro.jobs.plans import plan_question
 from dneuro.jobs.pools import SizesOf, beside_network, sizes_of
+from dneuro.jobs.questions import Question
 from dneuro.jobs.study import Study, study
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import WorkersStep

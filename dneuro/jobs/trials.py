@@ -17,10 +17,10 @@ from dneuro.cluster.backends import Machines
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.executors import Executor
 from dneuro.extract.patches import top_patches
-from dneuro.jobs.analyses import Question
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.patching import parameters_of
 from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.questions import Question
 from dneuro.spec.job import AnyStep, JobSpec
 from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, SelectSpec
 from dneuro.store.opening import Store, open_store

@@ -19,7 +19,7 @@ from dneuro.extract import pipeline, task
 from dneuro.extract.run import extract
 from dneuro.extract.task import QuarantinedError, extract_unit
 from dneuro.extract.work import ExtractWork
-from dneuro.jobs import analyses, growth, recording
+from dneuro.jobs import answers, growth, recording
 from dneuro.jobs.driver import run_job
 from dneuro.spec import JobSpec
 from dneuro.store.units import Unit, units_folder
@@ -352,7 +352,7 @@ def test_disk__that_is_full_for_the_driver_says_the_same(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         target: dict[str, tuple[Any, str]] = {
-            "create": (growth, "create"), "record": (recording, "add_variables"), "answer": (analyses.results, "write"),
+            "create": (growth, "create"), "record": (recording, "add_variables"), "answer": (answers.results, "write"),
         }  # fmt: skip
         patched.setattr(*target[where], full)
         with pytest.raises(StoreError, match=r"the disk under .*acts.zarr is full") as caught:
