@@ -16,7 +16,14 @@ from dneuro.analysis.connections import connections, plan_connections
 from dneuro.analysis.cooccurrence import cooccurrence, plan_cooccurrence
 from dneuro.analysis.facets import facets, plan_facets
 from dneuro.analysis.ica import ica, plan_ica
-from dneuro.analysis.indices import class_selectivity, gini, spectral_flatness
+from dneuro.analysis.indices import (
+    class_selectivity,
+    gini,
+    plan_class_selectivity,
+    plan_gini,
+    plan_spectral_flatness,
+    spectral_flatness,
+)
 from dneuro.analysis.kmeans import kmeans, plan_kmeans
 from dneuro.analysis.mean_similarity import mean_similarity, plan_mean_similarity
 from dneuro.analysis.moments import moments, plan_moments
@@ -112,6 +119,9 @@ _PLANS: dict[str, Callable[..., Plan]] = {
     "regression": plan_regression,
     "connections": plan_connections,
     "patch_components": plan_patch_components,
+    "gini": plan_gini,
+    "spectral_flatness": plan_spectral_flatness,
+    "class_selectivity": plan_class_selectivity,
 }
 
 PLANS = {name: counts_selection(plan) for name, plan in _PLANS.items()}

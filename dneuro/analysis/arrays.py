@@ -201,8 +201,8 @@ def view(
     places : bool
         The position of every value is wanted too, where it is stored beside the values.
     own : sequence of str
-        Dims that the result has of its own. A dim of `x` with such a name, as the scores of another analysis have, is
-        called ``input_…`` there: ``component`` becomes ``input_component``.
+        Dims and variables that the result has of its own. A dim of `x` with such a name, as the scores of another
+        analysis have, is called ``input_…`` there: ``component`` becomes ``input_component``.
 
     Raises
     ------
@@ -248,8 +248,14 @@ def layer_of(x: xr.DataArray) -> str:
     return str(layer)
 
 
+def of_ends(x: object) -> tuple[str, ...]:
+    """Return the names of what a result says of the images at either end, positions in `x` among them."""
+    dims = map(str, getattr(x, "dims", ()))
+    return tuple(f"{end}_{name}" for name in ("value", "image", "label", *dims) for end in ("top", "bottom"))
+
+
 def told_apart(x: xr.DataArray, own: Iterable[str]) -> xr.DataArray:
-    """Return `x` with ``input_…`` in the names of those dims that a result has of its own."""
+    """Return `x` with ``input_…`` in the names of those dims that are names of something in the result."""
     others = {*map(str, x.dims), *map(str, x.coords)}
     names = {}
     for dim in own:

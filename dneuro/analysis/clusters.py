@@ -23,8 +23,9 @@ from dneuro.errors import ArrayError
 
 Metric = Literal["pearson", "euclidean"]
 Linkage = Literal["average", "complete", "single", "ward"]
-OWN = ("group", "rank", "merge", "column", "leaf")
-"""Dims of the result, besides those of the matrix."""
+OWN = ("group", "rank", "merge", "column", "leaf", "cluster", "order", "size", "medoid", "spread", "member",
+       "linkage", "leaf_neuron", "leaf_image", "class_count")  # fmt: skip
+"""Dims and variables of the result, besides those of the matrix."""
 TOO_LARGE = "per='channel', fewer neurons, or more memory"
 TOO_MANY_IMAGES = "dn.kmeans, which needs no matrix of images × images; or fewer of them: dn.select(x, sample=2000)"
 
@@ -113,7 +114,8 @@ def clusters(
     plan = plan_clusters(x, **parameters, client=executor)
     hint = TOO_MANY_IMAGES if per == "image" else TOO_LARGE
     plan.check(executor, hint=hint, driver_hint=hint)
-    similar = similarity(told_apart(x, OWN), metric=metric, per=per, pool=pool, client=executor)
+    own = (*OWN, "class") if "image" in x.dims else OWN
+    similar = similarity(told_apart(x, own), metric=metric, per=per, pool=pool, client=executor)
     array = similar[metric]
     matrix = np.asarray(array.values, dtype=np.float64)
     live = np.flatnonzero(np.isfinite(matrix.diagonal()))

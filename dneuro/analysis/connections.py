@@ -14,6 +14,7 @@ from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 
 NAME = "connections"
+OWN = ("source_channel", "rank", "strength", "signed", "strongest", "strongest_value", "strongest_signed", "share")
 
 
 def connections(
@@ -71,7 +72,7 @@ def connections(
     weights = np.asarray(x.transpose("channel", "source_channel", "y", "x").values, dtype=np.float64)
     dim, coords = "channel", {}
     if directions is not None:
-        directions = told_apart(directions, ("source_channel", "rank"))
+        directions = told_apart(directions, OWN)
         dim = str(next(d for d in directions.dims if d not in ("channel", "y", "x")))
         flat = directions.mean([d for d in directions.dims if d in ("y", "x")]).transpose(dim, "channel")
         weights = np.tensordot(np.asarray(flat.values, dtype=np.float64), weights, axes=1)

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, told_apart
 from dneuro.analysis.images import class_labels, taking_part
 from dneuro.analysis.quantiles import beyond, passes, select
 from dneuro.analysis.selection import says_selection
@@ -20,6 +20,7 @@ from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError
 from dneuro.kernels.quantile import VALUES, CountAbove, Digits
 
+OWN = ("count", "threshold", "class_size")
 TOP = 100
 """Top images counted where nothing is said."""
 BY_TOP, BY_DIGITS = "by top images", "digit by digit"
@@ -93,7 +94,7 @@ def cooccurrence(
     [2.0]
     """
     check_labelled(x)
-    k = top_k(k, quantile)
+    x, k = told_apart(x, OWN), top_k(k, quantile)
     labels, names = class_labels(x)
     executor = get_executor(client)
     plan = plan_cooccurrence(x, k=k, quantile=quantile, per=per, pool=pool, client=executor)
@@ -161,7 +162,7 @@ def plan_cooccurrence(
 ) -> Plan:
     """Return the passes and the memory of `cooccurrence`; reads no data."""
     check_labelled(x)
-    k, executor = top_k(k, quantile), get_executor(client)
+    x, k, executor = told_apart(x, OWN), top_k(k, quantile), get_executor(client)
     if quantile is None:
         assert k is not None
         return _counting(plan_top_images(x, k=k, per=per, pool=pool, client=executor), view_for_order(x, per, pool), k)

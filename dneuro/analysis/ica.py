@@ -17,6 +17,7 @@ from dneuro.engine.plan import Plan, plan_pass
 from dneuro.errors import ArrayError
 from dneuro.kernels.ica import Fun, Unmix
 
+OWN = ("component", "mixing", "mean", "source", "rank", "converged", "iterations")
 COUNT = "count"
 """Coordinate (problem,) that says how many samples of each problem there are, the first ones."""
 
@@ -173,7 +174,7 @@ def _setup(
             hint="xr.DataArray(patches, dims=('channel', 'sample', 'pixel'))",
         )
     check_dims(x, "the array")
-    x = told_apart(x, ("component",))
+    x = told_apart(x, OWN)
     dim = next(name for name in x.dims if name != "sample")
     problems = x.transpose(dim, "sample", ...)
     if problems.dtype.kind not in "fiu" or 0 in problems.shape:

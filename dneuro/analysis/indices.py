@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from dneuro.analysis.images import taking_part
+from dneuro.engine.device import process_bytes
+from dneuro.engine.executors import get_executor
+from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError, suggest
 from dneuro.kernels import indices
+from dneuro.quantities import MiB
+
+WORK_BYTES = 32 * MiB
+"""What the slices of a table take while they are worked through, at most."""
 
 
 def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
@@ -37,9 +45,9 @@ def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     Notes
     -----
     1 − 2 Σₖ (c₍ₖ₎ / ‖c‖₁)(N − k + ½) / N, entries ascending. With ``dim="image"``, masked images and those that
-    `dneuro.select` leaves out take no part. There is no `dneuro.plan` of an index: it is no pass of its own but a
-    column of an xarray expression, which dask computes with what follows it. **Cost**: of a dask-backed array nothing
-    before it is computed; then one read, with whole rows in memory.
+    `dneuro.select` leaves out take no part. Of a dask-backed array it is an expression, which dask computes with what
+    follows it: `dneuro.plan` says what it takes by itself, and nothing is refused. **Cost**: one read, with whole rows
+    in memory: twice the chunks that hold the rows of one chunk, and 32 MiB.
 
     m equal entries of N, the others 0, have G = 1 − m / N. Source: Sadeghi, "Conceptual Content in Deep Convolutional
     Neural Networks", sparsity of a neuron's co-occurrence frequencies; the value of a row of zeros is dneuro's.
@@ -126,7 +134,49 @@ def class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     return _along(indices.class_selectivity, x, dim)
 
 
+def plan_gini(x: xr.DataArray | ArrayLike, dim: str = "class", *, client: Any = None) -> Plan:
+    """Return the reading and the memory of `gini`; reads no data."""
+    return _plan("gini", x, dim, client)
+
+
+def plan_spectral_flatness(x: xr.DataArray | ArrayLike, dim: str = "class", *, client: Any = None) -> Plan:
+    """Return the reading and the memory of `spectral_flatness`; reads no data."""
+    return _plan("spectral_flatness", x, dim, client)
+
+
+def plan_class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class", *, client: Any = None) -> Plan:
+    """Return the reading and the memory of `class_selectivity`; reads no data."""
+    return _plan("class_selectivity", x, dim, client)
+
+
+def _plan(name: str, x: xr.DataArray | ArrayLike, dim: str, client: Any) -> Plan:
+    rows = _checked(x, dim)
+    along = rows.sizes[dim] if isinstance(rows, xr.DataArray) else rows.shape[-1]
+    size = 8 * (rows.size // along)
+    if not isinstance(rows, xr.DataArray) or rows.chunks is None:
+        return Plan(name, 0, 0, 0, 0, size + 2 * rows.nbytes + WORK_BYTES, size, "in this process")
+    executor = get_executor(client)
+    others = [lengths for other, lengths in rows.chunksizes.items() if other != dim]
+    block = math.prod(max(lengths) for lengths in others) * along * rows.dtype.itemsize
+    task = 2 * block + max(WORK_BYTES, 64 * along)  # the chunks and what they are joined to, or that and the rows last
+    return Plan(
+        name, 1, rows.nbytes, math.prod(map(len, others)),
+        process_bytes(executor) + executor.slots_per_process * task, 2 * size, size, "when it is computed",
+    )  # fmt: skip
+
+
 def _along(index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: str) -> Any:
+    rows = _checked(x, dim)
+    if not isinstance(rows, xr.DataArray):
+        return index(rows)
+    return xr.apply_ufunc(
+        index, rows, input_core_dims=[[dim]], dask="parallelized", output_dtypes=[np.float64],
+        dask_gufunc_kwargs={"allow_rechunk": True},
+    )  # fmt: skip
+
+
+def _checked(x: xr.DataArray | ArrayLike, dim: str) -> xr.DataArray | NDArray[Any]:
+    """Return what can be asked, with the images that take part."""
     if not isinstance(x, xr.DataArray):
         try:
             table = np.asarray(x)
@@ -136,7 +186,7 @@ def _along(index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: 
             raise ArrayError(f"an array of {table.dtype} has no shares", hint="counts, or activations: real numbers")
         if table.ndim == 0 or table.shape[-1] == 0:
             raise ArrayError(f"an array of shape {table.shape} has no rows", hint="one entry per class, last axis")
-        return index(table)
+        return table
     if dim not in x.dims:
         hint = suggest(str(dim), [str(name) for name in x.dims])
         raise ArrayError(f"the array has dims {tuple(map(str, x.dims))}, none is named {dim!r}", hint=f"dim=…; {hint}")
@@ -144,7 +194,4 @@ def _along(index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: 
         raise ArrayError(f"the array has no entries along {dim!r}", hint="check the selection that made it")
     if dim == "image" and (rows := taking_part(x)) is not None:
         x = x.isel(image=np.flatnonzero(rows))
-    return xr.apply_ufunc(
-        index, x, input_core_dims=[[dim]], dask="parallelized", output_dtypes=[np.float64],
-        dask_gufunc_kwargs={"allow_rechunk": True},
-    )  # fmt: skip
+    return x

@@ -32,6 +32,8 @@ PER_CLUSTER, LEAST = 50, 500
 """Images per cluster, and in all, among which the first centres are chosen."""
 CHUNK_BYTES = 8 * MiB
 """Wished size of a chunk of Z."""
+STILL = float(np.finfo(np.float32).tiny)
+"""Centres that move by less (squared) do not move."""
 IMPORTS = 130 * MiB
 """What a worker needs more once dask-ml, pandas and scikit-learn are imported."""
 
@@ -65,7 +67,8 @@ def kmeans(
     max_iter : int
         Most iterations.
     tol : float
-        Iterations stop when the centres move by less than this share of the mean variance of a feature (squared).
+        Iterations stop when the centres move by less than this share of the mean variance of a feature (squared);
+        with 0, and where nothing varies, when they stay.
     k : int
         Images listed of each cluster, the nearest to its centre first.
     seed : int
@@ -117,7 +120,7 @@ def kmeans(
     seen = view(x, per=per, pool=pool, own=_own(x))
     standardise, _ = standardisation(seen, standardize, executor, "kmeans")
     first, spread = _first_centres(seen, standardise, count, seed, executor)
-    centres, iterations = _iterate(x, seen, standardise, first, max_iter, tol * spread, executor)
+    centres, iterations = _iterate(x, seen, standardise, first, max_iter, max(tol * spread, STILL), executor)
     found = seen.reduce({"nearest": Nearest(standardise, centres)}, executor, "kmeans")["nearest"]
     size = np.bincount(found["nearest"], minlength=len(centres))
     ranked = np.argsort(-size, kind="stable")
@@ -201,8 +204,9 @@ def plan_kmeans(
 
 
 def _own(x: object) -> tuple[str, ...]:
-    """Return the dims that the result has of its own."""
-    return ("group", "rank", *(("class",) if "label" in getattr(x, "coords", ()) else ()))
+    """Return the names that the result has of its own."""
+    classes = ("class", "class_count") if "label" in getattr(x, "coords", ()) else ()
+    return ("group", "rank", "cluster", "distance", "size", "centre", "member", *classes)
 
 
 def _sampled(count: int, images: int) -> int:

@@ -14,6 +14,7 @@ from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
 from dneuro.kernels import ImageMoments, Kernel, Moments
 
+OWN = ("count", "mean", "std", "variance", "min", "max", "fraction_active")
 TOO_LARGE = "a smaller chunk along image, or workers with more memory"
 MUCH_TO_ANSWER = "per='channel', or more memory for the process that asks"
 
@@ -95,4 +96,4 @@ def _setup(x: xr.DataArray, per: str, pool: Pool) -> tuple[View, Kernel]:
     choose("per", per, ("channel", "neuron", "image"))
     if per == "image":
         return view(x, per="neuron", pool=pool), ImageMoments()
-    return view(x, per=per, pool=pool), Moments()  # type: ignore[arg-type]
+    return view(x, per=per, pool=pool, own=OWN), Moments()  # type: ignore[arg-type]

@@ -207,7 +207,7 @@ def pairing(
     """Check what was asked of `dneuro.similarity`, and plan it; reads no data."""
     metrics = _metrics(metric, neighbours, threshold, out)
     check_persist(persist)
-    seen = _seen(x, per, pool, own=() if neighbours is None else ("neighbour",))
+    seen = _seen(x, per, pool, own=_own(neighbours))
     multiplied = _precision(precision, seen)
     path = None if out is None else place_of(out)
     count, image_bytes = seen.labels.count, int(seen.xs[0].nbytes)
@@ -315,6 +315,13 @@ def _metrics(
                 hint=f"metric={wanted[0]!r}",
             )
     return tuple(dict.fromkeys(wanted))
+
+
+def _own(neighbours: int | None) -> tuple[str, ...]:
+    """Return the names that the result has of its own."""
+    if neighbours is None:
+        return ("pair", "first", "second", *METRICS, *(f"{metric}_value" for metric in METRICS))
+    return ("neighbour", *(f"{metric}_{name}" for metric in METRICS for name in ("neighbour", "value")))
 
 
 def _seen(x: xr.DataArray, per: Of, pool: Pool, own: Sequence[str] = ()) -> View:

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import View, choose, view
+from dneuro.analysis.arrays import View, choose, of_ends, view
 from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.analysis.images import label_numbers
 from dneuro.analysis.selection import says_selection
@@ -25,8 +25,8 @@ KEPT = 0.9
 TOO_LARGE = "fewer directions, a smaller chunk along image, or workers with more memory"
 MUCH_TO_ANSWER = "fewer directions, or more memory for the process that asks"
 
-OWN = ("direction", "rank")
-"""Dims of the result."""
+OWN = ("direction", "rank", "score", "mean", "variance", "kept", "vector", "neuron_variance")
+"""Dims and variables of the result, besides those of both ends."""
 
 
 @says_selection
@@ -109,7 +109,7 @@ def random_projections(
                                   "cutoff": cutoff, "quantile": quantile, "k": k, "seed": seed}  # fmt: skip
     plan = plan_random_projections(x, **parameters, client=executor)
     plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
-    seen = view(x, per="neuron", own=OWN)
+    seen = view(x, per="neuron", own=(*OWN, *of_ends(x)))
     # The mean over the images is the same for a score and for what it is made of: no pass is spent on it.
     mode = None if standardize == "center" else standardize
     standardise, _ = standardisation(seen, mode, executor, "random_projections")
@@ -159,7 +159,7 @@ def plan_random_projections(
     choose("standardize", standardize, ("image", "neuron", "center", None))
     _check_limits(cutoff, quantile)
     executor = get_executor(client)
-    seen = view(x, per="neuron", own=OWN)
+    seen = view(x, per="neuron", own=(*OWN, *of_ends(x)))
     if "label" in x.coords:
         label_numbers(x)
     n, p = len(seen.taking_part), seen.labels.count

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Per, Pool, View, check_labelled, view
+from dneuro.analysis.arrays import Per, Pool, View, check_labelled, told_apart, view
 from dneuro.analysis.chance import facets_by_chance, least_flatness, p_values
 from dneuro.analysis.checks import check_count, check_seed
 from dneuro.analysis.images import class_labels
@@ -22,6 +22,8 @@ from dneuro.kernels.class_sums import ClassSums
 
 TOO_LARGE = "per='channel', fewer classes, or workers with more memory"
 MUCH_TO_ANSWER = "per='channel', fewer classes, or more memory for the process that asks"
+OWN = ("class_selectivity", "gini", "flatness", "entropy", "mf", "p_low", "p_high", "preferred_class", "counted",
+       "flatness_least", "mf_chance", "mf_chance_std", "p_chance")  # fmt: skip
 _INDICES = 14
 """Variables of the result, at most, 8 bytes each."""
 
@@ -140,7 +142,7 @@ def _class_means(x: xr.DataArray, per: Per, pool: Pool, client: Any) -> xr.DataA
 
 
 def _setup(x: xr.DataArray, per: Per, pool: Pool) -> tuple[View, ClassSums, list[str]]:
-    seen = view(x, per=per, pool=pool)
+    seen = view(x, per=per, pool=pool, own=OWN)
     labels, names = class_labels(x)
     if seen.rows is not None and not (labels[seen.rows] >= 0).any():
         raise ArrayError("this needs the class of every image, and none of the images that could be read has one")
@@ -161,7 +163,7 @@ def _check_rows(x: xr.DataArray) -> xr.DataArray:
         )
     if x.dtype.kind not in "iuf":
         raise ArrayError(f"the array holds {x.dtype}, counts and means are numbers", hint="x.astype('float64')")
-    return x.transpose(..., "class")
+    return told_apart(x, OWN).transpose(..., "class")
 
 
 def _indices(rows: xr.DataArray, chance: int, seed: int) -> xr.Dataset:

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import View, choose, view
+from dneuro.analysis.arrays import View, choose, of_ends, view
 from dneuro.analysis.checks import check_count, check_seed
 from dneuro.analysis.images import label_numbers
 from dneuro.analysis.selection import says_selection
@@ -22,8 +22,9 @@ from dneuro.kernels.standardise import Mode, Standardised
 
 TOO_LARGE = "fewer neurons, a smaller chunk along image, or workers with more memory"
 NAME = "single_neurons"
-OWN = ("chosen", "other_chosen", "rank")
-"""Dims of the result."""
+OWN = ("chosen", "other_chosen", "rank", "variance", "neuron", "random", "chosen_variance", "ties", "raw_ties",
+       "raw_min", "overlap", "bottom_overlap")  # fmt: skip
+"""Dims and variables of the result, besides those of both ends."""
 
 
 @says_selection
@@ -105,7 +106,7 @@ def single_neurons(
     plan_single_neurons(x, **parameters, client=executor).check(
         executor, hint=TOO_LARGE, driver_hint="fewer neurons, or more memory in this process"
     )
-    seen = view(x, per="neuron", own=OWN)
+    seen = view(x, per="neuron", own=_own(x))
     standardise, _ = standardisation(seen, standardize, executor, NAME)
     variance = _variances(seen, standardise, standardize, executor)
     neurons, random = _choose(variance, count, baseline, seed)
@@ -156,7 +157,7 @@ def plan_single_neurons(
             "standardize='neuron' gives every neuron that varies variance 1: nothing is left to rank them by",
             hint="standardize='image', 'center' or None",
         )
-    executor, seen = get_executor(client), view(x, per="neuron", own=OWN)
+    executor, seen = get_executor(client), view(x, per="neuron", own=_own(x))
     for name, number in (("count", count), ("baseline", baseline), ("k", k)):
         check_count(name, number, hint=f"{name}=16")
     check_seed(seed)
@@ -173,6 +174,12 @@ def plan_single_neurons(
          "variance": Standardised(Moments(), Standardise(None))},
         executor, passes=1 + first, result_bytes=size, driver_bytes=2 * size + 48 * wide * n + 56 * p,
     )  # fmt: skip
+
+
+def _own(x: object) -> tuple[str, ...]:
+    """Return the names that the result has of its own."""
+    places = (f"{dim}_place" for dim in getattr(x, "dims", ()))
+    return (*OWN, *places, *of_ends(x))
 
 
 def _moments(standardize: Mode) -> Kernel:

@@ -30,6 +30,7 @@ from dneuro.kernels import Energy, Kernel, Moments, Scores, Standardise, Step, T
 from dneuro.kernels.standardise import Mode
 from dneuro.quantities import MiB
 
+OWN = ("component", "singular_value", "explained_variance_ratio", "residual", "score", "vector")
 Method = Literal["auto", "tsqr", "gram", "krylov"]
 TOLERANCE = 4e-3
 """Certificates that are good enough, as a share of their singular value: it is then right to some 1e-5."""
@@ -377,7 +378,7 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
 def _setup(
     x: xr.DataArray, wanted: Wanted, standardize: Mode, method: Method, tolerance: float, seed: int, persist: Persist
 ) -> View:
-    seen = view(x, per="neuron", own=("component",))
+    seen = view(x, per="neuron", own=OWN)
     wanted.check(len(seen.taking_part), seen.labels.count)
     choose("standardize", standardize, ("image", "neuron", "center", None))
     choose("method", method, ("auto", "tsqr", "gram", "krylov"))

@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Labels, Per, Pool, View, view
+from dneuro.analysis.arrays import Labels, Per, Pool, View, of_ends, view
 from dneuro.analysis.checks import check_count
 from dneuro.analysis.images import label_numbers
 from dneuro.analysis.selection import says_selection
@@ -127,7 +127,7 @@ def view_for_order(x: xr.DataArray, per: Per, pool: Pool, *, places: bool = Fals
     ArrayError
         If its values do not fit into float32.
     """
-    seen = view(x, per=per, pool=pool, places=places, own=("rank", "class"))
+    seen = view(x, per=per, pool=pool, places=places, own=("rank", "class", *of_ends(x)))
     if x.dtype.itemsize > 4 and not (seen.pooled and pool == "mean"):
         raise ArrayError(
             f"top_images orders float32 exactly, the array holds {x.dtype}", hint="x.astype('float32')"

@@ -251,6 +251,32 @@ def test_names__of_the_features_are_kept() -> None:
 
 
 @EVERY
+def test_names__of_the_features_may_be_those_of_the_result(analysis: str, parameters: dict[str, Any]) -> None:
+    x = layer(6, 4)
+    known = ANALYSES[analysis](x, **parameters)
+    for name in map(str, known.data_vars):
+        if "channel" in name:  # such a variable is called after the dim
+            continue
+        found = ANALYSES[analysis](x.rename(channel=name).assign_coords({name: list("abcd")}), **parameters)
+        called = {variable: str(variable).replace("channel", f"input_{name}") for variable in known.data_vars}
+        assert set(found.data_vars) == set(called.values())
+        for variable, other in called.items():
+            dims = tuple(str(dim).replace("channel", f"input_{name}") for dim in known[variable].dims)
+            assert found[other].dims == dims, name
+            np.testing.assert_array_equal(found[other], known[variable])
+
+
+def test_names__of_rows_may_be_those_of_the_result() -> None:
+    counts = xr.DataArray(RNG.integers(1, 9, (4, 3)), dims=("channel", "class"))
+    for analysis, parameters in (("selectivity", {}), ("similarity", {}), ("clusters", {"count": 2})):
+        known = ANALYSES[analysis](counts, **parameters)
+        for name in map(str, known.data_vars):
+            found = ANALYSES[analysis](counts.rename(channel=name).assign_coords({name: list("abcd")}), **parameters)
+            assert set(found.data_vars) == set(known.data_vars)
+            assert found[name].dims[0] == known[name].dims[0].replace("channel", f"input_{name}")
+
+
+@EVERY
 def test_attributes__say_what_was_asked(analysis: str, parameters: dict[str, Any]) -> None:
     attrs = ANALYSES[analysis](layer(6, 4), **parameters).attrs
     assert attrs["analysis"] == analysis

@@ -64,6 +64,7 @@ def test_kmeans__is_a_fixed_point_of_scikit_learn(per: Any, pool: Any, how: Any)
     np.testing.assert_allclose(model.cluster_centers_, centres, atol=1e-5)
     np.testing.assert_array_equal(model.labels_, found["cluster"])
     assert found.attrs["inertia"] == pytest.approx(model.inertia_, rel=1e-5)
+    assert found.attrs["converged"], "centres that stay are found, whatever the tolerance"
     np.testing.assert_allclose(found["distance"], np.linalg.norm(z - centres[model.labels_], axis=1), atol=1e-9)
     assert adjusted_rand_score(LABELS, found["cluster"]) == 1.0
     np.testing.assert_array_equal(found["size"], np.bincount(found["cluster"]))
@@ -118,6 +119,7 @@ def test_kmeans__of_anything(data: st.DataObject) -> None:
     assert found.sizes["group"] == min(count, different)
     assert any("as many clusters" in note for note in notes) == (different < count)
     assert found["size"].sum() == images
+    assert found.attrs["converged"], "also where nothing varies"
     centres = found["centre"].values
     apart = np.linalg.norm(values[:, None].astype("f8") - centres[None], axis=2)
     np.testing.assert_allclose(found["distance"], apart.min(1), atol=1e-6)

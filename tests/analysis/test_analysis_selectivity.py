@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import dask.array as da
@@ -16,6 +17,7 @@ import dneuro as dn
 from dneuro import events
 from dneuro.analysis.chance import facets_by_chance, p_values
 from dneuro.engine import ThreadExecutor
+from dneuro.engine.device import process_bytes
 from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError
 
 RNG = np.random.default_rng(0)
@@ -184,3 +186,31 @@ def test_plan__sizes_of_selectivity() -> None:
     plan = dn.plan("selectivity", counts)
     assert plan.passes == 0
     assert plan.result_bytes >= dn.selectivity(counts).nbytes - 8 * 5
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("name", ["gini", "spectral_flatness", "class_selectivity"])
+def test_index__is_planned(name: str, last: bool, counted: Any) -> None:
+    values = np.random.default_rng(0).random((3000, 4096)).astype("f4")
+    if last:
+        x, reads = counted(values, (1000, 512), dims=("neuron", "class"))
+    else:
+        x, reads = counted(np.ascontiguousarray(values.T), (512, 1000), dims=("class", "neuron"))
+    one = ThreadExecutor(1)
+    plan = dn.plan(name, x, client=one)
+    assert (plan.passes, plan.tasks, plan.read_bytes, plan.result_bytes) == (1, 3, values.nbytes, 8 * 3000)
+    lazy = getattr(dn, name)(x)
+    assert not reads
+    tracemalloc.start()
+    try:
+        lazy.compute(scheduler="synchronous")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert set(reads.values()) == {1}
+    assert peak <= plan.worker_bytes - process_bytes(one) <= 3 * peak
+    here = dn.plan(name, values)
+    assert (here.passes, here.read_bytes, here.result_bytes) == (0, 0, 8 * 3000)
+    for wrong in (x.rename({"class": "sort"}), values[:, :0]):
+        with pytest.raises(ArrayError):
+            dn.plan(name, wrong)

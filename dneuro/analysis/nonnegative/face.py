@@ -22,7 +22,7 @@ from dneuro.engine.residence import Persist
 from dneuro.errors import ArrayError
 
 Xs = Sequence[xr.DataArray] | Mapping[str, xr.DataArray]
-OWN = ("component", "iteration")
+OWN = ("component", "iteration", "image_weight", "neuron_weight", "size", "loss")
 """Dims of the results."""
 
 Weights = Sequence[float] | str | None

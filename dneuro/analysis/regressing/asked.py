@@ -20,6 +20,7 @@ from dneuro.errors import ArrayError
 from dneuro.kernels.base import Array, Kernel, Origin
 
 NAME = "regression"
+OWN = ("rank", "coefficient", "correlation", "r2", "r2_held_out", "strongest", "strongest_coefficient")
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def asked(
     check_seed(seed)
     choose("pool", pool, ("max", "mean"))
     before = view(source, per="channel", pool=pool)
-    views = view(x, per="channel", pool=pool, own=("rank", f"source_{before.labels.dims[0]}")), before
+    views = view(x, per="channel", pool=pool, own=(*OWN, f"source_{before.labels.dims[0]}")), before
     for seen in views:
         if len(seen.labels.dims) != 1:
             raise ArrayError(f"{seen.layer or 'an array'} has features {seen.labels.dims}", hint="stack them into one")
