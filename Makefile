@@ -9,6 +9,8 @@
 # make clean   remove what these made
 
 PYTHON ?= python3
+# processes that share the tests
+TESTERS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test test-slurm test-kubernetes lint faults bench schema clean
@@ -18,7 +20,7 @@ demo: .venv/installed
 	@echo "open demo-output/demo.zarr.report/index.html in a browser"
 
 test: .venv/installed
-	$(BIN)/python -m pytest --ignore=tests/slurm
+	$(BIN)/python -m pytest --ignore=tests/slurm --numprocesses $(TESTERS) --dist worksteal
 
 test-slurm: .venv/installed
 	$(BIN)/python -m pytest tests/slurm -rs

@@ -4,6 +4,7 @@ pods may do."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
@@ -25,6 +26,12 @@ from dneuro.engine.executors import ThreadExecutor
 from dneuro.spec import JobSpec, parse_job
 
 CONVNET = {"name": "dneuro:convnet", "weights": "none"}
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of every later collection of garbage: each run of a job ends with one."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -316,15 +316,22 @@ def test_plan__says_what_it_takes(values: np.ndarray, tmp_path: Path) -> None:
 
 
 def test_plan__what_does_not_fit_is_refused_before_a_patch_is_cut(values: np.ndarray, tmp_path: Path) -> None:
-    patches = Failing(np.broadcast_to(np.uint8(0), (64, 100, 200, 200, 3)), -1)
+    asked: list[tuple[int, ...]] = []
+
+    def ask(block: np.ndarray) -> np.ndarray:
+        asked.append(block.shape)
+        return block
+
+    zeros = da.zeros((64, 100, 200, 200, 3), chunks=(1, 100, 200, 200, 3), dtype=np.uint8)
+    patches = xr.DataArray(zeros.map_blocks(ask, dtype=np.uint8, meta=np.empty((0,) * 5, np.uint8)), dims=DIMS)
     little = ThreadExecutor(1, memory=400 * MiB)
     with pytest.raises(MemoryLimitError, match=r"patch_components needs .* per worker") as caught:
-        dn.patch_components(patches.array, out=tmp_path / "p.zarr", client=little)
+        dn.patch_components(patches, out=tmp_path / "p.zarr", client=little)
     assert "fewer channels" in str(caught.value.hint)
     with pytest.raises(MemoryLimitError, match="in the driver") as caught:
-        dn.patch_components(patches.array, client=ThreadExecutor(1, memory=900 * MiB))
+        dn.patch_components(patches, client=ThreadExecutor(1, memory=900 * MiB))
     assert "out=" in str(caught.value.hint)
-    assert patches.asked == set()
+    assert asked == []
     assert list(tmp_path.iterdir()) == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import dask.array as da
@@ -206,9 +207,13 @@ def by_class(noise: float, sizes: Any) -> np.ndarray:
 CLASSES = [30, 50, 50, 50, 30, 60, 30, 30, 40, 30, 30, 30, 30, 30, 30, 30]
 
 
-@pytest.mark.parametrize("height", [20, 50, 100])
-@pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
-@pytest.mark.parametrize("asked", [{"rank": 2}, {"rank": 5}, {"threshold": 350.0}, {"explained_variance": 0.6}])
+NOISE = [0.01, 0.1, 0.5]
+ASKED: list[dict[str, Any]] = [{"rank": 2}, {"rank": 5}, {"threshold": 350.0}, {"explained_variance": 0.6}]
+PAIRS = [(height, NOISE[(i + j) % 3], asked) for i, height in enumerate([20, 50, 100]) for j, asked in enumerate(ASKED)]
+"""Each height with each noise, and with each way to ask; each noise with each of these too."""
+
+
+@pytest.mark.parametrize(("height", "noise", "asked"), PAIRS)
 def test_svd__misses_no_direction_of_images_in_class_order(
     monkeypatch: pytest.MonkeyPatch, height: int, noise: float, asked: Any
 ) -> None:
@@ -281,9 +286,12 @@ def test_svd__threshold_sees_a_direction_that_one_class_alone_has(
     np.testing.assert_allclose(found["singular_value"], true[:count], rtol=1e-4)
 
 
-@pytest.mark.parametrize("side", ["neuron", "image"])
-@pytest.mark.parametrize("standardize", ["image", "neuron", "center", None])
-@pytest.mark.parametrize("place", range(0, 32, 3))
+WAYS: list[Any] = list(itertools.product(["neuron", "image"], ["image", "neuron", "center", None]))
+PLACES = [(*way, 3 * ((i + j) % 11)) for i, way in enumerate(WAYS) for j in (0, 4, 7)]
+"""Three of eleven places in each way, each place in two ways or more."""
+
+
+@pytest.mark.parametrize(("side", "standardize", "place"), PLACES)
 def test_svd__finds_a_direction_that_only_one_block_has(
     monkeypatch: pytest.MonkeyPatch, side: str, standardize: Any, place: int
 ) -> None:
@@ -316,9 +324,11 @@ def test_svd__more_directions_than_random_columns_stay_hidden_from_the_sample() 
     np.testing.assert_allclose(found["singular_value"], true, rtol=1e-4)
 
 
-@pytest.mark.parametrize("side", ["neuron", "image"])
-@pytest.mark.parametrize("height", [1, 3, 8])
-@pytest.mark.parametrize("slices", [None, 1, 4])
+CUTS = [("neuron" if (i + j) % 2 else "image", height, slices)
+        for i, height in enumerate([1, 3, 8]) for j, slices in enumerate([None, 1, 4])]  # fmt: skip
+
+
+@pytest.mark.parametrize(("side", "height", "slices"), CUTS)
 def test_svd__of_what_is_constant_nothing_is_made(
     monkeypatch: pytest.MonkeyPatch, side: str, height: int, slices: int | None
 ) -> None:

@@ -1,10 +1,8 @@
-"""Worker processes on this machine: reachable from nowhere else, replaceable, and the same as threads."""
+"""Worker processes on this machine: reachable from nowhere else, and the same as threads; faults/ kills them."""
 
 from __future__ import annotations
 
 import os
-import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,6 @@ import psutil
 import pytest
 
 import dneuro as dn
-from dneuro import events
 from dneuro.cluster import WorkerSizes, backend_of, profile_folders
 from dneuro.cluster.profiles import shipped
 from dneuro.engine.executors import DaskExecutor, ThreadExecutor, get_executor
@@ -108,71 +105,6 @@ def test_workers__started_in_another_folder_find_the_store(
     assert (result.outcome.images, result.computed) == (40, 1)
     assert (tmp_path / "here.zarr").is_dir()
     assert len(list(tmp_path.glob("here.zarr.units/extract/fc/*.done"))) == 3
-
-
-def test_worker__killed_in_mid_run_costs_nothing(
-    client: Any, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None]
-) -> None:
-    settings: dict[str, Any] = {"images": {"source": "digits", "sample": 240}, "batch": 1}
-    killed: list[int] = []
-
-    def kill(event: events.Event) -> None:
-        if event.kind == "progress" and event.step == "extract" and not killed:
-            killed.append(next(iter(client.run(os.getpid).values())))
-            os.kill(killed[0], signal.SIGKILL)
-
-    with events.listening(kill):
-        result = run_job(make_job(store="killed.zarr", **settings), client)
-    assert killed
-    assert result.outcome.quarantined == {}
-    assert result.outcome.images == 240
-    same_store(result.store, run_job(make_job(store="clean.zarr", **settings), threads).store)
-    deadline = time.monotonic() + 60
-    while len(client.scheduler_info(n_workers=-1)["workers"]) < 2 and time.monotonic() < deadline:
-        time.sleep(0.1)  # the nanny starts another one; the next test finds two
-
-
-def test_worker__that_dies_of_a_unit_each_time_is_given_that_unit_three_times(
-    client: Any, make_job: MakeJob, tmp_path: Path
-) -> None:
-    """As one that segfaults or exhausts the memory: the scheduler's own tries count too."""
-    log = tmp_path / "tries"
-
-    def deadly(dask_worker: Any) -> None:
-        import os as _os
-        import signal as _signal
-
-        from dneuro.extract import task
-
-        honest = task.batches
-
-        def batches(work: Any, layers: Any, start: int, stop: int) -> Any:
-            if work.store.name == "deadly.zarr" and start == 16:
-                with log.open("a") as file:
-                    file.write(f"{_os.getpid()}\n")
-                _os.kill(_os.getpid(), _signal.SIGKILL)
-            return honest(work, layers, start, stop)
-
-        task.batches = batches
-
-    from distributed import WorkerPlugin
-
-    class Deadly(WorkerPlugin):  # type: ignore[misc]
-        def setup(self, worker: Any) -> None:
-            deadly(worker)
-
-    client.register_plugin(Deadly(), name="deadly")  # on workers that are started later, too
-    try:
-        with pytest.raises(dn.DneuroError) as caught:
-            run_job(make_job(store="deadly.zarr"), client)
-    finally:
-        client.unregister_worker_plugin("deadly")
-    assert caught.value.exit_code == 3
-    assert "1 of 3 units" in str(caught.value)
-    assert "unit 1 was begun 3 times and never finished" in str(caught.value)
-    assert len(log.read_text().split()) == len(set(log.read_text().split())) == 3
-    done = {path.name for path in tmp_path.glob("deadly.zarr.units/extract/*/*.done")}
-    assert done == {"00000.done", "00002.done"}
 
 
 def test_sizes__fill_in_what_the_profile_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:

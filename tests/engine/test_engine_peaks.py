@@ -109,12 +109,13 @@ def test_worker__holds_no_more_of_four_times_as_many_images(
     monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 2**21)
     analysis, asked = BY_IMAGES[name]
     peaks = []
-    for chunks in (128, 512):
+    for chunks in (64, 256):
         x = layer(chunks, rows=1024)
         workers.run(begin)
-        getattr(dn, analysis)(x, client=workers, **asked)
+        found = getattr(dn, analysis)(x, client=workers, **asked)
         peaks.append(max(workers.run(peak).values()))
     assert peaks[1] <= 1.1 * peaks[0], [size / 2**20 for size in peaks]
+    assert found.attrs.get("passes", 1) <= dn.plan(analysis, x, client=workers, **asked).passes
 
 
 @pytest.mark.parametrize("name", BY_IMAGES)

@@ -109,7 +109,7 @@ def test_tile__what_travels_with_a_task_counts() -> None:
 @pytest.mark.parametrize("how", [{}, {"neighbours": 20}, {"metric": "euclidean"}, {"precision": "float64"}])
 def test_similarity__workers_stay_within_the_plan(how: Any, cluster: Any) -> None:
     """The workers' high-water mark, with 400 MiB each."""
-    values = da.random.default_rng(0).standard_normal((3000, 4096), chunks=(500, 1024), dtype="f4")
+    values = da.random.default_rng(0).standard_normal((1000, 4096), chunks=(250, 1024), dtype="f4")
     x = xr.DataArray(values, dims=("image", "channel"))
     how = {"metric": "pearson", "precision": "float32", **how}
     plan = dn.plan("similarity", x, client=cluster, **how)

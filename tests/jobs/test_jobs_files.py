@@ -83,7 +83,8 @@ def test_vgg16__writes_no_activations_and_reads_nothing_again(tmp_path: Path) ->
 
 
 def test_submit__runs_a_job_and_opens_its_store(tmp_path: Path) -> None:
-    small = ["images.sample=40", "steps.train.epochs=1", "steps.svd.rank=2", "store=d.zarr", "steps.extract.batch=20"]
+    small = ["images.sample=40", "steps.train.epochs=1", "steps.svd.rank=2", "store=d.zarr", "steps.extract.batch=20",
+             "steps.extract.layers=[fc]", "steps.report.neurons=1"]  # fmt: skip
     done = subprocess.run(
         [sys.executable, JOBS / "submit.py", JOBS / "demo.yaml", *small],
         cwd=tmp_path, capture_output=True, text=True, check=True,

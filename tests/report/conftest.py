@@ -196,6 +196,12 @@ def root() -> xr.Dataset:
     return make_root()
 
 
+@pytest.fixture(scope="session")
+def images() -> xr.Dataset:
+    """The images again, for results that serve several tests; to be read only."""
+    return make_root()
+
+
 @pytest.fixture
 def parts() -> dict[str, xr.Dataset]:
     """The datasets of a whole store, by path."""

@@ -25,10 +25,10 @@ LAYERS = {"one": 9, "two": 12}
 ReadPages = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def parts(root: xr.Dataset, threads: ThreadExecutor) -> dict[str, xr.Dataset]:
+@pytest.fixture(scope="module")
+def parts(images: xr.Dataset) -> dict[str, xr.Dataset]:
     """Two layers with what the functions find out about them; the second tells classes apart."""
-    rng = np.random.default_rng(2)
+    rng, root, threads = np.random.default_rng(2), images, ThreadExecutor(2)
     labels = root["label"].values
     found: dict[str, xr.Dataset] = {"/": root}
     selectivity, similar = {}, {}
@@ -69,10 +69,16 @@ def written(parts: dict[str, xr.Dataset], out: Path, pictures: Any, read_pages: 
     return read_pages(write_report(tree, out, pictures=pictures, neurons=6, images=2, index=False))
 
 
-def test_page__comes_in_the_order_of_the_paper(
-    parts: dict[str, xr.Dataset], tmp_path: Path, pictures: Any, read_pages: ReadPages
-) -> None:
-    page = written(parts, tmp_path / "out", pictures, read_pages)["layer-two.html"]
+@pytest.fixture(scope="module")
+def pages(
+    parts: dict[str, xr.Dataset], tmp_path_factory: pytest.TempPathFactory, pictures: Any, read_pages: ReadPages
+) -> dict[str, Any]:
+    """Their report."""
+    return written(parts, tmp_path_factory.mktemp("facets"), pictures, read_pages)
+
+
+def test_page__comes_in_the_order_of_the_paper(pages: dict[str, Any]) -> None:
+    page = pages["layer-two.html"]
     places = [page.source.index(f'<section id="{name}">') for name in ("cooccurrence", "selectivity", "facets",
                                                                         "similarity")]  # fmt: skip
     assert places == sorted(places)
@@ -84,10 +90,8 @@ def test_page__comes_in_the_order_of_the_paper(
     assert "figures/two-selectivity-facets.png" not in names, "what a step of facets says is said once"
 
 
-def test_facets__section_has_a_gallery_of_either_side(
-    parts: dict[str, xr.Dataset], tmp_path: Path, pictures: Any, read_pages: ReadPages
-) -> None:
-    page = written(parts, tmp_path / "out", pictures, read_pages)["layer-two.html"]
+def test_facets__section_has_a_gallery_of_either_side(parts: dict[str, xr.Dataset], pages: dict[str, Any]) -> None:
+    page = pages["layer-two.html"]
     own, whole = parts["/results/facets/two"], parts["/results/facets/layers"]
     text = page.text[page.text.index("Step facets") :]
     scale = whole.attrs["largest"]
@@ -108,10 +112,7 @@ def test_facets__section_has_a_gallery_of_either_side(
     assert (f"among {high:,} multi-faceted ones" in single) == (high > 0)
 
 
-def test_layers__lie_side_by_side_over_depth(
-    parts: dict[str, xr.Dataset], tmp_path: Path, pictures: Any, read_pages: ReadPages
-) -> None:
-    pages = written(parts, tmp_path / "out", pictures, read_pages)
+def test_layers__lie_side_by_side_over_depth(parts: dict[str, xr.Dataset], pages: dict[str, Any]) -> None:
     page, facets, mean = pages["layers.html"], parts["/results/facets/layers"], parts["/results/mean/layers"]
     assert "layers.html" in pages["index.html"].links
     assert "Results of no layer" not in pages["index.html"].text

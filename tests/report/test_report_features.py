@@ -20,12 +20,13 @@ from dneuro.report.words import percent
 from dneuro.report.write import write_figures, write_report
 
 COUNT, CLASSES = 24, ["zero", "one", "two", "three"]
+Pages = dict[str, Any]
 
 
-@pytest.fixture
-def tree(root: xr.Dataset, threads: ThreadExecutor) -> xr.DataTree:
+@pytest.fixture(scope="module")
+def tree(images: xr.Dataset) -> xr.DataTree:
     """Two layers with what the functions find out about them."""
-    rng = np.random.default_rng(2)
+    rng, root, threads = np.random.default_rng(2), images, ThreadExecutor(2)
     parts: dict[str, xr.Dataset] = {"/": root}
     layers: dict[str, xr.DataArray] = {}
     for order, (name, shape) in enumerate((("one", (4, 3, 3)), ("two", (6, 2, 2)))):
@@ -51,10 +52,15 @@ def tree(root: xr.Dataset, threads: ThreadExecutor) -> xr.DataTree:
     return xr.DataTree.from_dict(parts)
 
 
-def test_pages__come_in_the_order_of_the_paper(
-    tree: xr.DataTree, tmp_path: Path, pictures: Any, read_pages: Callable[..., dict[str, Any]]
-) -> None:
-    pages = read_pages(write_report(tree, tmp_path / "out", pictures=pictures, neurons=3, images=2))
+@pytest.fixture(scope="module")
+def pages(
+    tree: xr.DataTree, tmp_path_factory: pytest.TempPathFactory, pictures: Any, read_pages: Callable[..., Pages]
+) -> Pages:
+    """Its report."""
+    return read_pages(write_report(tree, tmp_path_factory.mktemp("features"), pictures=pictures, neurons=3, images=2))
+
+
+def test_pages__come_in_the_order_of_the_paper(tree: xr.DataTree, pages: Pages) -> None:
     page = pages["layer-two.html"]
     places = [page.source.index(f'<section id="{anchor}">') for anchor in (
         "top_images", "single_neurons", "svd", "similar_places", "regression", "connections"
@@ -75,10 +81,7 @@ def test_pages__come_in_the_order_of_the_paper(
     assert "Component 1" in page.text
 
 
-def test_layers__lie_side_by_side(
-    tree: xr.DataTree, tmp_path: Path, pictures: Any, read_pages: Callable[..., dict[str, Any]]
-) -> None:
-    pages = read_pages(write_report(tree, tmp_path / "out", pictures=pictures, neurons=3, images=2))
+def test_layers__lie_side_by_side(tree: xr.DataTree, pages: Pages) -> None:
     page = pages["layers.html"]
     assert "layers.html" in pages["index.html"].links
     for name in ("one", "two"):
@@ -102,10 +105,7 @@ def test_common__is_the_mean_share_of_two_lists() -> None:
     assert np.isnan(common(tops[:1]))
 
 
-def test_layers__say_how_redundant_components_are(
-    tree: xr.DataTree, tmp_path: Path, pictures: Any, read_pages: Callable[..., dict[str, Any]]
-) -> None:
-    pages = read_pages(write_report(tree, tmp_path / "out", pictures=pictures, neurons=3, images=2))
+def test_layers__say_how_redundant_components_are(tree: xr.DataTree, pages: Pages) -> None:
     data = tree["results/svd/two"].to_dataset()
     score = np.where(np.isfinite(data["score"]), data["score"], -np.inf)
     single = tree["results/single_neurons/two"].to_dataset()

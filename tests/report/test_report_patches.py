@@ -46,9 +46,15 @@ def result(color: int = 3) -> xr.Dataset:
 
 
 @pytest.fixture
-def page(parts: dict[str, xr.Dataset], pictures: Any, tmp_path: Path, read_pages: Any) -> Callable[..., Any]:
+def bare(parts: dict[str, xr.Dataset]) -> dict[str, xr.Dataset]:
+    """The images and one layer, of which nothing else is known."""
+    return {path: parts[path] for path in ("/", "/layers/conv.9")}
+
+
+@pytest.fixture
+def page(bare: dict[str, xr.Dataset], pictures: Any, tmp_path: Path, read_pages: Any) -> Callable[..., Any]:
     def write(found: xr.Dataset) -> Any:
-        tree = xr.DataTree.from_dict({**parts, "/results/patches/conv.9": found})
+        tree = xr.DataTree.from_dict({**bare, "/results/patches/conv.9": found})
         index = write_report(tree, tmp_path / "report", pictures=pictures, neurons=4, images=4)
         return read_pages(index)["layer-conv.9.html"]
 
@@ -109,8 +115,8 @@ def test_section__of_grey_patches(page: Callable[..., Any]) -> None:
     assert "green" not in found.text
 
 
-def test_figures__of_an_export_leave_sheets_out(parts: dict[str, xr.Dataset], tmp_path: Path) -> None:
-    write_figures(xr.DataTree.from_dict({**parts, "/results/patches/conv.9": result()}), tmp_path)
+def test_figures__of_an_export_leave_sheets_out(bare: dict[str, xr.Dataset], tmp_path: Path) -> None:
+    write_figures(xr.DataTree.from_dict({**bare, "/results/patches/conv.9": result()}), tmp_path)
     assert not (tmp_path / "sheets").exists()
 
 
