@@ -1,8 +1,8 @@
 """Units of work and the markers that say they are done.
 
 A unit is a set of whole chunks. It is done when its marker is published: after the chunks were written and read back,
-and its partial statistics too. Whether chunk files exist proves nothing: a chunk of zeros leaves none, a killed
-writer leaves some. Everything here lies beside the store, in ``<store>.units/``::
+and its partial statistics too. That chunk files exist proves nothing: a killed writer leaves some. Everything here
+lies beside the store, in ``<store>.units/``::
 
     <store>.units/<step>/<part>/<unit>.done       the marker, JSON
     <store>.units/<step>/<part>/<unit>.npz        partial statistics, if any

@@ -19,14 +19,23 @@ from dneuro.store.layout import ArrayPlan
 def _open(store: Location, path: str) -> Any:
     """Open an array for writing; on a disk only if its metadata are others than a moment ago."""
     if not isinstance(store, Path):
-        return zarr.open_array(opened_by_zarr(store), path=path, mode="r+")
+        return _writable(store, path)
     about = (store / path / "zarr.json").stat()
     return _opened(store, path, (about.st_ino, about.st_mtime_ns))
 
 
 @lru_cache(maxsize=256)
 def _opened(store: Path, path: str, version: tuple[int, int]) -> Any:
-    return zarr.open_array(opened_by_zarr(store), path=path, mode="r+")
+    return _writable(store, path)
+
+
+def _writable(store: Location, path: str) -> Any:
+    """Open an array whose chunks are written whatever they hold.
+
+    Zarr would leave out a chunk of nothing but zeros. To find that out it compares each with zeros, which takes longer
+    than compressing it; and one that is lost could not be told from one that is left out.
+    """
+    return zarr.open_array(opened_by_zarr(store), path=path, mode="r+").with_config({"write_empty_chunks": True})
 
 
 class RowWriter:

@@ -89,11 +89,11 @@ def test_row_writer__notices_what_did_not_arrive(
         writer.add(np.ones((8, 3, 2, 2), np.float32))
 
 
-def test_row_writer__that_finishes_a_chunk_of_zeros_leaves_no_file(tmp_path: Path) -> None:
-    """So the existence of chunk files cannot say what is done; the markers do."""
+def test_row_writer__writes_a_chunk_of_zeros_like_any_other(tmp_path: Path) -> None:
+    """One that is lost is missing then, and not taken for zeros that were left out."""
     (writer,) = make_store(tmp_path / "acts.zarr")
     writer.add(np.zeros((8, 3, 2, 2), np.float32))
     assert writer.finish() == zlib.crc32(bytes(8 * 3 * 2 * 2 * 4))
-    assert not (tmp_path / "acts.zarr/layers/conv/activation/c").exists()
+    assert (tmp_path / "acts.zarr/layers/conv/activation/c").is_dir()
     opened = xr.open_zarr(tmp_path / "acts.zarr", group="layers/conv", consolidated=False)
     assert not opened["activation"].values.any()
