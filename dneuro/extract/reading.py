@@ -18,6 +18,7 @@ from dneuro.images.memory import PictureMemory
 from dneuro.images.preprocess import view
 from dneuro.images.sources import ImageSource
 from dneuro.images.thumbnails import reduce_to
+from dneuro.spec.device import CPU
 from dneuro.spec.network import Preprocessing
 
 PIECE = 8
@@ -59,6 +60,10 @@ def read_ahead(
 ) -> Generator[Pictures, None, None]:
     """Yield the images from `start` to `stop` batch by batch, in order, while the next `AHEAD` batches are read.
 
+    Where a unit has one core for all it does, and its images lie on a disk, only their bytes are fetched ahead: a
+    thread that decodes would take its time from the network's, and each would drive the other's data out of the cache
+    (with SqueezeNet it took a sixth more time).
+
     Parameters
     ----------
     work : ExtractWork
@@ -80,9 +85,10 @@ def read_ahead(
         If the storage fails. No thread outlives the iterator: close it.
     """
     if stop - start <= min(PIECE, work.plan.batch):  # no thread is worth it
-        pictures = _empty(work, np.arange(start, stop), room)
-        pictures.reasons += _read(work, source, memory, pictures, 0, stop - start)
-        yield pictures
+        yield _whole(work, source, memory, start, stop, room)
+        return
+    if work.threads == 1 and work.network.device == CPU and source.is_near:
+        yield from _in_turn(work, source, memory, start, stop, room)
         return
     waiting: deque[tuple[Pictures, list[Future[list[tuple[str, str]]]]]] = deque()
     pool = ThreadPoolExecutor(max(1, work.threads), thread_name_prefix="dneuro-read")
@@ -109,6 +115,32 @@ def read_ahead(
             del pictures, pieces
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _in_turn(
+    work: ExtractWork, source: ImageSource, memory: PictureMemory, start: int, stop: int, room: Room
+) -> Generator[Pictures, None, None]:
+    """Yield batch by batch, each decoded by who asks for it; a thread has the storage fetch those that follow."""
+    batch = work.plan.batch
+
+    def fetch(first: int, last: int) -> None:
+        for number in range(first, min(last, stop)):
+            source.fetch(number)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="dneuro-read") as pool:
+        pool.submit(fetch, start + batch, start + AHEAD * batch)
+        for first in range(start, stop, batch):
+            pool.submit(fetch, first + AHEAD * batch, first + (AHEAD + 1) * batch)
+            yield _whole(work, source, memory, first, min(first + batch, stop), room)
+
+
+def _whole(
+    work: ExtractWork, source: ImageSource, memory: PictureMemory, start: int, stop: int, room: Room
+) -> Pictures:
+    """Return a batch that was read here and now."""
+    pictures = _empty(work, np.arange(start, stop), room)
+    pictures.reasons += _read(work, source, memory, pictures, 0, stop - start)
+    return pictures
 
 
 def _empty(work: ExtractWork, numbers: NDArray[np.int64], room: Room) -> Pictures:

@@ -28,6 +28,8 @@ class ArraySource:
     opened; of a Zarr array only the chunk that was read last is kept.
     """
 
+    is_near = True
+
     def __init__(self, spec: ArrayImages, manifest: Manifest | None = None) -> None:
         container = open_container(Path(spec.root))
         self._where = f"{spec.root}: array {spec.images!r}"
@@ -40,6 +42,9 @@ class ArraySource:
             raise ImageSourceError(
                 f"{self._where} has {len(self._rows):,} images, but the manifest lists one with index {last:,}"
             )
+
+    def fetch(self, index: int) -> None:
+        """Do nothing: what is near enough; see `ImageSource.fetch`."""
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its row; see `ImageSource.read`."""

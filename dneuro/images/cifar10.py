@@ -38,11 +38,16 @@ class Cifar10Source:
     The archive is unpacked in memory only.
     """
 
+    is_near = True
+
     def __init__(self, spec: Cifar10Images, manifest: Manifest | None = None) -> None:
         self._where = f"{spec.root}: {spec.split}"
         self._pictures, labels = _open(Path(spec.root), spec.split)
         self.held_bytes = self._pictures.nbytes
         self.manifest = list_rows(spec, self._pictures, labels, CLASSES) if manifest is None else manifest
+
+    def fetch(self, index: int) -> None:
+        """Do nothing: what is near enough; see `ImageSource.fetch`."""
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its pixels, row by row with colours last; see `ImageSource.read`."""

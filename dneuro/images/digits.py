@@ -23,9 +23,13 @@ class DigitsSource:
     """1,797 digits of 8 × 8 pixels with 17 grey levels, as 28 × 28 pixels with 256 (bilinear)."""
 
     held_bytes = 0
+    is_near = True
 
     def __init__(self, spec: DigitsImages, manifest: Manifest | None = None) -> None:
         self.manifest = _list(spec) if manifest is None else manifest
+
+    def fetch(self, index: int) -> None:
+        """Do nothing: what is near enough; see `ImageSource.fetch`."""
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture (28, 28) and CRC-32 of its 64 grey levels; see `ImageSource.read`."""

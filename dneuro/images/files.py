@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import zlib
 from functools import partial
@@ -39,11 +40,20 @@ class FileSource:
         self.manifest = manifest
         self._storage = _reopen(root, manifest)
 
+    @property
+    def is_near(self) -> bool:
+        """Whether the files lie on a disk."""
+        return not isinstance(self._storage, RemoteFolder)
+
+    def fetch(self, index: int) -> None:
+        """Have the file read from its disk; see `ImageSource.fetch`."""
+        if not isinstance(self._storage, RemoteFolder):
+            with contextlib.suppress(OSError):  # whoever reads it says so
+                self._storage.fetch(self._entry(index))
+
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its file; see `ImageSource.read`."""
-        offset = int(self.manifest.offsets[index]) if len(self.manifest.offsets) else -1
-        path = self.manifest.paths[index] if len(self.manifest.paths) else ""
-        entry = Entry(self.manifest.names[index], int(self.manifest.identity[index]), offset, path)
+        entry = self._entry(index)
         where = self._storage.where(entry.name)
         if entry.size > MAX_FILE_BYTES:
             raise UnreadableImageError(f"{where}: {entry.size:,} bytes; the limit is {MAX_FILE_BYTES:,}")
@@ -54,6 +64,11 @@ class FileSource:
             pass  # and let go of the file's content, which the error still holds here
         share.wait()
         return self._read(entry, where, share)
+
+    def _entry(self, index: int) -> Entry:
+        offset = int(self.manifest.offsets[index]) if len(self.manifest.offsets) else -1
+        path = self.manifest.paths[index] if len(self.manifest.paths) else ""
+        return Entry(self.manifest.names[index], int(self.manifest.identity[index]), offset, path)
 
     def _read(self, entry: Entry, where: str, share: Share) -> tuple[NDArray[np.uint8], int]:
         data = self._storage.read(entry)

@@ -19,6 +19,15 @@ _OF_THE_FILE = {
 }  # fmt: skip
 """Errors on opening that say something about one file; any other is of the storage, and may pass."""
 
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+"""How files are opened: without waiting, for nobody may ever write into a pipe."""
+
+
+def will_need(descriptor: int, start: int, size: int) -> None:
+    """Have the system read part of a file into its cache, where it takes such advice; returns at once."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, start, size, os.POSIX_FADV_WILLNEED)
+
 
 class LocalFolder:
     """A folder and the folders below it; see `Storage`.
@@ -62,8 +71,7 @@ class LocalFolder:
         """Return the content of a file; see `Storage.read`."""
         path = self._root / (entry.path or entry.name)
         try:
-            # Without waiting: nobody may ever write into a pipe.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor = os.open(path, _READING)
         except OSError as error:
             if error.errno not in _OF_THE_FILE or not self._root.is_dir():
                 raise  # of the storage, or nothing is mounted here: that says nothing about the image
@@ -72,6 +80,20 @@ class LocalFolder:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise UnreadableImageError(f"{self.where(entry.name)}: is neither a file nor a folder")
             return file.read(entry.size + 1)  # one more, to notice a file that has grown
+
+    def fetch(self, entry: Entry) -> None:
+        """Have the system read a file into its cache.
+
+        Raises
+        ------
+        OSError
+            If it cannot be opened.
+        """
+        descriptor = os.open(self._root / (entry.path or entry.name), _READING)
+        try:
+            will_need(descriptor, 0, entry.size)
+        finally:
+            os.close(descriptor)
 
     def where(self, name: str) -> str:
         """Return the path of a file."""

@@ -29,12 +29,17 @@ class MnistSource:
     Cost: the pictures of a split (47 or 7.8 MB) stay in memory, once per process, until another one is opened.
     """
 
+    is_near = True
+
     def __init__(self, spec: MnistImages, manifest: Manifest | None = None) -> None:
         self._where = f"{spec.root}: {spec.split}"
         self._pictures, labels = _read(spec)
         digits = tuple("0123456789")
         self.held_bytes = self._pictures.nbytes
         self.manifest = list_rows(spec, self._pictures, labels, digits) if manifest is None else manifest
+
+    def fetch(self, index: int) -> None:
+        """Do nothing: what is near enough; see `ImageSource.fetch`."""
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its pixels; see `ImageSource.read`."""

@@ -36,9 +36,18 @@ class ImageSource(Protocol):
     ----------
     held_bytes : int
         What a process keeps of them in memory for as long as it reads them.
+    is_near : bool
+        Whether they lie on a disk or in memory; False where a connection has to be waited for.
     """
 
     held_bytes: int
+
+    @property
+    def is_near(self) -> bool:
+        """Whether nobody need wait for a connection."""
+
+    def fetch(self, index: int) -> None:
+        """Have the storage bring an image that is read soon, as far as it can; returns at once, and never fails."""
 
     @property
     def manifest(self) -> Manifest:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dneuro.errors import ImageSourceError, UnreadableImageError
+from dneuro.images.local import will_need
 from dneuro.images.paths import missing
 from dneuro.images.storage import Entry, is_hidden, is_image, listed, plain, readable
 
@@ -75,6 +76,16 @@ class TarArchive:
                 f"begins at byte {entry.offset:,}"
             )
         return data[_BLOCK:]
+
+    def fetch(self, entry: Entry) -> None:
+        """Have the system read a file into its cache.
+
+        Raises
+        ------
+        OSError
+            If the tar cannot be opened.
+        """
+        will_need(self._descriptor(), entry.offset - _BLOCK, _BLOCK + entry.size)
 
     def where(self, name: str) -> str:
         """Return path and name."""

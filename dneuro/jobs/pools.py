@@ -10,10 +10,15 @@ from typing import Any, TypeVar
 
 from dneuro.engine.device import TORCH_BYTES
 from dneuro.engine.executors import Executor, Sizes, get_executor
+from dneuro.quantities import MiB
 from dneuro.spec.job import JobSpec
 
 EXTRACT = "extract"
 """The pool that trains and extracts where a job does not say otherwise."""
+
+LEFT_BEHIND = 112 * MiB
+"""What a network leaves behind in a process that has let go of it: kernels that were compiled for its layers, and gaps
+in the allocator's memory. After AlexNet it was 60 to 120 MiB."""
 
 SizesOf = Callable[[str], Sizes]
 ExecutorOf = Callable[[str], Executor]
@@ -36,7 +41,7 @@ Place = TypeVar("Place", bound=Sizes)
 
 
 def beside_network(of: Callable[[str], Place], job: JobSpec) -> Callable[[str], Place]:
-    """Return what analyses have in each pool: where the network ran, processes keep the libraries that it needs."""
+    """Return what analyses have in each pool: where the network ran, processes keep its libraries, and what it left."""
     pools = [step.pool_name for step in (job.train, job.extract) if step is not None]
 
     @cache
@@ -58,7 +63,7 @@ def _looks(place: Sizes) -> tuple[Any, ...]:
 
 def _larger(place: Any) -> Any:
     if is_dataclass(place) and not isinstance(place, type):
-        return replace(place, process_bytes=TORCH_BYTES)
+        return replace(place, process_bytes=TORCH_BYTES + LEFT_BEHIND)
     other = copy.copy(place)
-    other.process_bytes = TORCH_BYTES
+    other.process_bytes = TORCH_BYTES + LEFT_BEHIND
     return other

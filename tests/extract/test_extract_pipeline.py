@@ -56,13 +56,19 @@ class Source:
 
     def __init__(self, honest: Any, fail: dict[int, Exception] | None = None, slow: tuple[int, ...] = ()) -> None:
         self.manifest, self._honest, self._fail, self._slow = honest.manifest, honest, fail or {}, slow
-        self.held_bytes = 0
+        self.held_bytes, self.is_near = 0, True
         self.read_so_far: list[int] = []
+        self.fetched: list[int] = []
+        self.readers: set[str] = set()
+
+    def fetch(self, index: int) -> None:
+        self.fetched.append(index)
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         if index in self._slow:
             time.sleep(0.05)
         self.read_so_far.append(index)
+        self.readers.add(threading.current_thread().name)
         if index in self._fail:
             raise self._fail[index]
         picture: tuple[NDArray[np.uint8], int] = self._honest.read(index, share)
@@ -94,6 +100,27 @@ def test_reading__goes_no_further_ahead_than_planned(work: ExtractWork) -> None:
             assert turn * 4 <= len(source.read_so_far) <= (turn + AHEAD) * 4
         assert len(source.read_so_far) > 5 * 4, "the next ones are read meanwhile"
     assert len(source.read_so_far) < 40
+
+
+def test_reading__on_one_core_decodes_in_turn_and_has_the_rest_fetched(work: ExtractWork) -> None:
+    work = dataclasses.replace(work, threads=1)
+    source = Source(source_of(work), {9: UnreadableImageError("torn")})
+    with contextlib.closing(read_ahead(work, source, PictureMemory(), 0, 40, room)) as pictures:
+        for turn in range(1, 6):
+            last = next(pictures)
+            assert source.read_so_far == list(range(turn * 4)), "nobody else reads"
+            assert last.numbers.tolist() == list(range(turn * 4 - 4, turn * 4))
+            assert last.readable.tolist() == [number != 9 for number in last.numbers]
+    assert source.readers == {threading.current_thread().name}
+    assert source.fetched == list(range(4, 4 * (5 + AHEAD))), "each once, before its turn"
+
+
+def test_reading__over_a_connection_goes_ahead_on_one_core_too(work: ExtractWork) -> None:
+    work, source = dataclasses.replace(work, threads=1), Source(source_of(work))
+    source.is_near = False
+    assert len(list(read_ahead(work, source, PictureMemory(), 0, 40, room))) == 10
+    assert source.readers == {"dneuro-read_0"}
+    assert source.fetched == []
 
 
 def test_reading__masks_what_cannot_be_read_in_order(work: ExtractWork) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dneuro import events
 from dneuro.errors import ImageSourceError, UnreadableImageError
+from dneuro.images import local
 from dneuro.images.imagenet import imagenet_classes
 from dneuro.images.labels import own_classes
 from dneuro.images.manifest import Manifest
@@ -49,6 +50,19 @@ def test_files__of_all_folders_in_sorted_order(make_folder: Maker):
     assert source.manifest.offsets.size == 0
     for index, name in enumerate(source.manifest.names):
         assert source.read(index)[1] == zlib.crc32((root / name).read_bytes())
+
+
+def test_files__are_fetched_as_far_as_they_can_be(make_folder: Maker, monkeypatch: pytest.MonkeyPatch):
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(local, "will_need", lambda file, _, size: asked.append((os.fstat(file).st_ino, size)))
+    root = make_folder("a.png", "b.png")
+    source = open_files(root)
+    (root / "b.png").unlink()
+    source.fetch(0)
+    source.fetch(1)  # who reads it says so
+    found = (root / "a.png").stat()
+    assert asked == [(found.st_ino, found.st_size)]
+    assert source.is_near
 
 
 def test_files__sample(make_folder: Maker):
