@@ -43,13 +43,12 @@ class FileSource:
     @property
     def is_near(self) -> bool:
         """Whether the files lie on a disk."""
-        return not isinstance(self._storage, RemoteFolder)
+        return self._storage.is_near
 
     def fetch(self, index: int) -> None:
         """Have the file read from its disk; see `ImageSource.fetch`."""
-        if not isinstance(self._storage, RemoteFolder):
-            with contextlib.suppress(OSError):  # whoever reads it says so
-                self._storage.fetch(self._entry(index))
+        with contextlib.suppress(OSError):  # whoever reads it says so
+            self._storage.fetch(self._entry(index))
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its file; see `ImageSource.read`."""

@@ -38,6 +38,8 @@ class LocalFolder:
     Cost of listing: one ``os.scandir`` per folder and one ``stat`` per image; no file is opened.
     """
 
+    is_near = True
+
     def __init__(self, root: Path) -> None:
         self._root = root
 
@@ -82,13 +84,7 @@ class LocalFolder:
             return file.read(entry.size + 1)  # one more, to notice a file that has grown
 
     def fetch(self, entry: Entry) -> None:
-        """Have the system read a file into its cache.
-
-        Raises
-        ------
-        OSError
-            If it cannot be opened.
-        """
+        """Have the system read a file into its cache; see `Storage.fetch`."""
         descriptor = os.open(self._root / (entry.path or entry.name), _READING)
         try:
             will_need(descriptor, 0, entry.size)

@@ -26,6 +26,8 @@ class RemoteFolder:
     Cost of listing: fsspec's ``find``, and one more request per file where that gives no sizes (web servers).
     """
 
+    is_near = False
+
     def __init__(self, url: str) -> None:
         if re.search(r"//[^/@]*:[^/@]*@", url):
             raise ImageSourceError(
@@ -90,6 +92,9 @@ class RemoteFolder:
         except Exception as error:  # of the transport's library; what says OSError is tried again
             raise OSError(f"{self.where(entry.name)}: {_said(error)}") from error
         return content
+
+    def fetch(self, entry: Entry) -> None:
+        """Do nothing: what is far is read ahead in full; see `Storage.fetch`."""
 
     def where(self, name: str) -> str:
         """Return the URL of a file."""

@@ -37,7 +37,15 @@ class Entry(NamedTuple):
 
 
 class Storage(Protocol):
-    """A place that holds image files. May be used by several threads at once, and pickled."""
+    """A place that holds image files. May be used by several threads at once, and pickled.
+
+    Parameters
+    ----------
+    is_near : bool
+        Whether it is a disk; False where a connection has to be waited for.
+    """
+
+    is_near: bool
 
     def images(self) -> list[Entry]:
         """Return every image file at the root and below, sorted by `Entry.parts`; hidden ones are left out.
@@ -60,6 +68,15 @@ class Storage(Protocol):
             If this one file is gone or cannot be had.
         OSError
             If the storage fails.
+        """
+
+    def fetch(self, entry: Entry) -> None:
+        """Have a file that is read soon brought nearer, as far as that can be had without waiting.
+
+        Raises
+        ------
+        OSError
+            If it cannot be opened.
         """
 
     def where(self, name: str) -> str:

@@ -35,6 +35,8 @@ class TarArchive:
     ``pread``, so that threads share a descriptor without a lock; each process opens its own when it first reads.
     """
 
+    is_near = True
+
     def __init__(self, path: Path) -> None:
         self._path = path
         self._forget()
@@ -78,13 +80,7 @@ class TarArchive:
         return data[_BLOCK:]
 
     def fetch(self, entry: Entry) -> None:
-        """Have the system read a file into its cache.
-
-        Raises
-        ------
-        OSError
-            If the tar cannot be opened.
-        """
+        """Have the system read a file into its cache; see `Storage.fetch`."""
         will_need(self._descriptor(), entry.offset - _BLOCK, _BLOCK + entry.size)
 
     def where(self, name: str) -> str:
