@@ -33,7 +33,7 @@ PER_CLUSTER, LEAST = 50, 500
 CHUNK_BYTES = 8 * MiB
 """Wished size of a chunk of Z."""
 STILL = float(np.finfo(np.float32).tiny)
-"""Centres that move by less (squared) do not move."""
+"""Centres that move by less (squared) do not move, where nothing else says so."""
 IMPORTS = 130 * MiB
 """What a worker needs more once dask-ml, pandas and scikit-learn are imported."""
 
@@ -120,7 +120,7 @@ def kmeans(
     seen = view(x, per=per, pool=pool, own=_own(x))
     standardise, _ = standardisation(seen, standardize, executor, "kmeans")
     first, spread = _first_centres(seen, standardise, count, seed, executor)
-    centres, iterations = _iterate(x, seen, standardise, first, max_iter, max(tol * spread, STILL), executor)
+    centres, iterations = _iterate(x, seen, standardise, first, max_iter, tol * spread or STILL, executor)
     found = seen.reduce({"nearest": Nearest(standardise, centres)}, executor, "kmeans")["nearest"]
     size = np.bincount(found["nearest"], minlength=len(centres))
     ranked = np.argsort(-size, kind="stable")
