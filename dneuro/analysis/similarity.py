@@ -110,7 +110,7 @@ def similarity(
     `out`, or 32·P·M bytes with `neighbours`. Of images, N and P change places.
 
     **Accuracy**: float64: rounding. float32: activations are multiplied about a pilot mean, at most 1,024 images at a
-    time, and their products added in float64: the error is below 1e-6, as a rule 1e-7, of a correlation, and twice that
+    time, and their products added in float64: the error is below 1e-5, as a rule 1e-7, of a correlation, and twice that
     of a distance relative to it.
 
     Source: Sadeghi, "Conceptual Content in Deep Convolutional Neural Networks": similarity (Pearson correlation) and

@@ -16,6 +16,7 @@ from dask.core import flatten
 
 from dneuro.engine.blocks import Block
 from dneuro.engine.executors import Future
+from dneuro.errors import ArrayError
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Part:
         What makes one array of the chunks, and its further arguments.
     holes : tuple
         Keys of chunks that exist already and are passed beside the graph.
+    shape : tuple
+        Of the share, as the array declares it.
     """
 
     graph: dict[Any, Any]
@@ -39,11 +42,24 @@ class Part:
     finish: Callable[..., Any]
     extra: tuple[Any, ...]
     holes: tuple[Any, ...]
+    shape: tuple[Any, ...]
 
     def compute(self, fillings: Sequence[Any]) -> Any:
-        """Return the array; `fillings` are the chunks for the holes."""
+        """Return the array; `fillings` are the chunks for the holes.
+
+        Raises
+        ------
+        ArrayError
+            If it has another shape than declared: what was laid out for that would hold whatever was there before.
+        """
         graph = {**self.graph, **dict(zip(self.holes, fillings, strict=True))}
-        return self.finish(dask.get(graph, self.keys), *self.extra)
+        found = self.finish(dask.get(graph, self.keys), *self.extra)
+        if found.shape != self.shape:
+            raise ArrayError(
+                f"chunks of the array come out as {found.shape}, and it is declared to have {self.shape} there",
+                hint="chunks=… of the map_blocks, or whatever made it, as they really are",
+            )
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Threads take any graph; a cluster those that can be pickled, and its scheduler need not look inside.
@@ -55,7 +71,7 @@ class Part:
 
     @property
     def _fields(self) -> tuple[Any, ...]:
-        return self.graph, self.keys, self.finish, self.extra, self.holes
+        return self.graph, self.keys, self.finish, self.extra, self.holes, self.shape
 
 
 @dataclass(frozen=True)
@@ -145,7 +161,7 @@ class Source:
         for key in held:
             graph.pop(key, None)
         finish, extra = array.__dask_postcompute__()
-        return Part(graph, keys, finish, extra, tuple(held)), list(held.values())
+        return Part(graph, keys, finish, extra, tuple(held), array.shape), list(held.values())
 
 
 def _futures(array: Any) -> dict[Any, Future]:

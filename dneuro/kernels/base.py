@@ -137,7 +137,8 @@ def to_numpy(array: Array) -> NDArray[Any]:
 def placed(values: NDArray[Any], xp: Any, where: Any, dtype: Any = None) -> Array:
     """Return NumPy `values`, which a kernel knows beforehand, in the namespace `xp` of a block and on its device."""
     if xp.__name__.endswith("torch"):  # it takes no negative strides, and warns of what is read-only
-        values = np.require(values, requirements=["C", "W"])
+        backwards = any(stride < 0 for stride in values.strides)  # a single column counts as contiguous either way
+        values = values.copy() if backwards else np.require(values, requirements=["C", "W"])
     return xp.asarray(values, dtype=dtype, device=where)
 
 

@@ -79,6 +79,7 @@ CALLS: dict[str, tuple[str, Callable[[], Any], dict[str, Any]]] = {
     "facets": ("facets", facets_of, {"k": 2}),
     "svd, tsqr": ("svd", layer, {"rank": 4, "method": "tsqr"}),
     "svd, gram": ("svd", layer, {"rank": 4, "method": "gram", "standardize": "neuron"}),
+    "svd, gram, one": ("svd", layer, {"rank": 1, "method": "gram"}),
     "svd, krylov": ("svd", layer, {"rank": 4, "method": "krylov"}),
     "svd, krylov, centred": ("svd", layer, {"rank": 4, "method": "krylov", "standardize": "center"}),
     "svd, krylov, neurons": ("svd", layer, {"rank": 4, "method": "krylov", "standardize": "neuron"}),

@@ -169,3 +169,15 @@ def test_kmeans__on_the_workers_of_a_client(threads_client: Any) -> None:
     with get_executor(threads_client).computing():
         where = dask.delayed(lambda: get_worker().address)().compute()
     assert where in threads_client.scheduler_info()["workers"], "what a library computes, workers compute"
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_kmeans__of_tiny_numbers_finds_the_same(dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    values = rng.random((200, 4)) @ rng.random((4, 30)) + 0.05 * rng.random((200, 30))
+    found, tiny = (
+        dn.kmeans(xr.DataArray((scale * values).astype(dtype), dims=("image", "channel")), count=3, seed=0)
+        for scale in (1.0, 2.0**-70)
+    )
+    assert tiny["cluster"].values.tolist() == found["cluster"].values.tolist()
+    assert tiny.attrs["iterations"] == found.attrs["iterations"]

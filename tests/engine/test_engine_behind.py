@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
@@ -11,6 +12,7 @@ import xarray as xr
 import dneuro as dn
 from dneuro import events
 from dneuro.engine import ThreadExecutor
+from dneuro.errors import ArrayError
 
 EXECUTOR = ThreadExecutor(1)
 
@@ -78,3 +80,14 @@ def test_plan__of_tiles_says_it_too(counted: Any, monkeypatch: pytest.MonkeyPatc
 def test_plan__of_arrays_in_memory_says_nothing() -> None:
     x = xr.DataArray(np.ones((96, 6), "f4"), dims=("image", "channel"))
     assert dn.plan("moments", x, client=EXECUTOR).times_over == 1
+
+
+@pytest.mark.parametrize("keep", [(slice(None), slice(3)), (slice(3), slice(None))])
+def test_blocks__that_are_not_as_declared_are_refused(keep: tuple[slice, slice], threads: ThreadExecutor) -> None:
+    """Left alone, what is laid out for the declared shape would keep whatever was in memory before."""
+    whole = da.from_array(np.random.default_rng(0).random((30, 6), dtype="f4"), chunks=(10, 6))
+    x = xr.DataArray(whole.map_blocks(lambda block: block[keep], dtype="f4"), dims=("image", "channel"))
+    for ask in (dn.moments, dn.similarity, dn.top_images):
+        with pytest.raises(ArrayError, match=r"declared to have \(\d+, 6\) there") as caught:
+            ask(x, client=threads)
+        assert "chunks=" in str(caught.value.hint)

@@ -149,5 +149,6 @@ def task_bytes(images: int, neurons: int, columns: int, rank: int) -> int:
 
 def driver_bytes(images: int, neurons: int, columns: int, rank: int) -> int:
     """Return the bytes that the process which asks holds meanwhile, for the plan."""
-    later = 2 * columns + (STARTS + 4) * rank  # the problem, the best of every start, and what is made of one
+    # The problem, packed and on its way to the workers besides; the best of every start, and what is made of one.
+    later = 8 * columns + (STARTS + 8) * rank
     return max(start_bytes(images, neurons, columns), 8 * (images + neurons) * later)
