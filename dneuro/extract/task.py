@@ -47,7 +47,10 @@ class UnitReport:
     seconds: float = 0.0
 
 
-_WAY_OUT = "extract: {on_nonfinite: mask} leaves such images out and lists them, like those that cannot be read"
+_WAY_OUT = (
+    "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them, "
+    "like those that cannot be read"
+)
 
 
 class QuarantinedError(DneuroError):
