@@ -155,6 +155,18 @@ def test_driver_script__ends_as_its_driver_does_however_soon(
     assert subprocess.run(["bash", "-c", told], check=False).returncode == 9
 
 
+def test_driver_script__that_is_not_to_be_queued_again_ends_as_its_driver_does(tmp_path: Path) -> None:
+    of = profile(slurm={"requeue": False})
+    for code in (0, 7):
+        text = driver_script(of, tmp_path, ["bash", "-c", f"exit {code}"], "a")
+        assert "#SBATCH --no-requeue" in text.splitlines()
+        assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+        assert subprocess.run(["bash", "-c", text], check=False).returncode == code
+    out_of_time = ["bash", "-c", "trap 'exit 9' TERM; kill -USR1 $PPID; sleep 9 & wait"]
+    told = driver_script(of, tmp_path, out_of_time, "a")
+    assert subprocess.run(["bash", "-c", told], check=False).returncode == 9
+
+
 def test_sizes__leave_something_for_the_worker() -> None:
     small = backend_of(profile(pools={"extract": {"memory": "100MiB"}}))
     with pytest.raises(UsageError, match="100 MiB are too few for a worker"):

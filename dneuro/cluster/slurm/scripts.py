@@ -183,7 +183,7 @@ def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], na
         restarts=driver.max_restarts,
         setup="\n".join(_common(slurm)),
         command=shlex.join(command) if slurm.python is None else f"{slurm.python} {shlex.join(command[1:])}",
-        again="scontrol requeue" if slurm.requeue else "#",
+        again="scontrol requeue" if slurm.requeue else ":",  # bash wants a command there
     )
 
 
