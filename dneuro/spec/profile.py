@@ -66,7 +66,7 @@ class PoolSpec(Spec):
     constraint: Text | None = None
     """Slurm features that a node must have, such as `a100`."""
     gres: Text | None = None
-    """Slurm generic resources in place of `gpu:1`, such as `gpu:a100:1`."""
+    """Slurm generic resources, such as `nvme:1`; beside `gpus: 1` in place of `gpu:1`, such as `gpu:a100:1`."""
     directives: tuple[Text, ...] = ()
     """Further options of sbatch, each as on its command line, such as `--exclude=node7`."""
 

@@ -73,6 +73,20 @@ def test_worker_script__asks_for_what_the_pool_says() -> None:
     assert "--nworkers" not in command, "one process for each job, always"
 
 
+@pytest.mark.parametrize(
+    ("pool", "asked"),
+    [
+        ({}, []),
+        ({"gpus": 1}, ["#SBATCH --gres=gpu:1"]),
+        ({"gres": "nvme:1"}, ["#SBATCH --gres=nvme:1"]),
+        ({"gpus": 1, "gres": "gpu:a100:1"}, ["#SBATCH --gres=gpu:a100:1"]),
+    ],
+)
+def test_worker_script__asks_for_generic_resources_also_without_gpus(pool: dict[str, Any], asked: list[str]) -> None:
+    lines = script(profile(pools={"extract": {"memory": "8GiB", **pool}}), "extract")
+    assert [line for line in lines if "--gres" in line] == asked
+
+
 def test_worker_script__without_settings_leaves_them_to_the_site() -> None:
     lines = script(profile(slurm=None, security={}), "memory")
     text = "\n".join(lines)

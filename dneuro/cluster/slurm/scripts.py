@@ -130,8 +130,8 @@ def _directives(site: Site, pool: PoolSpec, name: str) -> Iterator[str]:
     yield _output(site.log(name))
     # Slurm would hold a job that it queues again for two minutes, and the driver replaces what is lost.
     yield "--no-requeue"
-    if pool.gpus:
-        yield f"--gres={pool.gres or f'gpu:{pool.gpus}'}"
+    if gres := pool.gres or (f"gpu:{pool.gpus}" if pool.gpus else None):
+        yield f"--gres={gres}"
     if pool.constraint:
         yield f"--constraint={pool.constraint}"
     if site.slurm.qos:
