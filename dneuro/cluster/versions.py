@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import sys
@@ -12,13 +13,17 @@ from typing import Any
 
 from dneuro import events
 from dneuro.errors import DneuroError
+from dneuro.quantities import format_duration
 
 PACKAGES = ("dneuro", "torch", "dask", "distributed", "zarr", "numpy")
 
 MISSING = "missing"
 
 PATIENCE = 60.0
-"""Seconds within which all workers say which versions they have."""
+"""Seconds within which a worker says which versions it has."""
+
+AT_ONCE = 64
+"""Workers that are asked at the same time: each question is a connection to the scheduler."""
 
 POLL = 5.0
 """Seconds between two looks for workers that have joined."""
@@ -74,17 +79,16 @@ def check_versions(client: Any, workers: Collection[str] | None = None) -> None:
 
     asked = sorted(_there(client) if workers is None else workers)
     # What is sent whole kills a Python of another version, so that dask's own question comes first.
-    own = _ask(client, client.scheduler.broadcast, msg={"op": "versions"}, workers=asked, on_error="return_pickle")
+    own = _ask(client, client.scheduler.broadcast, asked, msg={"op": "versions"}, on_error="return_pickle")
     pythons = {worker: ".".join(said["host"]["python"].split(".")[:2]) for worker, said in own.items()
                if isinstance(said, dict)}  # fmt: skip
     wrong = {worker: differences({"python": here["python"]}, {"python": python}) for worker, python in pythons.items()}
     same = [worker for worker, found in wrong.items() if not found]
-    answers = _ask(client, client._run, probe, workers=same, on_error="return") if same else {}
+    answers = _ask(client, client._run, same, probe, on_error="return")
     wrong |= {worker: differences(here, said) for worker, said in answers.items() if isinstance(said, dict)}
     there = _there(client)  # one that has left meanwhile owes no answer
-    silent = [worker for worker in asked if worker in there and not isinstance(answers.get(worker), dict)]
-    wrong |= {worker: [f"not said which: {_why(answers.get(worker, own.get(worker)))}"] for worker in silent
-              if not wrong.get(worker)}  # fmt: skip
+    failed = {worker: error for worker, error in answers.items() if isinstance(error, Exception) and worker in there}
+    wrong |= {worker: [f"not said which: {type(error).__name__}: {error}"] for worker, error in failed.items()}
     bad = {worker: found for worker, found in sorted(wrong.items()) if found}
     if bad:
         worker, found = next(iter(bad.items()))
@@ -92,23 +96,36 @@ def check_versions(client: Any, workers: Collection[str] | None = None) -> None:
             f"{len(bad)} workers have other versions than this process; {worker} has {', '.join(found)}",
             hint="the same environment on all machines: slurm.setup, the image, or pip install on the workers",
         )
+    if silent := [worker for worker in asked if worker in there and not isinstance(answers.get(worker), dict)]:
+        raise DneuroError(
+            f"{len(silent)} of {len(asked)} workers do not say which versions they have; no answer from "
+            f"{', '.join(silent[:3])}{', …' if len(silent) > 3 else ''} within {format_duration(PATIENCE)}",
+            hint="such a worker may be busy or stopped: look at its log, end it if it stands still, then try again",
+        )
 
 
 def _there(client: Any) -> set[str]:
     return set(client.scheduler_info(n_workers=-1)["workers"])
 
 
-def _ask(client: Any, question: Callable[..., Any], *args: Any, **settings: Any) -> dict[str, Any]:
-    """Return the answers of workers; nothing if one of them is silent for too long."""
-    try:
-        answers: dict[str, Any] = client.sync(question, *args, callback_timeout=PATIENCE, **settings)
-    except TimeoutError:
-        return {}
-    return answers
+def _ask(
+    client: Any, question: Callable[..., Any], workers: Collection[str], *args: Any, **settings: Any
+) -> dict[str, Any]:
+    """Return the answers of workers, each asked on its own; those that are silent for too long are not in it."""
 
+    async def every() -> list[dict[str, Any]]:
+        turns = asyncio.Semaphore(AT_ONCE)
 
-def _why(answer: object) -> str:
-    return f"{type(answer).__name__}: {answer}" if isinstance(answer, Exception) else "no answer"
+        async def one(worker: str) -> dict[str, Any]:
+            async with turns:
+                try:
+                    return await asyncio.wait_for(question(*args, workers=[worker], **settings), PATIENCE)
+                except TimeoutError:
+                    return {}
+
+        return await asyncio.gather(*map(one, workers))
+
+    return {worker: said for answer in client.sync(every) for worker, said in answer.items()}
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -148,7 +149,8 @@ def test_workers__that_do_not_say_their_versions_are_refused_by_name(
 
     async def run(self: Any, *args: Any, **settings: Any) -> dict[str, Any]:
         there = await honest(self, *args, **settings)
-        return {**there, max(there): OSError("killed by signal 11")}
+        last = max(self.scheduler_info(n_workers=-1)["workers"])
+        return {at: OSError("killed by signal 11") if at == last else said for at, said in there.items()}
 
     monkeypatch.setattr(Client, "_run", run)
     with (
@@ -156,6 +158,34 @@ def test_workers__that_do_not_say_their_versions_are_refused_by_name(
         backend_of(profile()).open(),
     ):
         raise AssertionError("it may have any")
+
+
+@pytest.mark.parametrize("others", [{}, {"torch": "99.0"}])
+def test_workers__that_are_silent_are_told_from_those_that_answer(
+    profile: Any, monkeypatch: pytest.MonkeyPatch, others: dict[str, str]
+) -> None:
+    from distributed import Client
+
+    honest, real, silent = Client._run, versions.versions(), []
+
+    async def run(self: Any, *args: Any, workers: list[str], **settings: Any) -> dict[str, Any]:
+        silent[:] = [max(self.scheduler_info(n_workers=-1)["workers"])]
+        if workers == silent:
+            await asyncio.sleep(60)
+        return await honest(self, *args, workers=workers, **settings)
+
+    monkeypatch.setattr(Client, "_run", run)
+    monkeypatch.setattr(versions, "versions", lambda: {**real, **others})
+    monkeypatch.setattr(versions, "PATIENCE", 2.0)
+    with pytest.raises(DneuroError) as caught, backend_of(profile()).open():
+        raise AssertionError("it may have any")
+    if others:
+        assert caught.value.message.startswith("2 workers have other versions than this process; ")
+        assert silent[0] not in caught.value.message
+    else:
+        assert caught.value.message.startswith("1 of 3 workers do not say")
+        assert f"no answer from {silent[0]} within" in caught.value.message
+        assert "busy or stopped" in str(caught.value.hint)
 
 
 def test_workers__that_join_later_are_looked_at(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
