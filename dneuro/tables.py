@@ -155,8 +155,9 @@ def show_status(status: JobStatus, more: str = "") -> None:
 
 def _show_memory(console: Console, status: JobStatus) -> None:
     found = status.found
-    here = "" if status.is_over else ", ".join(f"{count} {pool}" for pool, count in found["workers"].items())
-    console.print(f"workers {here}{'; ' if here else ''}the most that one held: {format_bytes(found['peak_memory'])}")
+    here = "" if status.is_over else ", ".join(f"{count} {pool}" for pool, count in found.get("workers", {}).items())
+    most = format_bytes(found.get("peak_memory", 0))
+    console.print(f"workers {here}{'; ' if here else ''}the most that one held: {most}")
     highest = sorted(found["memory"].items(), key=lambda item: -item[1]["peak"])[:8]
     table = _table("worker", "now>", "peak>", "limit>")
     for name, one in highest:

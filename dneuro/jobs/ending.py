@@ -63,7 +63,7 @@ def cancel(folder: JobFolder, *, grace: float = GRACE) -> Cancelled:
         finally:
             ended = backend.clean_up(folder.path)
         if status(folder, backend).state not in ENDED:  # it could not say so itself
-            kept = folder.read("status")
+            kept = folder.read_status()
             stopped = {"type": "CancelledError", "message": "stopped by the user; what is done stays done"}
             now = {"state": "cancelled", "exit_code": CancelledError.exit_code, "ended": time.time()}
             folder.remember("status", {**kept, **now, "error": {**stopped, "hint": f"dneuro resume {folder.id}"}})

@@ -29,6 +29,7 @@ import yaml
 
 from dneuro.cluster import DriverRef
 from dneuro.errors import UsageError, suggest
+from dneuro.jobs.written import is_status
 from dneuro.spec import AnyJob, members_of, parse_profile, parse_study
 from dneuro.spec.profile import ProfileSpec
 from dneuro.store.files import Location, locate, read_json, remove, write_atomically, write_json
@@ -126,6 +127,11 @@ class JobFolder:
         """Return the content of one of the JSON files; empty if there is none."""
         found = read_json(self.path / f"{name}.json")
         return found if isinstance(found, dict) else {}
+
+    def read_status(self) -> dict[str, Any]:
+        """Return what the driver last wrote; empty if it wrote nothing, or what is there is damaged."""
+        found = self.read("status")
+        return found if is_status(found) else {}
 
     def remember(self, name: str, value: Mapping[str, Any]) -> None:
         """Write one of the JSON files."""

@@ -136,7 +136,7 @@ def retry(folder: JobFolder) -> int:
 
 def _start(folder: JobFolder, backend: Backend) -> DriverRef:
     job = folder.read_job()
-    before = folder.read("status")
+    before = folder.read_status()
     folder.remember("status", {**_blank(before), "id": folder.id, "store": store_pattern(job), "state": "pending"})
     try:
         ref = backend.start_driver(folder.path, command_of(folder), job.name)
@@ -170,7 +170,7 @@ def _refuse_if_driven(folder: JobFolder, backend: Backend) -> None:
         return {"gone": False, "running": True}.get(asked)
 
     last = holder(folder.attempts, ask)
-    said_so = folder.read("status").get("state") in ENDED
+    said_so = folder.read_status().get("state") in ENDED
     if said_so and last is not None and last.lease is not None and last.lease["ended"] is not None:
         return  # its process may still be about to leave
     if asked in ("pending", "running") or (last is not None and last.alive):

@@ -83,7 +83,7 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     backend : Backend, optional
         Where its driver was started; the default is that of the profile in the folder.
     """
-    written, submitted = folder.read("status"), folder.read("submitted")
+    written, submitted = folder.read_status(), folder.read("submitted")
     found = {"submitted": submitted.get("time"), "command": submitted.get("command"), "user": submitted.get("user"),
              "folder": str(folder.path), **written}  # fmt: skip
     said = str(written.get("state", "pending"))
@@ -93,6 +93,8 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     log = processes.log_of(folder.path)
     last, driver = holder(folder.attempts), driver_state(folder, backend)
     state, why = _truth(said, last, written, driver, submitted, log=_named(log, folder) if log.is_file() else "")
+    if not written and (folder.path / "status.json").is_file():
+        why = "status.json is damaged" + (f"; {why}" if why else "")
     if state == "lost":
         found |= {"error": {"type": "Lost", "message": why, "hint": None}, "exit_code": None}
     elif why:
@@ -156,7 +158,7 @@ def entries(folder: JobFolder, attempt: int | None = None, after: int = 0) -> tu
     """Return the events of an attempt from byte `after` on, and where to go on; the default is the newest attempt."""
     import json
 
-    number = attempt or int(folder.read("status").get("attempt") or 0)
+    number = attempt or int(folder.read_status().get("attempt") or 0)
     try:
         content = (folder.attempt(number) / "events.jsonl").read_bytes()[after:]
     except FileNotFoundError:
@@ -170,7 +172,7 @@ def follow(folder: JobFolder, *, period: float = 1.0) -> Iterator[dict[str, Any]
     number, after = 0, 0
     while True:
         over = status(folder).is_over  # before the last look, lest something is written in between
-        newest = int(folder.read("status").get("attempt") or 0)
+        newest = int(folder.read_status().get("attempt") or 0)
         if newest != number:
             number, after = newest, 0
         found, after = entries(folder, number, after) if number else ([], 0)

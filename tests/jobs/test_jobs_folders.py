@@ -79,6 +79,37 @@ def test_list_and_gc__go_on_past_the_folder_of_a_job_that_is_not_whole(
     assert bad.path.is_dir()
 
 
+@pytest.mark.parametrize(
+    "content", [{"attempt": "q"}, {"steps": 7}, {"units": {"done": 1}}, {"state": "done", "ended": "x"}, "torn"]
+)
+def test_status_and_cancel__of_a_job_whose_state_is_damaged(
+    make_job: MakeJob, profile: ProfileSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], content: Any,
+) -> None:  # fmt: skip
+    spec = make_job()
+    folder = JobFolder.of(profile.state, spec)
+    folder.write(spec, profile, {}, "submit")
+    folder.remember("submitted", {**folder.read("submitted"), "time": 1.0})
+    (folder.path / "status.json").write_text(content if content == "torn" else json.dumps(content))
+    own = tmp_path / "own.yaml"
+    own.write_text(json.dumps(profile.model_dump(mode="json")))
+
+    def call(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["dneuro", *args, "--cluster", str(own)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code in (0, None)
+        return capsys.readouterr().out
+
+    shown = call("status", folder.id)
+    assert shown.startswith(f"{folder.id}: lost\n")
+    assert "status.json is damaged" in shown
+    assert [one["state"] for one in json.loads(call("list", "--json"))] == ["lost"]
+    assert call("cancel", folder.id) == f"{folder.id}: cancelled\n"
+    assert call("status", folder.id).startswith(f"{folder.id}: cancelled")
+
+
 def test_submit__whose_driver_is_refused_leaves_no_job(
     make_job: MakeJob, profile: ProfileSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
