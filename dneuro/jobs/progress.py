@@ -84,6 +84,7 @@ class Progress:
         self.warnings = 0
         self.workers: dict[str, int] = {}
         self.memory: dict[str, dict[str, int]] = {}
+        self.peak = 0  # also of workers that are gone, and no longer in the table
         self.paused: list[str] = []
 
     def take(self, event: events.Event) -> None:
@@ -124,15 +125,19 @@ class Progress:
             self._count(workers)
 
     def _count(self, workers: Iterable[Mapping[str, Any]]) -> None:
-        self.workers, self.paused = {}, []
+        self.workers, self.paused, before = {}, [], self.memory
+        self.memory = {}
         for worker in workers:
             if stands_still(worker):
                 self.paused.append(str(worker["name"]))
             name, now = str(worker["name"]), int(worker["metrics"].get("memory", 0))
             group = name.rpartition("-")[0] or "workers"
             self.workers[group] = self.workers.get(group, 0) + 1
-            peak = max(now, int(worker["metrics"].get("peak_memory", 0)), self.memory.get(name, {}).get("peak", 0))
+            peak = max(now, int(worker["metrics"].get("peak_memory", 0)), before.get(name, {}).get("peak", 0))
             self.memory[name] = {"now": now, "peak": peak, "limit": int(worker["memory_limit"] or 0)}
+            self.peak = max(self.peak, peak)
+        if not self.memory:  # they have all ended, as at the end of a job: those that were there last are still told
+            self.memory = {name: {**one, "now": 0} for name, one in before.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -149,7 +154,7 @@ class Progress:
             "workers": dict(self.workers),
             "memory": dict(self.memory),
             "paused": list(self.paused),
-            "peak_memory": max((one["peak"] for one in self.memory.values()), default=0),
+            "peak_memory": self.peak,
             "warnings": self.warnings,
             "updated": time.time(),
         }

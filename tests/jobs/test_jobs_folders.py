@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +142,25 @@ def test_progress__counts_the_units_of_members_that_are_still_to_come() -> None:
     units = {"total": 10, "done": 9, "failed": 1, "masked": 2}
     progress.take(events.Event("progress", "a/extract", done=1, total=1, data={"units": units}))
     assert progress.units == {"total": 30, "done": 9, "failed": 1, "masked": 2}
+
+
+def test_progress__has_the_workers_there_are_and_the_peak_of_all_there_were() -> None:
+    progress = Progress([])
+
+    def look(*workers: tuple[str, int]) -> dict[str, Any]:
+        there = {name: {"name": name, "memory_limit": 900, "metrics": {"memory": held}} for name, held in workers}
+        progress.look(SimpleNamespace(scheduler_info=lambda n_workers: {"workers": there}))
+        found = progress.to_dict()
+        return {"peak": found["peak_memory"], "memory": found["memory"], "workers": found["workers"]}
+
+    look(("extract-0.1", 500), ("extract-1.2", 100))
+    for number in range(3, 50):
+        last = look((f"extract-0.{number}", 300 - number), ("extract-1.2", 50))
+    one, other = {"now": 251, "peak": 251, "limit": 900}, {"now": 50, "peak": 100, "limit": 900}
+    assert last == {"peak": 500, "memory": {"extract-0.49": one, "extract-1.2": other}, "workers": {"extract": 2}}
+    gone = look()
+    assert gone["memory"] == {"extract-0.49": {**one, "now": 0}, "extract-1.2": {**other, "now": 0}}
+    assert (gone["peak"], gone["workers"]) == (500, {})
 
 
 def test_progress__is_told_from_one_thread_and_asked_from_another() -> None:
