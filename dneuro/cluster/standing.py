@@ -87,15 +87,23 @@ def up(profile: Target) -> StandingCluster:
     ------
     BusyError
         If it stands already, or nobody can tell whether it does.
+    UsageError
+        If its state cannot be written.
     DneuroError
         If it does not come up: with the last lines of its log.
     """
     name, spec, folder = _find(profile)
     if spec.backend == "address":
         raise UsageError("this profile is of a cluster that stands already", hint=f"dneuro run JOB --cluster {profile}")
-    _refuse_a_second(profile, name, spec, folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, mode=0o700)
+    try:
+        _refuse_a_second(profile, name, spec, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(
+            f"the state of the cluster cannot be written to {folder}: {error.strerror or error}",
+            hint="state: in the profile, a folder that you may write to",
+        ) from error
     # Over loopback too: what stands for days is reached by everybody who is logged in to the machine.
     spec = spec.model_copy(update={"security": spec.security.model_copy(update={"tls": "required"}),
                                    "state": str(Path(spec.state).absolute())})  # fmt: skip

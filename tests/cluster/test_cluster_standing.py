@@ -129,6 +129,15 @@ def test_up__that_fails_shows_the_log(tmp_path: Path) -> None:
     assert "not all workers came up within 0.001 s" in str(caught.value)
 
 
+def test_up__whose_state_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    path = tmp_path / "nowhere.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/file/state\n")
+    with pytest.raises(UsageError, match=f"cannot be written to {tmp_path}/file/state") as caught:
+        standing.up(path)
+    assert str(caught.value.hint).startswith("state: in the profile")
+
+
 def test_up__of_a_scheduler_that_stands_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "there.yaml"
     path.write_text("backend: address\naddress: {scheduler: tcp://127.0.0.1:8786}\n")
