@@ -119,7 +119,8 @@ PROMISES = (
     ),
     Promise(
         "no worker of a pool",
-        "named within `start_timeout` + 10 s; in mid-run once none has come for 15 minutes",
+        "named within `start_timeout` + 10 s; in mid-run once none has come for the profile's `start_timeout`, "
+        "of itself 1 minute on one machine and 15 in a queue",
         (
             f"{WORKERS}::test_pool__whose_workers_cannot_start_is_named_in_time",
             "tests/engine/test_engine_pools.py::test_pool__without_workers_for_too_long_says_so",
