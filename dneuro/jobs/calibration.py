@@ -70,18 +70,18 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     -----
     Extraction and training go with the number of images. Part of an analysis goes with the bytes that it reads (or else
     with those of its result), and part takes as long for any number of images: which, is known from half of them.
-    Components of top patches go with the channels. Activations, partial statistics and each step's results pack as
-    those of the trial did.
+    Components of top patches go with the channels, and a report takes as long for any number. Activations, partial
+    statistics and each step's results pack as those of the trial did.
 
-    **Cost**: the job over so many images, and twice over half of them, in temporary stores; of top patches some
-    channels.
+    **Cost**: the job over so many images, and without its report twice over half of them, in temporary stores; of
+    top patches some channels.
     """
     backend = backend_of(profile)
     count = _enough(images, plan.extract, backend.sizes(plan.study.job.extract.pool_name).slots)
     with tempfile.TemporaryDirectory(prefix="dneuro-trial-") as folder, backend.open(name="trial") as machines:
         # What is tried first imports what all need, so it says nothing of the time.
         trials = [
-            try_job(plan, part, machines, backend.sizes, Path(folder) / str(number))
+            try_job(plan, part, machines, backend.sizes, Path(folder) / str(number), report=part == count)
             for number, part in enumerate((-(-count // 2), -(-count // 2), count))
         ]
         half, whole = trials[1:]

@@ -22,7 +22,7 @@ from dneuro.jobs.patching import parameters_of
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.questions import Question
 from dneuro.spec.job import AnyStep, JobSpec
-from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, SelectSpec
+from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, ReportStep, SelectSpec
 from dneuro.store.opening import Store, open_store
 from dneuro.store.units import units_folder
 
@@ -62,11 +62,22 @@ class Trial:
         return self.plan.extract.images
 
 
-def try_job(plan: JobPlan, images: int, machines: Machines, sizes: Callable[[str], WorkerSizes], folder: Path) -> Trial:
-    """Run a job over so many of its images in a folder of its own; without top patches, see `try_patches`."""
+def try_job(
+    plan: JobPlan,
+    images: int,
+    machines: Machines,
+    sizes: Callable[[str], WorkerSizes],
+    folder: Path,
+    *,
+    report: bool = True,
+) -> Trial:
+    """Run a job over so many of its images in a folder of its own; without top patches, see `try_patches`.
+
+    A report takes as long for few images as for many: `report` says whether this is the trial that draws it.
+    """
     job, store = plan.study.job, folder / "trial.zarr"
     extracting = sizes(job.extract.pool_name)
-    small = plan_job(_smaller(job, images, plan.extract.images, extracting.slots, store), sizes)
+    small = plan_job(_smaller(job, images, plan.extract.images, extracting.slots, store, report), sizes)
     seen: list[events.Event] = []
     with events.only(seen.append):
         run_job(small, machines, threads=extracting.cpus)
@@ -130,8 +141,9 @@ def _components(
     return time.perf_counter() - began, len(chunks), bytes_below(out)
 
 
-def _smaller(job: JobSpec, images: int, total: int, slots: int, store: Path) -> JobSpec:
+def _smaller(job: JobSpec, images: int, total: int, slots: int, store: Path, report: bool = True) -> JobSpec:
     """Return the job over so many of `total` images, in enough units to keep all slots busy; without top patches."""
+    left_out = PatchComponentsStep if report else (PatchComponentsStep, ReportStep)
     unit = 1 << max(0, (images // (UNITS * slots)).bit_length() - 1)
     steps: list[AnyStep] = []
     lists = max((step.k for step in job.steps if isinstance(step, PatchComponentsStep)), default=0)
@@ -141,7 +153,7 @@ def _smaller(job: JobSpec, images: int, total: int, slots: int, store: Path) -> 
             step = step.model_copy(update={"images_per_unit": unit, **taken})
         elif isinstance(step, AnalysisStep) and step.select is not None:
             step = step.model_copy(update={"select": _fewer(step.select, images / total)})
-        if not isinstance(step, PatchComponentsStep):
+        if not isinstance(step, left_out):
             steps.append(step)
     few = job.images.model_copy(update={"sample": images})
     return job.model_copy(update={"images": few, "store": str(store), "steps": steps})

@@ -16,7 +16,7 @@ from dneuro.engine.executors import ThreadExecutor
 from dneuro.jobs import calibration, trials
 from dneuro.jobs.calibration import forecast
 from dneuro.jobs.driver import run_job
-from dneuro.jobs.planning import plan_job
+from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.trials import bytes_below
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
@@ -25,13 +25,21 @@ from dneuro.spec.steps import AnalysisStep
 
 @pytest.mark.usefixtures("threads_as_machines")
 def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
-    make_job: Callable[..., JobSpec], tmp_path: Path, threads: ThreadExecutor
+    make_job: Callable[..., JobSpec], tmp_path: Path, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job({"svd": {"rank": 2, "layer": "fc"}}, {"train": {"epochs": 1}}, "report", batch=2)
     plan = plan_job(job, threads)
     heard: list[events.Event] = []
+    drawn: list[bool] = []
+
+    def run(small: JobPlan, *args: Any, **settings: Any) -> Any:
+        drawn.append(any(step.id == "report" for step in small.study.job.steps))
+        return run_job(small, *args, **settings)
+
+    monkeypatch.setattr(trials, "run_job", run)
     with events.listening(heard.append):
         found = forecast(plan, ProfileSpec(backend="local"), images=20)
+    assert drawn == [False, False, True], "it takes as long for few images as for many"
     assert found.tried == 20
     assert list(found.seconds) == ["train", "extract", "svd", "report"], "in the order of the job"
     assert found.seconds["extract"] == pytest.approx(40 / found.rate)
