@@ -204,6 +204,9 @@ def _try(promise: Promise, times: str) -> Found:
         cases = list(ET.parse(report).getroot().iter("testcase"))
     bad = [case for case in cases if any(case.find(tag) is not None for tag in ("failure", "error"))]
     broken = tuple(case.get("name", "") for case in bad)
+    for case in bad:
+        why = [case.find("failure"), case.find("error")]
+        print(*(one.text for one in why if one is not None), sep="\n", file=sys.stderr)
     skipped = sum(case.find("skipped") is not None for case in cases)
     measured = {one.get("name", ""): one.get("value", "") for case in cases for one in case.iter("property")}
     seconds = sum(float(case.get("time", 0)) for case in cases)
