@@ -47,6 +47,19 @@ class DriverRef:
         """Return the reference that `to_dict` made `kept` of."""
         return cls(kept["backend"], kept["id"], dict(kept["details"]))
 
+    @classmethod
+    def read(cls, kept: Any) -> Self | None:
+        """Return the reference that `to_dict` made `kept` of; None if it is damaged, or nothing was kept."""
+        try:
+            return cls.from_dict(kept)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def is_same(self, other: DriverRef) -> bool:
+        """Return whether another reference, with other details perhaps, is to this driver too."""
+        mine, its = (one.details.get("host") for one in (self, other))
+        return (self.backend, self.id, mine) == (other.backend, other.id, its)
+
 
 @dataclass(frozen=True)
 class NeededFile:
@@ -124,6 +137,10 @@ class Backend(Protocol):
 
     def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
         """Start a driver that outlives this process: ``command``, its output in ``job_folder/driver.log``."""
+        ...
+
+    def this_driver(self) -> DriverRef:
+        """Return the reference to the driver that this process is, as others ask for it."""
         ...
 
     def driver_state(self, ref: DriverRef) -> DriverState:

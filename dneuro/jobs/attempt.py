@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dneuro import events
+from dneuro.cluster import DriverRef
 from dneuro.errors import CancelledError, DneuroError, PartialError, SchedulerLostError
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Asked, Lease
@@ -49,6 +50,8 @@ class Attempt:
         Says of an earlier driver elsewhere whether it lives.
     detached : bool
         Nobody sits at the driver: a signal means that its machine is taken away, unless the job was cancelled.
+    driver : DriverRef, optional
+        How the driver that makes the attempt is asked for from elsewhere.
 
     Raises
     ------
@@ -57,10 +60,12 @@ class Attempt:
     """
 
     def __init__(
-        self, folder: JobFolder, steps: list[str], store: str, *, ask: Asked | None = None, detached: bool = False
-    ) -> None:
+        self, folder: JobFolder, steps: list[str], store: str, *, ask: Asked | None = None, detached: bool = False,
+        driver: DriverRef | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.detached = folder, detached
-        self._lease = Lease.acquire(folder.attempts, ask=ask, wait=detached, what="job")
+        me = None if driver is None else driver.to_dict()
+        self._lease = Lease.acquire(folder.attempts, ask=ask, wait=detached, what="job", driver=me)
         self.number = self._lease.attempt.number
         self.place: Location = folder.attempt(self.number)
         self.progress = Progress(steps)

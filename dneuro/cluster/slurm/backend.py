@@ -27,6 +27,7 @@ from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.scripts import Site, driver_script, job_name, worker_script, worker_settings_of
 from dneuro.cluster.versions import check_versions, versions
 from dneuro.errors import DneuroError, UsageError
+from dneuro.files import write_atomically
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.sites import SlurmSpec
@@ -127,11 +128,19 @@ class SlurmBackend:
             return processes.start("slurm", folder, command)
         record, script = Record(folder), folder / "driver.sh"
         unique = f"{job_name(name)}-{secrets.token_hex(3)}"
-        script.write_text(driver_script(self.profile, folder, command, unique))
+        text = driver_script(self.profile, folder, command, unique)
+        write_atomically(script, lambda file: file.write(text.encode()))  # another one may be submitted just now
         record.write(kind="slurm", role="driver", name=unique)
         number = queue.submit(script)
         record.write(kind="slurm", role="driver", name=unique, id=number)
         return DriverRef("slurm", number, {"name": unique, "user": getpass.getuser()})
+
+    def this_driver(self) -> DriverRef:
+        """Return the batch job that this process is the driver in; the process where drivers are kept on login nodes."""
+        number = os.environ.get("SLURM_JOB_ID")
+        if number is None or self.slurm.submit_workers_from == "login":
+            return processes.this_process("slurm")
+        return DriverRef("slurm", number)
 
     def driver_state(self, ref: DriverRef) -> DriverState:
         """Return what the queue says of the driver; ``"unknown"`` while the controller does not answer."""
