@@ -372,28 +372,3 @@ def test_gc__removes_what_is_over_and_never_a_store(make_job: MakeJob, profile: 
     ending.clear(found)
     assert [folder.id for folder in folders(profile.state)] == [kept.id]
     assert sorted(path for path in tmp_path.rglob("*.zarr*/**/*") if path.is_file()) == before
-
-
-@pytest.mark.usefixtures("threads_as_machines")
-def test_run__in_a_notebook_is_interrupted_by_cancel_and_the_notebook_lives(
-    make_job: MakeJob, profile: ProfileSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dneuro import events
-    from dneuro.jobs import attempt
-
-    monkeypatch.setattr(attempt, "TICK", 0.05)
-    before: list[str] = []
-
-    def cancel(event: events.Event) -> None:
-        if event.kind == "progress" and not before:
-            (folder,) = folders(profile.state)
-            before.append(status(folder).state)
-            folder.remember("cancel", {"time": time.time()})
-            time.sleep(5)  # the interruption comes here
-
-    with events.listening(cancel), pytest.raises(CancelledError):
-        dn.run(make_job(), cluster=profile)
-    assert before == ["running"]
-    (folder,) = folders(profile.state)
-    assert (status(folder).state, status(folder).exit_code) == ("cancelled", 5)
-    assert ending.cancel(folder).status.state == "cancelled"
