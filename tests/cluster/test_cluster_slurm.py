@@ -181,6 +181,32 @@ def test_driver_script__that_is_not_to_be_queued_again_ends_as_its_driver_does(t
     assert subprocess.run(["bash", "-c", told], check=False).returncode == 9
 
 
+@pytest.mark.parametrize(
+    ("setup", "said"),
+    [
+        (['echo "a', "echo b"], r"slurm\.setup: line 1, 'echo \"a', is no whole piece of shell: .*matching `\"'"),
+        (["module load cuda", "export A='it"], r"slurm\.setup: line 2, .*matching `''"),
+        (["if true; then", "echo a"], r"slurm\.setup: line 2, 'echo a', .*unexpected end of file"),
+        (["cat <<EOF", "a"], r"slurm\.setup: line 2, 'a', .*here-document"),
+        (["echo a", "export A=b \\"], r"slurm\.setup: line 2, .*backslash"),
+    ],
+)
+def test_scripts__refuse_lines_of_setup_that_would_go_on_in_the_rest(setup: list[str], said: str) -> None:
+    backend = backend_of(profile(slurm={"setup": setup}))
+    with pytest.raises(UsageError, match=said) as caught:
+        backend.preview(Path("/a"), ["python"], "a")
+    assert "must end there" in str(caught.value.hint)
+    with pytest.raises(UsageError, match=r"slurm\.python: line 1"):
+        backend_of(profile(slurm={"python": "apptainer exec 'a b.sif python"})).preview(Path("/a"), ["python"], "a")
+
+
+def test_scripts__take_lines_of_setup_that_are_whole_together() -> None:
+    setup = ["if [ -f ~/env ]; then", "  source ~/env # don't fail", "fi", "export A='one", "two'", "cat <<EOF", "it's",
+             "EOF", 'echo "$(echo "it\'s")" \\\\']  # fmt: skip
+    shown = backend_of(profile(slurm={"setup": setup})).preview(Path("/a"), ["python"], "a")
+    assert shown.count("export A='one\ntwo'\ncat <<EOF\nit's\nEOF\n") == 3
+
+
 def test_sizes__leave_something_for_the_worker() -> None:
     small = backend_of(profile(pools={"extract": {"memory": "100MiB"}}))
     with pytest.raises(UsageError, match="100 MiB are too few for a worker"):

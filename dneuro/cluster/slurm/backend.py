@@ -136,7 +136,7 @@ class SlurmBackend:
         return DriverRef("slurm", number, {"name": unique, "user": getpass.getuser()})
 
     def this_driver(self) -> DriverRef:
-        """Return the batch job that this process is the driver in; the process where drivers are kept on login nodes."""
+        """Return the batch job that this process is in; where drivers stay on the login node the process itself."""
         number = os.environ.get("SLURM_JOB_ID")
         if number is None or self.slurm.submit_workers_from == "login":
             return processes.this_process("slurm")
