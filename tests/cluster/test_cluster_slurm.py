@@ -393,6 +393,75 @@ def test_keeper__ends_a_job_that_was_taken_without_an_answer(
     assert site.cancelled == ["2"], "that one, and nobody else's"
 
 
+def test_keeper__takes_in_a_job_that_was_taken_without_an_answer(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-run, too: else its worker would be one too many until the end."""
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+
+    def late(path: Path) -> str:
+        site.submit(path)
+        monkeypatch.setattr(queue, "submit", site.submit)
+        raise SlurmError("sbatch did not answer within 20 s")
+
+    monkeypatch.setattr(queue, "submit", late)
+    site.turn("2", "PREEMPTED")
+    until(lambda: kept.pools["extract"].slots[1].job == "4")
+    time.sleep(0.1)
+    assert len(site.jobs) == 4, "it fills the place"
+    site.come("4")
+    site.turn("4", "PREEMPTED")
+    until(lambda: kept.pools["extract"].slots[1].job == "5")
+
+
+def test_keeper__ends_a_job_that_was_taken_too_late(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "POLL", 0.01)
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+    late: list[str] = []
+
+    def without_answer(path: Path) -> str:
+        late.append(path.stem)
+        monkeypatch.setattr(queue, "submit", site.submit)
+        raise SlurmError("sbatch did not answer within 20 s")
+
+    monkeypatch.setattr(queue, "submit", without_answer)
+    site.turn("2", "PREEMPTED")
+    until(lambda: len(site.jobs) == 4)
+    assert site.jobs["4"].name not in late
+    site.jobs["5"] = BatchJob("5", late[0], "PENDING", "Priority")
+    until(lambda: "5" in site.cancelled)
+    assert kept.pools["extract"].slots[1].job == "4"
+
+
+def test_keeper__whose_jobs_are_refused_looks_after_the_others_all_the_same(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "POLL", 0.01)
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+
+    def partly(path: Path) -> str:
+        if "-extract-" in path.stem:
+            raise SlurmError("sbatch: error: partition is down")
+        return site.submit(path)
+
+    monkeypatch.setattr(queue, "submit", partly)
+    for number in ("1", "3"):
+        site.turn(number, "PREEMPTED")
+    until(lambda: len(site.jobs) == 4)
+    assert "-memory-" in site.jobs["4"].name
+    monkeypatch.setattr(queue, "submit", site.submit)
+    until(lambda: len(site.jobs) == 5)
+    assert "-extract-" in site.jobs["5"].name
+
+
 def test_keeper__names_the_pool_that_waits(site: Pretended, kept: Keeper) -> None:
     site.come("1")
     with pytest.raises(DneuroError, match=r"pool memory has no worker: none came within 0\.2 s; job 3 PENDING"):
