@@ -17,7 +17,8 @@ from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.executors import Executor
 from dneuro.spec.profile import ProfileSpec
 
-DriverState = Literal["pending", "running", "gone", "unknown"]
+DriverState = Literal["pending", "running", "ending", "gone", "unknown"]
+"""Of a driver: it waits to be started, runs, is being ended (and may be started again), is gone, or nobody can tell."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class Backend(Protocol):
         ...
 
     def driver_state(self, ref: DriverRef) -> DriverState:
-        """Return whether a driver waits, runs or is gone; ``"unknown"`` where nobody can tell."""
+        """Return whether a driver waits, runs, is being ended or gone; ``"unknown"`` where nobody can tell."""
         ...
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:

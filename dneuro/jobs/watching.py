@@ -106,7 +106,7 @@ def driver_state(folder: JobFolder, backend: Backend, last: Holder | None = None
     return next((state for state in _LIVELIEST if state in found), "unknown")
 
 
-_LIVELIEST: tuple[DriverState, ...] = ("running", "pending", "unknown", "gone")
+_LIVELIEST: tuple[DriverState, ...] = ("running", "pending", "ending", "unknown", "gone")
 
 
 def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
@@ -157,12 +157,13 @@ def _truth(
     current = last is not None and last.number >= int(written.get("attempt") or 1) and "attempt" in written
     if current and last is not None and last.alive:
         return said, ""
-    if driver == "pending" or (driver == "running" and not current):
-        return "pending", "its driver waits to be started" if driver == "pending" else "its driver begins"
-    if driver == "running":
-        # Alive by whoever started it, though its lease is over or silent: it begins again, or is about to end.
+    if driver == "pending" or (driver in _WAITS and not current):
+        return "pending", _WAITS[driver]
+    if driver in _WAITS:
+        # There by whoever started it, though its lease is over or silent: it begins again, or is about to end.
         ended = last is not None and last.alive is False
-        return ("pending", "its driver begins again") if ended else (said, "")
+        again = " again" if driver == "running" else ""
+        return ("pending", f"{_WAITS[driver]}{again}") if ended else (said, "")
     if said == "interrupted":
         return said, ""
     if driver == "unknown":
@@ -173,6 +174,14 @@ def _truth(
     unbegun = "its driver ended before it began" + (f": see {log}" if log else "")
     who = f"its driver, {last}, has died" if current else unbegun
     return "lost", f"{who}; what was done stays done"
+
+
+_WAITS = {
+    "pending": "its driver waits to be started",
+    "running": "its driver begins",
+    "ending": "what is left of its driver is being ended",
+}
+"""Why a job waits, by the state of its driver."""
 
 
 def _named(log: Path, folder: JobFolder) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dneuro.cluster import DriverRef, backend_of
+from dneuro.cluster.record import Record
 from dneuro.cluster.slurm import keeper, queue
 from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.queue import BatchJob, SlurmError
@@ -243,7 +244,7 @@ def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], Non
 @pytest.mark.parametrize(
     ("state", "said"),
     [("PENDING", "pending"), ("REQUEUED", "pending"), ("CONFIGURING", "pending"), ("RUNNING", "running"),
-     ("SIGNALING", "running"), ("COMPLETING", "running"), ("SUSPENDED", "running"), ("PREEMPTED", "gone")],
+     ("SIGNALING", "running"), ("COMPLETING", "ending"), ("SUSPENDED", "running"), ("PREEMPTED", "gone")],
 )  # fmt: skip
 def test_driver__to_which_a_signal_is_on_its_way_still_runs(
     commands: Callable[[str, str], None], state: str, said: str
@@ -251,6 +252,24 @@ def test_driver__to_which_a_signal_is_on_its_way_still_runs(
     """Else whoever tells it to stop would not wait until it has."""
     commands("squeue", f"echo '17|{state}|None|a'")
     assert backend_of(profile()).driver_state(DriverRef("slurm", "17")) == said
+
+
+def test_driver__that_slurm_is_ending_is_cancelled_without_waiting_for_its_node(
+    commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """A node that does not answer keeps it in that state for hours, and after it the job may be queued again."""
+    (tmp_path / "state").write_text("RUNNING")
+    commands("squeue", f"echo \"17|$(cat {tmp_path}/state)|None|a\"; echo '18|RUNNING|None|b'; echo '19|RUNNING||c'")
+    commands("scancel", f"echo \"$@\" >>{tmp_path}/told; echo COMPLETING >{tmp_path}/state")
+    backend, began = backend_of(profile()), time.monotonic()
+    backend.stop_driver(DriverRef("slurm", "17"), grace=60)
+    assert time.monotonic() - began < 30
+    assert (tmp_path / "told").read_text().splitlines() == ["--batch --signal=TERM 17", "17"]
+    record = Record(tmp_path / "job")
+    record.write(kind="slurm", role="driver", name="a", id="17")
+    record.write(kind="slurm", role="worker", name="b", id="18")
+    assert backend.clean_up(tmp_path / "job") == ["18"], "it is ended already"
+    assert (tmp_path / "told").read_text().splitlines()[-1] == "17 18"
 
 
 def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:
@@ -347,6 +366,17 @@ def test_keeper__replaces_a_job_that_ended(site: Pretended, kept: Keeper, tmp_pa
     recorded = (tmp_path / "machines.jsonl").read_text()
     assert all(f'"id": "{number}"' in recorded for number in "1234")
     assert "ended: PREEMPTED" in recorded
+
+
+def test_keeper__replaces_a_job_that_slurm_is_ending_however_long_that_takes(site: Pretended, kept: Keeper) -> None:
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+    site.turn("2", "COMPLETING")
+    until(lambda: len(site.jobs) == 4)
+    assert site.jobs["4"].name.startswith("a-1-extract-1-")
+    time.sleep(0.1)
+    assert len(site.jobs) == 4
 
 
 def test_keeper__replaces_a_running_job_whose_worker_went_away(

@@ -223,6 +223,9 @@ ALIVE, DEAD, SILENT = ((True, 1.0), (False, 1.0), (None, 40.0))
         ("running", SILENT, "unknown", "running"),
         ("running", SILENT, "running", "running"),
         ("running", SILENT, "gone", "lost"),
+        ("running", SILENT, "ending", "running"),
+        ("running", DEAD, "ending", "pending"),
+        ("interrupted", DEAD, "ending", "pending"),
         ("starting", DEAD, "gone", "lost"),
         ("interrupted", DEAD, "gone", "interrupted"),
         ("interrupted", DEAD, "pending", "pending"),
@@ -250,6 +253,22 @@ def test_resume__is_refused_while_nobody_knows_whether_the_driver_lives(
     queue.state = "gone"  # by whoever started it: no waiting
     job.resume()
     assert job._folder.read("dead") == {"attempt": 1}
+
+
+def test_resume__does_not_wait_for_the_node_of_a_driver_that_is_dead(
+    make_job: MakeJob, profile: ProfileSpec, queue: NoDriver
+) -> None:
+    """Its queue may be at ending it for hours."""
+    job = dn.submit(make_job(), profile)
+    job._folder.remember("status", {"state": "running", "attempt": 1})
+    place = job._folder.attempt(1) / "lease.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": 1.0, "boot": 1.0, "ended": None}))
+    os.utime(place, (1, 1))
+    queue.state = "ending"
+    assert (job.status().state, job.status().found["note"]) == ("pending", "what is left of its driver is being ended")
+    job.resume()
+    assert (queue.started, queue.cleaned) == (2, 1)
 
 
 def test_resume__of_a_job_whose_images_are_others_now_is_refused(

@@ -152,6 +152,8 @@ class SlurmBackend:
             return "unknown"
         if job is None or job.ended:
             return "gone"
+        if job.ending:
+            return "ending"
         return "pending" if job.waits else "running"
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
@@ -210,16 +212,19 @@ class SlurmBackend:
 
 
 def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
-    """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers."""
+    """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers.
+
+    Those that Slurm is ending already do not count, but may be queued again, and are cancelled too.
+    """
     recorded = [entry for entry in entries(job_folder) if entry.get("kind") == "slurm" and entry["role"] in roles]
     if not recorded:
         return []
     names = {entry["name"] for entry in recorded}
     ids = {entry["id"] for entry in recorded if "id" in entry}
-    left = [job.id for job in queue.look().values() if (job.id in ids or job.name in names) and not job.ended]
-    left = [number for number in left if number != os.environ.get("SLURM_JOB_ID")]
-    queue.cancel(left)
-    return left
+    left = [job for job in queue.look().values() if (job.id in ids or job.name in names) and not job.ended]
+    left = [job for job in left if job.id != os.environ.get("SLURM_JOB_ID")]
+    queue.cancel(job.id for job in left)
+    return [job.id for job in left if not job.ending]
 
 
 def _options(keys: Path) -> dict[str, str]:

@@ -230,6 +230,8 @@ class Keeper:
         """Return what has become of a job that no worker will come from any more; nothing if it is well."""
         if job is None or job.ended:
             return f"ended: {job.state if job else 'the queue does not know it any more'}"
+        if job.ending:
+            return "is ending"
         if job.state == "RUNNING":
             slot.running = slot.running or now
             if slot.seen and now - slot.seen > LOST:
