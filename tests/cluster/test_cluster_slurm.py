@@ -254,6 +254,16 @@ def test_driver__to_which_a_signal_is_on_its_way_still_runs(
     assert backend_of(profile()).driver_state(DriverRef("slurm", "17")) == said
 
 
+def test_this_driver__is_its_batch_job_unless_drivers_stay_on_the_login_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it may be in a batch job, too, as the shell that salloc gives."""
+    on_login = backend_of(profile(slurm={"submit_workers_from": "login"}))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17")
+    assert on_login.driver_state(on_login.this_driver()) == "running"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert backend_of(profile()).this_driver().id == str(os.getpid())
+
+
 def test_driver__that_slurm_is_ending_is_cancelled_without_waiting_for_its_node(
     commands: Callable[[str, str], None], tmp_path: Path
 ) -> None:
