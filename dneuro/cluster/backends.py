@@ -17,7 +17,8 @@ from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.executors import Executor
 from dneuro.spec.profile import ProfileSpec
 
-DriverState = Literal["pending", "running", "gone", "unknown"]
+DriverState = Literal["pending", "running", "ending", "gone", "unknown"]
+"""Of a driver: it waits to be started, runs, is being ended (and may be started again), is gone, or nobody can tell."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ class DriverRef:
     def from_dict(cls, kept: dict[str, Any]) -> Self:
         """Return the reference that `to_dict` made `kept` of."""
         return cls(kept["backend"], kept["id"], dict(kept["details"]))
+
+    @classmethod
+    def read(cls, kept: Any) -> Self | None:
+        """Return the reference that `to_dict` made `kept` of; None if it is damaged, or nothing was kept."""
+        try:
+            return cls.from_dict(kept)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def is_same(self, other: DriverRef) -> bool:
+        """Return whether another reference, with other details perhaps, is to this driver too."""
+        mine, its = (one.details.get("host") for one in (self, other))
+        return (self.backend, self.id, mine) == (other.backend, other.id, its)
 
 
 @dataclass(frozen=True)
@@ -126,8 +140,12 @@ class Backend(Protocol):
         """Start a driver that outlives this process: ``command``, its output in ``job_folder/driver.log``."""
         ...
 
+    def this_driver(self) -> DriverRef:
+        """Return the reference to the driver that this process is, as others ask for it."""
+        ...
+
     def driver_state(self, ref: DriverRef) -> DriverState:
-        """Return whether a driver waits, runs or is gone; ``"unknown"`` where nobody can tell."""
+        """Return whether a driver waits, runs, is being ended or gone; ``"unknown"`` where nobody can tell."""
         ...
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:

@@ -56,10 +56,11 @@ def log_of(job_folder: Folder) -> Path:
     return cache / "dneuro" / "drivers" / f"{Path(str(job_folder)).name}.log"
 
 
-def this_process(backend: str) -> DriverRef:
-    """Return the reference to this process, as a driver that somebody sits at: it may be a notebook."""
+def this_process(backend: str, *, attended: bool = False) -> DriverRef:
+    """Return the reference to this process, as a driver; `attended` if somebody sits at it: it may be a notebook."""
     ref = _ref(backend, os.getpid())
-    ref.details["attended"] = True
+    if attended:
+        ref.details["attended"] = True
     return ref
 
 
@@ -171,6 +172,10 @@ class DriversHere:
     def start_driver(self, job_folder: Folder, command: Sequence[str], name: str) -> DriverRef:
         """Start the driver as a process of its own session."""
         return start(self.kind, job_folder, command)
+
+    def this_driver(self) -> DriverRef:
+        """Return the reference to this process."""
+        return this_process(self.kind)
 
     def driver_state(self, ref: DriverRef) -> DriverState:
         """Return whether the driver's process runs."""

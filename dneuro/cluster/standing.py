@@ -49,7 +49,7 @@ class StandingCluster:
     name : str
         The profile's.
     state : str
-        ``"pending"``, ``"running"``, ``"gone"`` or ``"unknown"``: of the process that holds the scheduler.
+        Of the process that holds the scheduler: ``pending``, ``running``, ``ending``, ``gone`` or ``unknown``.
     address : str
         The scheduler's; empty until it listens.
     credentials : str
@@ -247,6 +247,8 @@ def _refuse_a_second(profile: Target, name: str, spec: ProfileSpec, folder: Path
     if ref is None or state == "gone":
         return
     given = shlex.quote(os.fspath(profile))
+    if state == "ending":
+        raise BusyError(f"what is left of the cluster {name} is being ended", hint=f"dneuro cluster down {given}")
     if state != "unknown":
         raise BusyError(f"the cluster {name} stands already", hint=f"dneuro cluster status {given}")
     forget = f"where it is gone for certain: rm -r {shlex.quote(str(folder))}"

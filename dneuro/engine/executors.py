@@ -13,10 +13,9 @@ from typing import Any, Protocol
 import dask
 import psutil
 from dask.utils import funcname
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from dneuro.allocation import keep_memory, make_room_for, release_memory
 from dneuro.engine import stopping
+from dneuro.engine.at_work import ONE_BLAS_THREAD, run_task, same
 from dneuro.engine.memory import available
 from dneuro.engine.place import free_bytes, free_on_worker
 from dneuro.engine.spread import persist_evenly
@@ -29,12 +28,6 @@ Future = Any
 PROCESS_BYTES = 280 * MiB
 """Memory of a worker process before it does anything (interpreter, numpy, dask, zarr, xarray: 219 MiB measured, and
 what the allocator keeps from task to task)."""
-
-KEPT_SHARE = 0.68
-"""A worker of dask that takes up more of its memory than this gives back what it keeps for its next task."""
-
-REST = 0.1
-"""Seconds without a task after which a worker begins with as little memory as it can."""
 
 LOOK = 1.0
 """Seconds for which what was seen of the workers is good enough."""
@@ -284,7 +277,7 @@ class DaskExecutor:
         # Blocks of an array in memory and the vectors of a kernel are large, and each is sent once.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1TiB"}):
             key = f"{funcname(function)}-{uuid.uuid4()}"
-            future = self.client.submit(_task, function, *args, pure=False, key=key, **self._asks)
+            future = self.client.submit(run_task, function, *args, pure=False, key=key, **self._asks)
         future.add_done_callback(self._note_change)
         return future
 
@@ -388,7 +381,7 @@ class DaskExecutor:
 
     def share(self, thing: Any) -> Any:  # noqa: D102
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
-        return self.submit(_same, thing)
+        return self.submit(same, thing)
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
         there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=_PoolClient(self))
@@ -413,91 +406,12 @@ class _PoolClient:
         return self._executor.client.persist(*args, **{**settings, **self._executor._asks})
 
 
-def _same(thing: Any) -> Any:
-    return thing
-
-
-def _task(function: Callable[..., Any], *args: Any) -> Any:
-    """Run a task on a worker that keeps the memory of one block for the next, as long as it has enough.
-
-    The kept memory counts for dask, which pauses a worker that seems to be full; and for the user, to whom a plan was
-    shown.
-    """
-    make_room_for(function.function if isinstance(function, stopping.Stoppable) else function)
-    if _AT_WORK.begin():
-        release_memory()  # what the last step kept, this one need not find of use
-    keep_memory(blocks=16 * MiB, kept=64 * MiB)
-    try:
-        return function(*args)
-    finally:
-        _AT_WORK.end()
-        limit = _limit()
-        if limit and psutil.Process().memory_info().rss > KEPT_SHARE * limit:
-            release_memory()
-
-
-class _AtWork:
-    """Whether this worker is in the middle of something, or had a rest before it begins a task."""
-
-    def __init__(self) -> None:
-        self._lock, self._tasks, self._ended = threading.Lock(), 0, time.monotonic()
-
-    def begin(self) -> bool:
-        """Count a task that begins; return whether for a moment there was none."""
-        with self._lock:
-            self._tasks += 1
-            return self._tasks == 1 and time.monotonic() - self._ended > REST
-
-    def end(self) -> None:
-        """Count a task that has ended."""
-        with self._lock:
-            self._tasks -= 1
-            self._ended = time.monotonic()
-
-
-_AT_WORK = _AtWork()
-
-
-def _limit() -> int | None:
-    """Return the bytes that this worker may use; None if it may use all there is."""
-    from distributed import get_worker
-
-    limit: int | None = get_worker().memory_manager.memory_limit
-    return limit
-
-
-class _OneThread:
-    """BLAS on one thread for as long as anybody is in here; the last to leave puts back what the first has found.
-
-    The limit is that of the process, and whoever asks may do so inside another, or at the same time in threads of its
-    own: each of them setting and restoring it for itself would restore the limit of another.
-    """
-
-    def __init__(self) -> None:
-        self._lock, self._inside, self._limits = threading.Lock(), 0, contextlib.ExitStack()
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if self._inside == 0:
-                self._limits.enter_context(threadpool_limits(1, user_api="blas"))
-            self._inside += 1
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._limits.close()
-
-
-_ONE_THREAD = _OneThread()
-
-
 def one_blas_thread(executor: Executor) -> contextlib.AbstractContextManager[Any]:
     """Return a context in which each task computes its products on one thread, as on the workers of a cluster.
 
     More only get in each other's way, and their number shows in the last bits.
     """
-    return _ONE_THREAD if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
+    return ONE_BLAS_THREAD if isinstance(executor, ThreadExecutor) else contextlib.nullcontext()
 
 
 def get_executor(client: Any = None) -> Executor:

@@ -122,6 +122,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         marker = {
             "fingerprint": work.fingerprints[part],
             "attempt": work.attempt.number,
+            "tries": tries,
             "images": stop - start,
             "masked": masked,
             "checksums": {name: writer.finish() for name, writer in maker.writers.items()},

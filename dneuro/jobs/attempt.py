@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from dneuro import events
+from dneuro.cluster import DriverRef
 from dneuro.errors import CancelledError, DneuroError, PartialError, SchedulerLostError
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Asked, Lease
@@ -49,6 +50,8 @@ class Attempt:
         Says of an earlier driver elsewhere whether it lives.
     detached : bool
         Nobody sits at the driver: a signal means that its machine is taken away, unless the job was cancelled.
+    driver : DriverRef, optional
+        How the driver that makes the attempt is asked for from elsewhere.
 
     Raises
     ------
@@ -57,10 +60,12 @@ class Attempt:
     """
 
     def __init__(
-        self, folder: JobFolder, steps: list[str], store: str, *, ask: Asked | None = None, detached: bool = False
-    ) -> None:
+        self, folder: JobFolder, steps: list[str], store: str, *, ask: Asked | None = None, detached: bool = False,
+        driver: DriverRef | None = None,
+    ) -> None:  # fmt: skip
         self.folder, self.detached = folder, detached
-        self._lease = Lease.acquire(folder.attempts, ask=ask, wait=detached, what="job")
+        me = None if driver is None else driver.to_dict()
+        self._lease = Lease.acquire(folder.attempts, ask=ask, wait=detached, what="job", driver=me)
         self.number = self._lease.attempt.number
         self.place: Location = folder.attempt(self.number)
         self.progress = Progress(steps)
@@ -72,6 +77,7 @@ class Attempt:
         self._client: Any = None
         self._changed = True
         self._over = threading.Event()
+        self._worked_by = threading.current_thread()
         self._stack = contextlib.ExitStack()
         self._write()
         remote = isinstance(folder.path, RemotePath)
@@ -109,9 +115,16 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stack.close()
-        self._over.set()
-        self._ticker.join()
+        try:
+            self._stack.close()
+            self._over.set()
+            self._ticker.join()
+        finally:  # whoever ends the job may do so just now
+            self._over.set()
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
+        """Write down how the attempt has ended, and give the lease back."""
         state, code = self._end_of(error)
         self._status |= {"state": state, "exit_code": code, "ended": time.time()}
         if error is not None:
@@ -149,7 +162,8 @@ class Attempt:
             if beats % 2 == 0:
                 self._look()
             if beats % 2 == 0 and (self._is_to_end() or self._is_overtaken()):
-                self._interrupt()
+                if not self._over.is_set():
+                    self._interrupt()
                 return
             if self._changed:
                 self._changed = False
@@ -181,7 +195,7 @@ class Attempt:
         if self.detached:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            _thread.interrupt_main()
+            _interrupt(self._worked_by)
 
     def _look(self) -> None:
         client = self._client
@@ -194,6 +208,16 @@ class Attempt:
         """Write the state, unless a later attempt has taken over: the state is that one's, and this may awake late."""
         if self._lease.attempt.is_newest:
             self.folder.remember("status", {**self._status, **self.progress.to_dict()})
+
+
+def _interrupt(thread: threading.Thread) -> None:
+    """Raise KeyboardInterrupt in a thread, as Ctrl-C does in the main one."""
+    assert thread.ident is not None
+    if thread is threading.main_thread() and callable(signal.getsignal(signal.SIGINT)):
+        signal.pthread_kill(thread.ident, signal.SIGINT)  # this one also ends whatever the thread waits in
+        return
+    # Elsewhere a signal does not arrive, and a shell script has what it starts behind its back ignore this one.
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
 
 
 def _described(error: BaseException) -> dict[str, Any]:

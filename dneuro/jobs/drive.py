@@ -75,9 +75,11 @@ def attend(
     members = members_of(job)
     steps = [events.step_of(member, step.id) for member, one in members.items() for step in one.steps]
     detached = plan is None
-    with Attempt(folder, steps, store_pattern(job), ask=_known_dead(folder), detached=detached) as attempt:
+    driver = backend.this_driver() if detached else this_process("local", attended=True)
+    asked = _known_dead(folder)
+    with Attempt(folder, steps, store_pattern(job), ask=asked, detached=detached, driver=driver) as attempt:
         if not detached:
-            folder.remember("driver", this_process("local").to_dict())
+            folder.remember("driver", driver.to_dict())
         planned = plan or plan_any(job, backend.sizes)
         plans = planned.members if isinstance(planned, MembersPlan) else {"": planned}
         attempt.progress.expect({

@@ -11,7 +11,7 @@ from dneuro.errors import CancelledError, DneuroError
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import holder
-from dneuro.jobs.watching import RESTING, UNREADABLE, JobStatus, driver_state, status, status_of_any
+from dneuro.jobs.watching import RESTING, UNREADABLE, JobStatus, drivers, state_of, status, status_of_any
 from dneuro.quantities import format_duration
 from dneuro.store.files import Location, remove
 from dneuro.store.remote import RemotePath
@@ -73,18 +73,19 @@ def cancel(folder: JobFolder, *, grace: float = GRACE) -> Cancelled:
 
 
 def _stop(folder: JobFolder, grace: float) -> None:
-    """End the driver, if it lives."""
-    ref = folder.read_driver()
-    if ref is None:
-        return
+    """End the driver, if it lives; both, if there are two."""
     backend = backend_of(folder.read_profile())
-    state = driver_state(folder, backend)
-    if state == "unknown" or (state == "running" and ref.details.get("attended")):
-        _wait_for_notice(folder, grace)  # a process that somebody sits at is interrupted, not ended
-    elif ref.backend == "local":
-        processes.stop(ref, grace)
-    else:
-        backend.stop_driver(ref, grace=grace)
+    unreached = False
+    for ref in drivers(folder, holder(folder.attempts)):
+        state = state_of(ref, backend)
+        if state == "unknown" or (state == "running" and ref.details.get("attended")):
+            unreached = True  # a process that somebody sits at is interrupted, not ended
+        elif ref.backend == "local":
+            processes.stop(ref, grace)
+        else:
+            backend.stop_driver(ref, grace=grace)
+    if unreached:
+        _wait_for_notice(folder, grace)
 
 
 def _wait_for_notice(folder: JobFolder, grace: float) -> None:

@@ -7,7 +7,7 @@
       submitted.json             when, by which command, in which folder
       plan.json                  what the plan foretold
       status.json                state, progress, workers; written by the driver
-      driver.json                who drives it: process, Slurm job, Kubernetes Job
+      driver.json                who was started last to drive it: process, Slurm job, Kubernetes Job
       cancel.json                that it is to end, if somebody said so
       attempts/NNN/              lease.json  events.jsonl  driver.log, and what the machines leave
 
@@ -139,11 +139,7 @@ class JobFolder:
 
     def read_driver(self) -> DriverRef | None:
         """Return where the driver was started last; None if none was, or it cannot be read."""
-        kept = self.read("driver")
-        try:
-            return DriverRef.from_dict(kept)
-        except (KeyError, TypeError, ValueError):
-            return None
+        return DriverRef.read(self.read("driver"))
 
     @property
     def submitted_in(self) -> str:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -69,20 +69,25 @@ class Lease:
     ----------
     attempt : Attempt
         The run's number, and the folder of all runs.
+    driver : dict, optional
+        How this process is asked for from elsewhere.
     """
 
-    def __init__(self, attempt: Attempt) -> None:
+    def __init__(self, attempt: Attempt, driver: Mapping[str, Any] | None = None) -> None:
         self.attempt = attempt
         self._file = attempt.folder / f"{attempt.number:03d}" / "lease.json"
         self._over = threading.Event()
-        self._content = {**_myself(), "ended": None}
+        self._content = {**_myself(), "driver": driver, "ended": None}
         write_json(self._file, self._content)
         _held.add(self._file)
         self._pulse = threading.Thread(target=self._beat, name="dneuro-lease", daemon=True)
         self._pulse.start()
 
     @classmethod
-    def acquire(cls, folder: Location, *, ask: Asked | None = None, wait: bool = False, what: str = "store") -> Lease:
+    def acquire(
+        cls, folder: Location, *, ask: Asked | None = None, wait: bool = False, what: str = "store",
+        driver: Mapping[str, Any] | None = None,
+    ) -> Lease:  # fmt: skip
         """Take over from the run before, if it has ended or is dead.
 
         Parameters
@@ -95,6 +100,8 @@ class Lease:
             Where nobody knows, wait until it has been silent for `SILENCE`, or shows a sign of life.
         what : str
             What the lease is for, in errors.
+        driver : dict, optional
+            As of the lease.
 
         Raises
         ------
@@ -109,7 +116,7 @@ class Lease:
         while True:
             newest = refuse_if_busy(folder, ask=ask, wait=wait, what=what)
             if claim(folder / f"{newest + 1:03d}"):
-                return cls(Attempt(folder, newest + 1))
+                return cls(Attempt(folder, newest + 1), driver)
             # another one was quicker: look at it
 
     def release(self) -> None:

@@ -15,7 +15,7 @@ from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder, refuse_if_busy
 from dneuro.jobs.members import AnyPlan, plan_any
 from dneuro.jobs.needed import check_files
-from dneuro.jobs.watching import driver_state, status
+from dneuro.jobs.watching import driver_state, drivers, state_of, status
 from dneuro.spec import (
     AnyJob,
     JobSpec,
@@ -164,12 +164,13 @@ def _blank(before: dict[str, object]) -> dict[str, object]:
 
 def _refuse_if_driven(folder: JobFolder, backend: Backend) -> None:
     """Refuse a job whose driver lives, or waits to; note which attempt is dead, for the next driver to know."""
-    asked = driver_state(folder, backend)
 
     def ask(found: Holder) -> bool | None:
-        return {"gone": False, "running": True}.get(asked)
+        its = drivers(folder, found)
+        return {"gone": False, "running": True}.get(state_of(its[0], backend)) if its else None
 
     last = holder(folder.attempts, ask)
+    asked = driver_state(folder, backend, last)
     said_so = folder.read_status().get("state") in ENDED
     if said_so and last is not None and last.lease is not None and last.lease["ended"] is not None:
         return  # its process may still be about to leave

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dneuro.cluster import Backend, DriverState, backend_of, processes
+from dneuro.cluster import Backend, DriverRef, DriverState, backend_of, processes
 from dneuro.errors import DneuroError
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
@@ -65,12 +65,48 @@ class JobStatus:
         return {**self.found, "id": self.id, "state": self.state, "advice": self.advice, "exit_code": self.exit_code}
 
 
-def driver_state(folder: JobFolder, backend: Backend) -> DriverState:
-    """Return whether the driver that was started last waits, runs or is gone, as whoever started it knows."""
-    ref = folder.read_driver()
-    if ref is None:
-        return "unknown"
+def drivers(folder: JobFolder, last: Holder | None) -> list[DriverRef]:
+    """Return the drivers that a job may have: the one that holds its lease, and the one that was started last.
+
+    They are one and the same, but where the next one has yet to begin, or two were started at the same moment: of those
+    one gets the lease and the other leaves, and which was started last says nothing.
+
+    Parameters
+    ----------
+    folder : JobFolder
+        The job's.
+    last : Holder or None
+        Who holds the lease, or held it last.
+    """
+    holding = DriverRef.read(last.lease.get("driver")) if last is not None and last.lease else None
+    started = folder.read_driver()
+    if holding is not None and started is not None and holding.is_same(started):
+        return [started]
+    return [ref for ref in (holding, started) if ref is not None]
+
+
+def state_of(ref: DriverRef, backend: Backend) -> DriverState:
+    """Return whether a driver waits, runs or is gone, as whoever started it knows."""
     return processes.state(ref) if ref.backend == "local" else backend.driver_state(ref)
+
+
+def driver_state(folder: JobFolder, backend: Backend, last: Holder | None = None) -> DriverState:
+    """Return whether a job has a driver that runs, or one that waits to be started; else whether all are gone.
+
+    Parameters
+    ----------
+    folder : JobFolder
+        The job's.
+    backend : Backend
+        Where its driver was started.
+    last : Holder, optional
+        Who holds the lease, where that was looked at already.
+    """
+    found = {state_of(ref, backend) for ref in drivers(folder, last or holder(folder.attempts))}
+    return next((state for state in _LIVELIEST if state in found), "unknown")
+
+
+_LIVELIEST: tuple[DriverState, ...] = ("running", "pending", "ending", "unknown", "gone")
 
 
 def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
@@ -91,7 +127,8 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
         return JobStatus(folder.id, said, _advice(folder, said), found)
     backend = backend or backend_of(folder.read_profile())
     log = processes.log_of(folder.path)
-    last, driver = holder(folder.attempts), driver_state(folder, backend)
+    last = holder(folder.attempts)
+    driver = driver_state(folder, backend, last)
     state, why = _truth(said, last, written, driver, submitted, log=_named(log, folder) if log.is_file() else "")
     if not written and (folder.path / "status.json").is_file():
         why = "status.json is damaged" + (f"; {why}" if why else "")
@@ -120,12 +157,13 @@ def _truth(
     current = last is not None and last.number >= int(written.get("attempt") or 1) and "attempt" in written
     if current and last is not None and last.alive:
         return said, ""
-    if driver == "pending" or (driver == "running" and not current):
-        return "pending", "its driver waits to be started" if driver == "pending" else "its driver begins"
-    if driver == "running":
-        # Alive by whoever started it, though its lease is over or silent: it begins again, or is about to end.
+    if driver == "pending" or (driver in _WAITS and not current):
+        return "pending", _WAITS[driver]
+    if driver in _WAITS:
+        # There by whoever started it, though its lease is over or silent: it begins again, or is about to end.
         ended = last is not None and last.alive is False
-        return ("pending", "its driver begins again") if ended else (said, "")
+        again = " again" if driver == "running" else ""
+        return ("pending", f"{_WAITS[driver]}{again}") if ended else (said, "")
     if said == "interrupted":
         return said, ""
     if driver == "unknown":
@@ -136,6 +174,14 @@ def _truth(
     unbegun = "its driver ended before it began" + (f": see {log}" if log else "")
     who = f"its driver, {last}, has died" if current else unbegun
     return "lost", f"{who}; what was done stays done"
+
+
+_WAITS = {
+    "pending": "its driver waits to be started",
+    "running": "its driver begins",
+    "ending": "what is left of its driver is being ended",
+}
+"""Why a job waits, by the state of its driver."""
 
 
 def _named(log: Path, folder: JobFolder) -> str:

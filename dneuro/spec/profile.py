@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from dneuro.errors import UsageError, nearest, suggest
 from dneuro.spec.base import Memory, Name, OrBlank, PathText, Positive, SomeSeconds, Spec
 from dneuro.spec.problems import Problem, ProblemsError, refusal, shown
-from dneuro.spec.sites import AddressSpec, DriverSpec, KubernetesSpec, SecuritySpec, SlurmSpec, Text
+from dneuro.spec.sites import AddressSpec, Directive, DriverSpec, KubernetesSpec, SecuritySpec, SlurmSpec, Text
 
 Backend = Literal["local", "slurm", "kubernetes", "address"]
 
@@ -67,7 +67,7 @@ class PoolSpec(Spec):
     """Slurm features that a node must have, such as `a100`."""
     gres: Text | None = None
     """Slurm generic resources, such as `nvme:1`; beside `gpus: 1` in place of `gpu:1`, such as `gpu:a100:1`."""
-    directives: tuple[Text, ...] = ()
+    directives: tuple[Directive, ...] = ()
     """Further options of sbatch, each as on its command line, such as `--exclude=node7`."""
 
     node_selector: Annotated[dict[str, str], OrBlank()] = Field({})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -62,8 +63,48 @@ def _check_mounts(volumes: tuple[VolumeSpec, ...]) -> tuple[VolumeSpec, ...]:
     return volumes
 
 
+_LOGS = "take it away: logs lie in the job's folder, below `state:`"
+_AGAIN = "take it away: `slurm: {requeue: …}` says it of the driver, and a lost worker is replaced by the driver"
+_OWN_OPTIONS = {
+    "--array": "take it away: each worker is a batch job of its own, and `workers:` of a pool says how many",
+    "--output": _LOGS,
+    "--error": _LOGS,
+    "--open-mode": _LOGS,
+    "--requeue": _AGAIN,
+    "--no-requeue": _AGAIN,
+    "--signal": "take it away: `walltime:` says when a driver or worker is told to end",
+    "--job-name": "take it away: it begins with `name:` of the job, and others are found by it",
+}
+"""Options of sbatch that every batch script has already or must not have, and what to write in their place."""
+_SHORT = {"-a": "--array", "-o": "--output", "-e": "--error", "-J": "--job-name"}
+
+
+def _check_directive(text: str) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise refusal(f"{shown(text)} has a quote that is not closed") from None
+    if not text.startswith("-"):
+        raise refusal(f"{shown(text)} is no option of sbatch", "as on its command line, such as --exclude=node7")
+    for word in words:
+        if own := _own_option(word):
+            raise refusal(f"{word} is not for directives: dneuro sets {own} itself", _OWN_OPTIONS[own])
+    return text
+
+
+def _own_option(word: str) -> str | None:
+    given = word.partition("=")[0]
+    if given[:2] in _SHORT:
+        return _SHORT[given[:2]]
+    # sbatch takes the beginning of a name for it, too.
+    return next((own for own in _OWN_OPTIONS if len(given) > 4 and own.startswith(given)), None)
+
+
 Text = Annotated[str, AfterValidator(_one_line)]
 """One line; it goes as it is into a batch script or a manifest."""
+
+Directive = Annotated[Text, AfterValidator(_check_directive)]
+"""Options of sbatch, one or several, other than those that dneuro sets."""
 
 ObjectName = Annotated[str, AfterValidator(_check_label)]
 """Name of an object in Kubernetes, a DNS label."""
@@ -95,7 +136,7 @@ class DriverSpec(Spec):
     """How often a lost driver is started again by the cluster."""
     partition: Text | None = None
     """Slurm partition (queue) of the driver."""
-    directives: tuple[Text, ...] = ()
+    directives: tuple[Directive, ...] = ()
     """Further options of sbatch for the driver, each as on its command line."""
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dneuro.cluster import DriverRef, backend_of
+from dneuro.cluster.record import Record
 from dneuro.cluster.slurm import keeper, queue
 from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.queue import BatchJob, SlurmError
@@ -181,6 +182,32 @@ def test_driver_script__that_is_not_to_be_queued_again_ends_as_its_driver_does(t
     assert subprocess.run(["bash", "-c", told], check=False).returncode == 9
 
 
+@pytest.mark.parametrize(
+    ("setup", "said"),
+    [
+        (['echo "a', "echo b"], r"slurm\.setup: line 1, 'echo \"a', is no whole piece of shell: .*matching `\"'"),
+        (["module load cuda", "export A='it"], r"slurm\.setup: line 2, .*matching `''"),
+        (["if true; then", "echo a"], r"slurm\.setup: line 2, 'echo a', .*unexpected end of file"),
+        (["cat <<EOF", "a"], r"slurm\.setup: line 2, 'a', .*here-document"),
+        (["echo a", "export A=b \\"], r"slurm\.setup: line 2, .*backslash"),
+    ],
+)
+def test_scripts__refuse_lines_of_setup_that_would_go_on_in_the_rest(setup: list[str], said: str) -> None:
+    backend = backend_of(profile(slurm={"setup": setup}))
+    with pytest.raises(UsageError, match=said) as caught:
+        backend.preview(Path("/a"), ["python"], "a")
+    assert "must end there" in str(caught.value.hint)
+    with pytest.raises(UsageError, match=r"slurm\.python: line 1"):
+        backend_of(profile(slurm={"python": "apptainer exec 'a b.sif python"})).preview(Path("/a"), ["python"], "a")
+
+
+def test_scripts__take_lines_of_setup_that_are_whole_together() -> None:
+    setup = ["if [ -f ~/env ]; then", "  source ~/env # don't fail", "fi", "export A='one", "two'", "cat <<EOF", "it's",
+             "EOF", 'echo "$(echo "it\'s")" \\\\']  # fmt: skip
+    shown = backend_of(profile(slurm={"setup": setup})).preview(Path("/a"), ["python"], "a")
+    assert shown.count("export A='one\ntwo'\ncat <<EOF\nit's\nEOF\n") == 3
+
+
 def test_sizes__leave_something_for_the_worker() -> None:
     small = backend_of(profile(pools={"extract": {"memory": "100MiB"}}))
     with pytest.raises(UsageError, match="100 MiB are too few for a worker"):
@@ -217,7 +244,7 @@ def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], Non
 @pytest.mark.parametrize(
     ("state", "said"),
     [("PENDING", "pending"), ("REQUEUED", "pending"), ("CONFIGURING", "pending"), ("RUNNING", "running"),
-     ("SIGNALING", "running"), ("COMPLETING", "running"), ("SUSPENDED", "running"), ("PREEMPTED", "gone")],
+     ("SIGNALING", "running"), ("COMPLETING", "ending"), ("SUSPENDED", "running"), ("PREEMPTED", "gone")],
 )  # fmt: skip
 def test_driver__to_which_a_signal_is_on_its_way_still_runs(
     commands: Callable[[str, str], None], state: str, said: str
@@ -225,6 +252,34 @@ def test_driver__to_which_a_signal_is_on_its_way_still_runs(
     """Else whoever tells it to stop would not wait until it has."""
     commands("squeue", f"echo '17|{state}|None|a'")
     assert backend_of(profile()).driver_state(DriverRef("slurm", "17")) == said
+
+
+def test_this_driver__is_its_batch_job_unless_drivers_stay_on_the_login_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There it may be in a batch job, too, as the shell that salloc gives."""
+    on_login = backend_of(profile(slurm={"submit_workers_from": "login"}))
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17")
+    assert on_login.driver_state(on_login.this_driver()) == "running"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    assert backend_of(profile()).this_driver().id == str(os.getpid())
+
+
+def test_driver__that_slurm_is_ending_is_cancelled_without_waiting_for_its_node(
+    commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """A node that does not answer keeps it in that state for hours, and after it the job may be queued again."""
+    (tmp_path / "state").write_text("RUNNING")
+    commands("squeue", f"echo \"17|$(cat {tmp_path}/state)|None|a\"; echo '18|RUNNING|None|b'; echo '19|RUNNING||c'")
+    commands("scancel", f"echo \"$@\" >>{tmp_path}/told; echo COMPLETING >{tmp_path}/state")
+    backend, began = backend_of(profile()), time.monotonic()
+    backend.stop_driver(DriverRef("slurm", "17"), grace=60)
+    assert time.monotonic() - began < 30
+    assert (tmp_path / "told").read_text().splitlines() == ["--batch --signal=TERM 17", "17"]
+    record = Record(tmp_path / "job")
+    record.write(kind="slurm", role="driver", name="a", id="17")
+    record.write(kind="slurm", role="worker", name="b", id="18")
+    assert backend.clean_up(tmp_path / "job") == ["18"], "it is ended already"
+    assert (tmp_path / "told").read_text().splitlines()[-1] == "17 18"
 
 
 def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:
@@ -323,6 +378,17 @@ def test_keeper__replaces_a_job_that_ended(site: Pretended, kept: Keeper, tmp_pa
     assert "ended: PREEMPTED" in recorded
 
 
+def test_keeper__replaces_a_job_that_slurm_is_ending_however_long_that_takes(site: Pretended, kept: Keeper) -> None:
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+    site.turn("2", "COMPLETING")
+    until(lambda: len(site.jobs) == 4)
+    assert site.jobs["4"].name.startswith("a-1-extract-1-")
+    time.sleep(0.1)
+    assert len(site.jobs) == 4
+
+
 def test_keeper__replaces_a_running_job_whose_worker_went_away(
     site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +431,75 @@ def test_keeper__ends_a_job_that_was_taken_without_an_answer(
         kept.start()
     kept.close()
     assert site.cancelled == ["2"], "that one, and nobody else's"
+
+
+def test_keeper__takes_in_a_job_that_was_taken_without_an_answer(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In mid-run, too: else its worker would be one too many until the end."""
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+
+    def late(path: Path) -> str:
+        site.submit(path)
+        monkeypatch.setattr(queue, "submit", site.submit)
+        raise SlurmError("sbatch did not answer within 20 s")
+
+    monkeypatch.setattr(queue, "submit", late)
+    site.turn("2", "PREEMPTED")
+    until(lambda: kept.pools["extract"].slots[1].job == "4")
+    time.sleep(0.1)
+    assert len(site.jobs) == 4, "it fills the place"
+    site.come("4")
+    site.turn("4", "PREEMPTED")
+    until(lambda: kept.pools["extract"].slots[1].job == "5")
+
+
+def test_keeper__ends_a_job_that_was_taken_too_late(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "POLL", 0.01)
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+    late: list[str] = []
+
+    def without_answer(path: Path) -> str:
+        late.append(path.stem)
+        monkeypatch.setattr(queue, "submit", site.submit)
+        raise SlurmError("sbatch did not answer within 20 s")
+
+    monkeypatch.setattr(queue, "submit", without_answer)
+    site.turn("2", "PREEMPTED")
+    until(lambda: len(site.jobs) == 4)
+    assert site.jobs["4"].name not in late
+    site.jobs["5"] = BatchJob("5", late[0], "PENDING", "Priority")
+    until(lambda: "5" in site.cancelled)
+    assert kept.pools["extract"].slots[1].job == "4"
+
+
+def test_keeper__whose_jobs_are_refused_looks_after_the_others_all_the_same(
+    site: Pretended, kept: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "POLL", 0.01)
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+
+    def partly(path: Path) -> str:
+        if "-extract-" in path.stem:
+            raise SlurmError("sbatch: error: partition is down")
+        return site.submit(path)
+
+    monkeypatch.setattr(queue, "submit", partly)
+    for number in ("1", "3"):
+        site.turn(number, "PREEMPTED")
+    until(lambda: len(site.jobs) == 4)
+    assert "-memory-" in site.jobs["4"].name
+    monkeypatch.setattr(queue, "submit", site.submit)
+    until(lambda: len(site.jobs) == 5)
+    assert "-extract-" in site.jobs["5"].name
 
 
 def test_keeper__names_the_pool_that_waits(site: Pretended, kept: Keeper) -> None:

@@ -13,7 +13,7 @@ import pytest
 import xarray as xr
 
 import dneuro as dn
-from dneuro.engine import executors
+from dneuro.engine import at_work
 
 CHUNKS, ROWS, NEURONS = 26, 8192, 512
 LIMIT = 400 * 2**20
@@ -64,26 +64,26 @@ def test_plan__bounds_the_measured_peak_of_a_worker(
 
 def test_worker__gives_back_what_it_keeps_after_a_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(executors, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    at_work = executors._AtWork()
-    assert not at_work.begin(), "it has just begun"
+    monkeypatch.setattr(at_work, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    worker = at_work._AtWork()
+    assert not worker.begin(), "it has just begun"
     now[0] += 10
-    assert not at_work.begin(), "another thread is at work"
-    at_work.end()
-    at_work.end()
-    now[0] += executors.REST / 2
-    assert not at_work.begin(), "task follows task"
-    at_work.end()
-    now[0] += 2 * executors.REST
-    assert at_work.begin()
+    assert not worker.begin(), "another thread is at work"
+    worker.end()
+    worker.end()
+    now[0] += at_work.REST / 2
+    assert not worker.begin(), "task follows task"
+    worker.end()
+    now[0] += 2 * at_work.REST
+    assert worker.begin()
 
 
 def test_task__begins_after_a_rest_with_no_freed_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(executors, "release_memory", lambda: seen.append("released"))
-    monkeypatch.setattr(executors, "keep_memory", lambda **settings: True)
-    monkeypatch.setattr(executors, "_limit", lambda: None)
-    monkeypatch.setattr(executors, "_AT_WORK", SimpleNamespace(begin=lambda: not seen, end=lambda: seen.append("end")))
+    monkeypatch.setattr(at_work, "release_memory", lambda: seen.append("released"))
+    monkeypatch.setattr(at_work, "keep_memory", lambda **settings: True)
+    monkeypatch.setattr(at_work, "_limit", lambda: None)
+    monkeypatch.setattr(at_work, "_AT_WORK", SimpleNamespace(begin=lambda: not seen, end=lambda: seen.append("end")))
     for _ in range(2):
-        executors._task(seen.append, "task")
+        at_work.run_task(seen.append, "task")
     assert seen == ["released", "task", "end", "task", "end"]

@@ -95,6 +95,8 @@ def test_visit__a_caller_that_fails_ends_its_tasks_first(executor: Any, tmp_path
     found = visit([X], Writes(tmp_path, reads=False), visits, executor, bands=BANDS)
     with pytest.raises(OSError, match="the result does not fit"), contextlib.closing(found):
         for _ in found:
+            while len({path.name.rpartition("-")[0] for path in tmp_path.glob("*-*")}) < 2:
+                time.sleep(PAUSE)  # one that has not begun yet would not be begun any more
             raise OSError("the result does not fit")
     assert written(tmp_path) == 50
 

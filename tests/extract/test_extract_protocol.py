@@ -209,8 +209,14 @@ def test_unit__begun_three_times_is_not_begun_again(
         extract_unit(work, 1, work.missing(1))
     extract_unit(work, 0, work.missing(0))
     again = begin(make_job())
+    with monkeypatch.context() as patched:
+        die_in(patched, "after begin")
+        with pytest.raises(Killed):
+            extract_unit(again, 1, again.missing(1))
     extract_unit(again, 1, again.missing(1))
     assert again.missing(1) == (), "another run begins its own count"
+    tries = {(number, part): again.unit(part, number).read()["tries"] for number in (0, 1) for part in PARTS}
+    assert tries == {(number, part): number + 1 for number in (0, 1) for part in PARTS}, "markers say how many it took"
 
 
 def test_unit__asked_for_again_in_the_same_run_is_not_redone(

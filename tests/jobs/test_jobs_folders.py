@@ -23,11 +23,31 @@ from dneuro.jobs.watching import status
 from dneuro.spec import JobSpec, ProfileSpec
 
 MakeJob = Callable[..., JobSpec]
+Call = Callable[..., Any]
 
 
 @pytest.fixture
 def profile(tmp_path: Path) -> ProfileSpec:
     return ProfileSpec(backend="local", state=str(tmp_path / "state"))
+
+
+@pytest.fixture
+def call(
+    profile: ProfileSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    """Return ``call("status", id)``, which runs a command about the jobs of the profile; it must end well."""
+    own = tmp_path / "own.yaml"
+    own.write_text(json.dumps(profile.model_dump(mode="json")))
+
+    def run(*args: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["dneuro", *args, "--cluster", str(own)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code in (0, None)
+        return capsys.readouterr()
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -41,9 +61,8 @@ def profile(tmp_path: Path) -> ProfileSpec:
     ],
 )
 def test_list_and_gc__go_on_past_the_folder_of_a_job_that_is_not_whole(
-    make_job: MakeJob, profile: ProfileSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], name: str, content: str | None, state: str,
-) -> None:  # fmt: skip
+    make_job: MakeJob, profile: ProfileSpec, call: Call, name: str, content: str | None, state: str
+) -> None:
     for which in ("bad", "good"):
         spec = make_job(name=which)
         folder = JobFolder.of(profile.state, spec)
@@ -56,17 +75,6 @@ def test_list_and_gc__go_on_past_the_folder_of_a_job_that_is_not_whole(
     (bad.path / name).unlink(missing_ok=True)
     if content is not None:
         (bad.path / name).write_text(content)
-    own = tmp_path / "own.yaml"
-    own.write_text(json.dumps(profile.model_dump(mode="json")))
-
-    def call(*args: str) -> Any:
-        monkeypatch.setattr(sys, "argv", ["dneuro", *args, "--cluster", str(own)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code in (0, None)
-        return capsys.readouterr()
-
     listed = {one["id"]: one for one in json.loads(call("list", "--json").out)}
     assert listed.keys() == {bad.id, folder.id}
     assert (listed[bad.id]["state"], listed[folder.id]["state"]) == (state, "done")
@@ -84,31 +92,19 @@ def test_list_and_gc__go_on_past_the_folder_of_a_job_that_is_not_whole(
     "content", [{"attempt": "q"}, {"steps": 7}, {"units": {"done": 1}}, {"state": "done", "ended": "x"}, "torn"]
 )
 def test_status_and_cancel__of_a_job_whose_state_is_damaged(
-    make_job: MakeJob, profile: ProfileSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], content: Any,
-) -> None:  # fmt: skip
+    make_job: MakeJob, profile: ProfileSpec, call: Call, content: Any
+) -> None:
     spec = make_job()
     folder = JobFolder.of(profile.state, spec)
     folder.write(spec, profile, {}, "submit")
     folder.remember("submitted", {**folder.read("submitted"), "time": 1.0})
     (folder.path / "status.json").write_text(content if content == "torn" else json.dumps(content))
-    own = tmp_path / "own.yaml"
-    own.write_text(json.dumps(profile.model_dump(mode="json")))
-
-    def call(*args: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["dneuro", *args, "--cluster", str(own)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code in (0, None)
-        return capsys.readouterr().out
-
-    shown = call("status", folder.id)
+    shown = call("status", folder.id).out
     assert shown.startswith(f"{folder.id}: lost\n")
     assert "status.json is damaged" in shown
-    assert [one["state"] for one in json.loads(call("list", "--json"))] == ["lost"]
-    assert call("cancel", folder.id) == f"{folder.id}: cancelled\n"
-    assert call("status", folder.id).startswith(f"{folder.id}: cancelled")
+    assert [one["state"] for one in json.loads(call("list", "--json").out)] == ["lost"]
+    assert call("cancel", folder.id).out == f"{folder.id}: cancelled\n"
+    assert call("status", folder.id).out.startswith(f"{folder.id}: cancelled")
 
 
 def test_submit__whose_driver_is_refused_leaves_no_job(

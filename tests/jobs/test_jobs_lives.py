@@ -223,6 +223,9 @@ ALIVE, DEAD, SILENT = ((True, 1.0), (False, 1.0), (None, 40.0))
         ("running", SILENT, "unknown", "running"),
         ("running", SILENT, "running", "running"),
         ("running", SILENT, "gone", "lost"),
+        ("running", SILENT, "ending", "running"),
+        ("running", DEAD, "ending", "pending"),
+        ("interrupted", DEAD, "ending", "pending"),
         ("starting", DEAD, "gone", "lost"),
         ("interrupted", DEAD, "gone", "interrupted"),
         ("interrupted", DEAD, "pending", "pending"),
@@ -250,6 +253,22 @@ def test_resume__is_refused_while_nobody_knows_whether_the_driver_lives(
     queue.state = "gone"  # by whoever started it: no waiting
     job.resume()
     assert job._folder.read("dead") == {"attempt": 1}
+
+
+def test_resume__does_not_wait_for_the_node_of_a_driver_that_is_dead(
+    make_job: MakeJob, profile: ProfileSpec, queue: NoDriver
+) -> None:
+    """Its queue may be at ending it for hours."""
+    job = dn.submit(make_job(), profile)
+    job._folder.remember("status", {"state": "running", "attempt": 1})
+    place = job._folder.attempt(1) / "lease.json"
+    place.parent.mkdir(parents=True)
+    place.write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": 1.0, "boot": 1.0, "ended": None}))
+    os.utime(place, (1, 1))
+    queue.state = "ending"
+    assert (job.status().state, job.status().found["note"]) == ("pending", "what is left of its driver is being ended")
+    job.resume()
+    assert (queue.started, queue.cleaned) == (2, 1)
 
 
 def test_resume__of_a_job_whose_images_are_others_now_is_refused(
@@ -372,28 +391,3 @@ def test_gc__removes_what_is_over_and_never_a_store(make_job: MakeJob, profile: 
     ending.clear(found)
     assert [folder.id for folder in folders(profile.state)] == [kept.id]
     assert sorted(path for path in tmp_path.rglob("*.zarr*/**/*") if path.is_file()) == before
-
-
-@pytest.mark.usefixtures("threads_as_machines")
-def test_run__in_a_notebook_is_interrupted_by_cancel_and_the_notebook_lives(
-    make_job: MakeJob, profile: ProfileSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dneuro import events
-    from dneuro.jobs import attempt
-
-    monkeypatch.setattr(attempt, "TICK", 0.05)
-    before: list[str] = []
-
-    def cancel(event: events.Event) -> None:
-        if event.kind == "progress" and not before:
-            (folder,) = folders(profile.state)
-            before.append(status(folder).state)
-            folder.remember("cancel", {"time": time.time()})
-            time.sleep(5)  # the interruption comes here
-
-    with events.listening(cancel), pytest.raises(CancelledError):
-        dn.run(make_job(), cluster=profile)
-    assert before == ["running"]
-    (folder,) = folders(profile.state)
-    assert (status(folder).state, status(folder).exit_code) == ("cancelled", 5)
-    assert ending.cancel(folder).status.state == "cancelled"

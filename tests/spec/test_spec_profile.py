@@ -71,10 +71,47 @@ def errors(tmp_path: Path, text: str) -> str:
          "  volumes: [{claim: a, path: /data}, {claim: b, path: /data/}]\n",
          "kubernetes.volumes: two volumes are to be mounted at /data"),
         ("backend: local\npools: {extract: {env: {\"A;B\": 1}}}\n", "is no name of an environment variable"),
+        ("backend: slurm\npools: {extract: {memory: 1GiB, directives: [exclude=n7]}}\n",
+         "pools.extract.directives[0]: 'exclude=n7' is no option of sbatch"),
+        ("backend: slurm\npools: {extract: {memory: 1GiB, directives: ['--comment=\"a']}}\n",
+         "pools.extract.directives[0]: '--comment=\"a' has a quote that is not closed"),
     ],
 )  # fmt: skip
 def test_profile__that_is_wrong_is_told_where(tmp_path: Path, text: str, said: str) -> None:
     assert said in errors(tmp_path, text)
+
+
+@pytest.mark.parametrize("place", ["driver", "pools.extract"])
+@pytest.mark.parametrize(
+    ("option", "own", "instead"),
+    [
+        ("--array=1-4", "--array", "`workers:` of a pool"),
+        ("-a1-4", "--array", "`workers:` of a pool"),
+        ("--exclude=n7 --output=/tmp/x", "--output", "below `state:`"),
+        ("-o x", "--output", "below `state:`"),
+        ("--err=x", "--error", "below `state:`"),
+        ("--requeue", "--requeue", "`slurm: {requeue: …}`"),
+        ("--no-requeue", "--no-requeue", "`slurm: {requeue: …}`"),
+        ("--signal=B:TERM@60", "--signal", "`walltime:`"),
+        ("-J mine", "--job-name", "`name:` of the job"),
+    ],
+)
+def test_directives__that_dneuro_sets_itself_are_refused_with_what_to_write(
+    tmp_path: Path, place: str, option: str, own: str, instead: str
+) -> None:
+    inside = f"{{directives: ['--licenses=a', '{option}']}}"
+    pool, driver = ("memory: 1GiB", inside) if place == "driver" else (f"memory: 1GiB, {inside[1:-1]}", "{}")
+    said = errors(tmp_path, f"backend: slurm\npools: {{extract: {{{pool}}}}}\ndriver: {driver}\n")
+    assert f"{place}.directives[1]: " in said
+    assert f"is not for directives: dneuro sets {own} itself" in said
+    assert instead in said
+
+
+def test_directives__of_a_name_that_begins_in_the_same_way_are_taken() -> None:
+    given = ["--exclude=n7", "--reservation=r", "--begin=now+1hour", "-C a100", "--oversubscribe"]
+    pools = {"extract": {"memory": "1GiB", "directives": given}}
+    profile = ProfileSpec.model_validate({"backend": "slurm", "pools": pools})
+    assert list(profile.pools["extract"].directives) == given
 
 
 def test_pools__may_have_any_name() -> None:

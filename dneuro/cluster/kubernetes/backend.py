@@ -148,6 +148,13 @@ class KubernetesBackend:
             details["context"] = self.site.context
         return DriverRef("kubernetes", unique, details)
 
+    def this_driver(self) -> DriverRef:
+        """Return the Job whose pod this process is in; else the process, as in a login pod."""
+        name, uid = os.environ.get(OWN_JOB), os.environ.get(OWN_UID)
+        if not (name and uid):
+            return processes.this_process("local")
+        return DriverRef("kubernetes", name, {"namespace": self.site.namespace, "uid": uid})
+
     def driver_state(self, ref: DriverRef) -> DriverState:
         """Return what Kubernetes says of the driver's Job; ``"unknown"`` where the API does not answer."""
         try:

@@ -27,6 +27,7 @@ from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.scripts import Site, driver_script, job_name, worker_script, worker_settings_of
 from dneuro.cluster.versions import check_versions, versions
 from dneuro.errors import DneuroError, UsageError
+from dneuro.files import write_atomically
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.sites import SlurmSpec
@@ -127,11 +128,19 @@ class SlurmBackend:
             return processes.start("slurm", folder, command)
         record, script = Record(folder), folder / "driver.sh"
         unique = f"{job_name(name)}-{secrets.token_hex(3)}"
-        script.write_text(driver_script(self.profile, folder, command, unique))
+        text = driver_script(self.profile, folder, command, unique)
+        write_atomically(script, lambda file: file.write(text.encode()))  # another one may be submitted just now
         record.write(kind="slurm", role="driver", name=unique)
         number = queue.submit(script)
         record.write(kind="slurm", role="driver", name=unique, id=number)
         return DriverRef("slurm", number, {"name": unique, "user": getpass.getuser()})
+
+    def this_driver(self) -> DriverRef:
+        """Return the batch job that this process is in; where drivers stay on the login node the process itself."""
+        number = os.environ.get("SLURM_JOB_ID")
+        if number is None or self.slurm.submit_workers_from == "login":
+            return processes.this_process("slurm")
+        return DriverRef("slurm", number)
 
     def driver_state(self, ref: DriverRef) -> DriverState:
         """Return what the queue says of the driver; ``"unknown"`` while the controller does not answer."""
@@ -143,6 +152,8 @@ class SlurmBackend:
             return "unknown"
         if job is None or job.ended:
             return "gone"
+        if job.ending:
+            return "ending"
         return "pending" if job.waits else "running"
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
@@ -201,16 +212,19 @@ class SlurmBackend:
 
 
 def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
-    """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers."""
+    """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers.
+
+    Those that Slurm is ending already do not count, but may be queued again, and are cancelled too.
+    """
     recorded = [entry for entry in entries(job_folder) if entry.get("kind") == "slurm" and entry["role"] in roles]
     if not recorded:
         return []
     names = {entry["name"] for entry in recorded}
     ids = {entry["id"] for entry in recorded if "id" in entry}
-    left = [job.id for job in queue.look().values() if (job.id in ids or job.name in names) and not job.ended]
-    left = [number for number in left if number != os.environ.get("SLURM_JOB_ID")]
-    queue.cancel(left)
-    return left
+    left = [job for job in queue.look().values() if (job.id in ids or job.name in names) and not job.ended]
+    left = [job for job in left if job.id != os.environ.get("SLURM_JOB_ID")]
+    queue.cancel(job.id for job in left)
+    return [job.id for job in left if not job.ending]
 
 
 def _options(keys: Path) -> dict[str, str]:

@@ -71,6 +71,7 @@ class Pool:
 
     slots: list[Slot]
     fruitless: int = 0
+    refused: int = 0
     next_try: float = 0.0
     ended: list[BatchJob] = field(default_factory=list)
     last_log: str = ""
@@ -182,10 +183,11 @@ class Keeper:
         # The name first: should this process end before it has the number, the job can still be found.
         self._record.write(kind="slurm", role="worker", name=slot.name)
         self._doubtful.add(slot.name)
+        slot.log = str(self._folder / "logs" / f"{slot.name}.log")
         slot.job, slot.running, slot.seen = queue.submit(script), None, None
         self._doubtful.discard(slot.name)
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job)
-        self.pools[slot.pool].last_log = slot.log = str(self._folder / "logs" / f"{slot.name}.log")
+        self.pools[slot.pool].last_log = slot.log
 
     def _run(self) -> None:
         while not self._over.wait(POLL):
@@ -199,6 +201,7 @@ class Keeper:
 
     def _look(self, jobs: dict[str, BatchJob], workers: set[str], now: float) -> None:
         """Compare what there is with what there should be, and replace what is lost."""
+        self._take_in(jobs)
         for name, pool in self.pools.items():
             for slot in pool.slots:
                 if slot.job is None:
@@ -210,10 +213,25 @@ class Keeper:
                 if why := self._lost(slot, job, now):
                     self._give_up(pool, slot, job, f"the worker job {slot.job} of pool {name} {why}", now)
 
+    def _take_in(self, jobs: dict[str, BatchJob]) -> None:
+        """Give its place to a job that Slurm has taken without saying so in time; end it where there is another one."""
+        places = {slot.name: slot for slot in self._slots() if slot.job is None}
+        for job in jobs.values():
+            if job.name not in self._doubtful:
+                continue
+            if slot := places.get(job.name):
+                slot.job, slot.running, slot.seen = job.id, None, None
+            elif not job.ended:
+                queue.cancel([job.id])
+            self._doubtful.discard(job.name)
+            self._record.write(kind="slurm", role="worker", name=job.name, id=job.id)
+
     def _lost(self, slot: Slot, job: BatchJob | None, now: float) -> str:
         """Return what has become of a job that no worker will come from any more; nothing if it is well."""
         if job is None or job.ended:
             return f"ended: {job.state if job else 'the queue does not know it any more'}"
+        if job.ending:
+            return "is ending"
         if job.state == "RUNNING":
             slot.running = slot.running or now
             if slot.seen and now - slot.seen > LOST:
@@ -237,9 +255,17 @@ class Keeper:
         self._try_again(pool, slot, now)
 
     def _try_again(self, pool: Pool, slot: Slot, now: float) -> None:
-        if now >= pool.next_try:
-            pool.next_try = now + POLL  # should Slurm not take it
+        """Submit a job for a place that has none, unless Slurm has just refused one; then later and later."""
+        if now < pool.next_try:
+            return
+        pool.next_try = now + POLL
+        try:
             self._submit(slot)
+            pool.refused = 0
+        except SlurmError as error:  # other places are looked after all the same
+            pool.refused += 1
+            pool.next_try = now + min(LATEST, POLL * 2.0**pool.refused)
+            events.emit("note", message=f"Slurm has not taken a worker job for pool {slot.pool}: {error.message}")
 
     def _nobody(self, pool: str, why: str) -> DneuroError:
         """Return the error for a pool without workers, with Slurm's own words."""

@@ -59,6 +59,11 @@ class BatchJob:
         """Whether it has not begun, or not again."""
         return self.state in WAITING
 
+    @property
+    def ending(self) -> bool:
+        """Whether Slurm is ending it: for long where a node does not answer, and it may be queued again after that."""
+        return self.state == "COMPLETING"
+
     def __str__(self) -> str:
         known = self.reason not in ("", "None")
         return f"job {self.id} {self.state}" + (f" ({self.reason})" if known else "")

@@ -15,6 +15,7 @@ from typing import Any
 
 from dneuro.cluster.settings import thread_variables
 from dneuro.cluster.sizes import WorkerSizes
+from dneuro.cluster.slurm.shell import whole
 from dneuro.errors import UsageError
 from dneuro.quantities import MiB
 from dneuro.spec.profile import PoolSpec, ProfileSpec
@@ -109,7 +110,7 @@ def worker_script(site: Site, group: str, sizes: WorkerSizes, name: str, worker:
         # dask-jobqueue fills in a time limit and two log files of its own where it is given none.
         job_directives_skip=["#SBATCH -e", "#SBATCH -o", *([] if pool.walltime else ["#SBATCH -t"])],
         shebang="#!/bin/bash",
-        python=f"exec {slurm.python or shlex.quote(sys.executable)}",
+        python=f"exec {_python(slurm)}",
         config_name="slurm",
     )
     return str(job.job_script())
@@ -151,7 +152,12 @@ def _common(slurm: SlurmSpec) -> Iterator[str]:
     if path and slurm.python is None:  # sites that start jobs in a bare environment
         absolute = os.pathsep.join(str(Path(part).absolute()) for part in path.split(os.pathsep) if part)
         yield f"export PYTHONPATH={shlex.quote(absolute)}"
-    yield from slurm.setup
+    yield from whole(slurm.setup, "slurm.setup")
+
+
+def _python(slurm: SlurmSpec) -> str:
+    """Return what starts Python on a node."""
+    return shlex.quote(sys.executable) if slurm.python is None else whole((slurm.python,), "slurm.python")[0]
 
 
 def worker_settings_of(group: str, sizes: WorkerSizes, pool: PoolSpec, settings: dict[str, Any]) -> dict[str, Any]:
@@ -182,7 +188,7 @@ def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], na
         header="\n".join(f"#SBATCH {line}" for line in [*header, *driver.directives]),
         restarts=driver.max_restarts,
         setup="\n".join(_common(slurm)),
-        command=shlex.join(command) if slurm.python is None else f"{slurm.python} {shlex.join(command[1:])}",
+        command=shlex.join(command) if slurm.python is None else f"{_python(slurm)} {shlex.join(command[1:])}",
         again="scontrol requeue" if slurm.requeue else ":",  # bash wants a command there
     )
 

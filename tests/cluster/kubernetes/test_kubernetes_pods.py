@@ -15,6 +15,7 @@ import pytest
 from dneuro.cluster.backends import DriverRef
 from dneuro.cluster.kubernetes import keeping_log, waiting
 from dneuro.cluster.kubernetes.backend import KubernetesBackend
+from dneuro.cluster.kubernetes.manifests import OWN_JOB, OWN_UID
 from dneuro.errors import UsageError
 from dneuro.spec.profile import ProfileSpec
 
@@ -119,6 +120,18 @@ def test_driver_state__is_what_its_job_says(objects: Any, state: str, monkeypatc
     )
     monkeypatch.setattr(KubernetesBackend, "api", Answers(**objects))
     assert KubernetesBackend(profile).driver_state(DriverRef("kubernetes", "d", {"uid": "1"})) == state
+
+
+def test_this_driver__is_the_job_whose_pod_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    profile = ProfileSpec.model_validate(
+        {"backend": "kubernetes", "pools": {"extract": {"memory": "1GiB"}}, "kubernetes": {"image": IMAGE}}
+    )
+    monkeypatch.setattr(KubernetesBackend, "api", Answers(Job=[job()], Pod=[WELL]))
+    backend = KubernetesBackend(profile)
+    assert backend.this_driver().id == str(os.getpid()), "in a login pod"
+    monkeypatch.setenv(OWN_JOB, "d")
+    monkeypatch.setenv(OWN_UID, "1")
+    assert backend.driver_state(backend.this_driver()) == "running"
 
 
 def test_package__that_is_missing_is_named_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

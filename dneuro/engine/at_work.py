@@ -1,0 +1,102 @@
+"""What surrounds a task where it runs: memory that is kept from one to the next, and the threads of BLAS."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from dneuro.allocation import keep_memory, make_room_for, release_memory
+from dneuro.engine import stopping
+from dneuro.quantities import MiB
+
+KEPT_SHARE = 0.68
+"""A worker of dask that takes up more of its memory than this gives back what it keeps for its next task."""
+
+REST = 0.1
+"""Seconds without a task after which a worker begins with as little memory as it can."""
+
+
+def same(thing: Any) -> Any:
+    """Return a thing: as a task, which is done where the thing is to be."""
+    return thing
+
+
+def run_task(function: Callable[..., Any], *args: Any) -> Any:
+    """Run a task on a worker that keeps the memory of one block for the next, as long as it has enough.
+
+    The kept memory counts for dask, which pauses a worker that seems to be full; and for the user, to whom a plan was
+    shown.
+    """
+    make_room_for(function.function if isinstance(function, stopping.Stoppable) else function)
+    if _AT_WORK.begin():
+        release_memory()  # what the last step kept, this one need not find of use
+    keep_memory(blocks=16 * MiB, kept=64 * MiB)
+    try:
+        return function(*args)
+    finally:
+        _AT_WORK.end()
+        limit = _limit()
+        if limit and psutil.Process().memory_info().rss > KEPT_SHARE * limit:
+            release_memory()
+
+
+class _AtWork:
+    """Whether this worker is in the middle of something, or had a rest before it begins a task."""
+
+    def __init__(self) -> None:
+        self._lock, self._tasks, self._ended = threading.Lock(), 0, time.monotonic()
+
+    def begin(self) -> bool:
+        """Count a task that begins; return whether for a moment there was none."""
+        with self._lock:
+            self._tasks += 1
+            return self._tasks == 1 and time.monotonic() - self._ended > REST
+
+    def end(self) -> None:
+        """Count a task that has ended."""
+        with self._lock:
+            self._tasks -= 1
+            self._ended = time.monotonic()
+
+
+_AT_WORK = _AtWork()
+
+
+def _limit() -> int | None:
+    """Return the bytes that this worker may use; None if it may use all there is."""
+    from distributed import get_worker
+
+    limit: int | None = get_worker().memory_manager.memory_limit
+    return limit
+
+
+class _OneThread:
+    """BLAS on one thread for as long as anybody is in here; the last to leave puts back what the first has found.
+
+    The limit is that of the process, and whoever asks may do so inside another, or at the same time in threads of its
+    own: each of them setting and restoring it for itself would restore the limit of another.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._limits = threading.Lock(), 0, contextlib.ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limits.enter_context(threadpool_limits(1, user_api="blas"))
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limits.close()
+
+
+ONE_BLAS_THREAD = _OneThread()
