@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dneuro.analysis.across import cannot_name_a_part
 from dneuro.analysis.arrays import choose, view
 from dneuro.analysis.checks import is_number
 from dneuro.analysis.nonnegative.arrays import Arrays
@@ -23,7 +24,9 @@ from dneuro.errors import ArrayError
 
 Xs = Sequence[xr.DataArray] | Mapping[str, xr.DataArray]
 OWN = ("component", "iteration", "image_weight", "neuron_weight", "size", "loss")
-"""Dims of the results."""
+"""Dims of the results, and what they hold."""
+AT_ROOT = (*OWN, "image")
+"""Names that no part of a coupled result can have."""
 
 Weights = Sequence[float] | str | None
 
@@ -259,9 +262,9 @@ def _named(xs: Xs) -> tuple[list[str], list[Any]]:
     if len(set(names)) < len(names):
         said = f"arrays of the same name: {', '.join(names)}"
         raise ArrayError(said, hint="dn.coupled_nmf({'one': x, 'other': y}, …)")
-    if odd := [name for name in names if "/" in name]:
-        said = f"{odd[0]!r} cannot name a part of the result: it has a /"
-        raise ArrayError(said, hint="dn.coupled_nmf({'one': x, 'other': y}, …)")
+    for name in names:
+        if wrong := cannot_name_a_part(name, AT_ROOT):
+            raise ArrayError(wrong, hint="dn.coupled_nmf({'one': x, 'other': y}, …)")
     return names, views
 
 
