@@ -70,7 +70,7 @@ def nmf(
         It has converged when an iteration lowers ‖X − F Oᵀ‖ by no more than this share of ‖X‖; 0 never stops early.
     seed : int
         Of the start.
-    checkpoint : str or Path, optional
+    checkpoint : path or URL, optional
         File that keeps the state (``.npz``), written every few seconds; if it is there, the run goes on from it, after
         one read that looks whether the state is of these images and activations. A state of more than `max_iter`
         iterations is given as it is: no iteration is undone.
@@ -100,6 +100,8 @@ def nmf(
         If a task would not fit; before anything is read.
     FingerprintError
         If `checkpoint` is the state of something else.
+    StoreError
+        If it cannot be read or written.
 
     Notes
     -----
@@ -165,7 +167,7 @@ def coupled_nmf(
     ------
     ArrayError
         As in `nmf`; if the arrays are not about the same images or two have the same name.
-    NonFiniteError, MemoryLimitError, FingerprintError
+    NonFiniteError, MemoryLimitError, FingerprintError, StoreError
         As in `nmf`.
 
     Notes
