@@ -11,8 +11,17 @@ import xarray as xr
 from dneuro.errors import ArrayError
 
 
-def check_results(results: object, needed: Iterable[str], *, hint: str) -> None:
-    """Refuse what is no mapping of layers to results with these variables.
+def cannot_name_a_part(name: str, own: Iterable[str] = ()) -> str:
+    """Return why a part of a tree cannot have this name, `own` being what lies beside the parts; empty if it can."""
+    if "/" in name:
+        return f"{name!r} cannot name a part of the result: it has a /"
+    if name in ("", ".", ".."):
+        return f"{name!r} cannot name a part of the result"
+    return f"{name!r} cannot name a part of the result, which has one of its own" if name in own else ""
+
+
+def check_results(results: object, needed: Iterable[str], *, hint: str, own: Iterable[str] = ()) -> None:
+    """Refuse what is no mapping of layers to results with these variables, or a layer called as something in `own`.
 
     Raises
     ------
@@ -23,8 +32,10 @@ def check_results(results: object, needed: Iterable[str], *, hint: str) -> None:
         what = "an empty mapping" if results == {} else type(results).__name__
         raise ArrayError(f"expected a mapping of layers to results, got {what}", hint=f"{{'features.1': {hint}}}")
     for name, result in results.items():
-        if not isinstance(name, str) or "/" in name or not name:
+        if not isinstance(name, str) or cannot_name_a_part(name):
             raise ArrayError(f"{name!r} is no name of a layer", hint="text without slashes")
+        if wrong := cannot_name_a_part(name, own):
+            raise ArrayError(wrong, hint=f"another name: {{'{name}_': …}}")
         if not isinstance(result, xr.Dataset):
             raise ArrayError(f"layer {name}: expected a dataset, got {type(result).__name__}", hint=hint)
         if lacking := [variable for variable in needed if variable not in result]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -285,8 +285,19 @@ def check_labelled(x: object) -> None:
     if not isinstance(x, xr.DataArray):
         raise ArrayError(
             f"expected an xarray.DataArray with a dim 'image', got {type(x).__name__}",
-            hint="xr.DataArray(array, dims=('image', 'channel'))",
+            hint=one_of(x, "xr.DataArray(array, dims=('image', 'channel'))"),
         )
+
+
+def dims_of(x: object) -> tuple[Any, ...]:
+    """Return the dims of a labelled array; none of anything else, a dataset too."""
+    return x.dims if isinstance(x, xr.DataArray) else ()
+
+
+def one_of(x: object, otherwise: str) -> str:
+    """Return the way out for whoever gives a dataset, a store or the like in place of an array; else another."""
+    names = [str(name) for name in x] if isinstance(x, Mapping) else []
+    return f"one of what it holds: x[{names[0]!r}]; {suggest('', names)}" if names else otherwise
 
 
 def _check(x: xr.DataArray, what: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dneuro.analysis.arrays import check_labelled, told_apart
 from dneuro.analysis.checks import check_count
 from dneuro.engine.plan import Plan
-from dneuro.errors import ArrayError
+from dneuro.errors import ArrayError, NonFiniteError
 
 NAME = "connections"
 OWN = ("source_channel", "rank", "strength", "signed", "strongest", "strongest_value", "strongest_signed", "share")
@@ -46,6 +46,8 @@ def connections(
     ------
     ArrayError
         If the arrays are not such, or do not fit each other.
+    NonFiniteError
+        If one holds NaN or infinity; names the place.
 
     Notes
     -----
@@ -69,13 +71,13 @@ def connections(
     ([[1, 0]], [[-4.0, 3.0]])
     """
     _check(x, directions, k)
-    weights = np.asarray(x.transpose("channel", "source_channel", "y", "x").values, dtype=np.float64)
+    weights = _numbers(x.transpose("channel", "source_channel", "y", "x"), "the weights")
     dim, coords = "channel", {}
     if directions is not None:
         directions = told_apart(directions, OWN)
         dim = str(next(d for d in directions.dims if d not in ("channel", "y", "x")))
         flat = directions.mean([d for d in directions.dims if d in ("y", "x")]).transpose(dim, "channel")
-        weights = np.tensordot(np.asarray(flat.values, dtype=np.float64), weights, axes=1)
+        weights = np.tensordot(_numbers(flat, "the directions"), weights, axes=1)
         coords = {dim: directions.coords[dim].values} if dim in directions.coords else {}
     strength = np.sqrt(np.sum(weights * weights, axis=(2, 3)))
     signed = weights.sum(axis=(2, 3))
@@ -120,12 +122,31 @@ def _check(x: xr.DataArray, directions: xr.DataArray | None, k: int) -> None:
             f"expected weights (channel, source_channel, y, x), got {dims}",
             hint="dn.weights_between(network, source=…, target=…)",
         )
+    for array in (x, directions):
+        if isinstance(array, xr.DataArray) and array.dtype.kind not in "iuf":
+            raise ArrayError(f"the array holds {array.dtype}, weights are numbers", hint="x.astype('float64')")
     check_count("k", k, hint="k=5")
     if directions is not None and not _fit(directions, x.sizes["channel"]):
         raise ArrayError(
-            f"directions {_shown(directions)} do not fit weights to {x.sizes['channel']} channels",
+            f"directions= ({_shown(directions)}) do not fit weights to {x.sizes['channel']} channels",
             hint="directions=dn.svd(layer, …)['vector'] of the later layer",
         )
+
+
+def _numbers(x: xr.DataArray, what: str) -> NDArray[np.float64]:
+    """Return the values in float64.
+
+    Raises
+    ------
+    NonFiniteError
+        Names the first that is no number.
+    """
+    values = np.asarray(x.values, dtype=np.float64)
+    if not (finite := np.isfinite(values)).all():
+        place = tuple(int(i) for i in np.unravel_index(int(finite.argmin()), values.shape))
+        said = f"{what}: {tuple(map(str, x.dims))} = {place} is {values[place]}"
+        raise NonFiniteError(said, hint="x.where(np.isfinite(x), 0)")
+    return values
 
 
 def _fit(directions: object, channels: int) -> bool:
@@ -135,4 +156,4 @@ def _fit(directions: object, channels: int) -> bool:
 
 
 def _shown(directions: object) -> str:
-    return str(dict(directions.sizes)) if isinstance(directions, xr.DataArray) else repr(directions)
+    return str(dict(directions.sizes)) if isinstance(directions, xr.DataArray) else f"a {type(directions).__name__}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.analysis.across import check_results, over_layers
-from dneuro.analysis.arrays import choose
+from dneuro.analysis.arrays import choose, told_apart
 from dneuro.analysis.checks import check_count, check_number
 from dneuro.engine.executors import get_executor
 from dneuro.engine.plan import Plan
@@ -22,6 +22,14 @@ NEEDS = ("mf", "gini", "flatness", "p_low", "p_high")
 """Variables of `selectivity` that are set beside each other."""
 LEAST_FLATNESS = 1e-3
 """A flatness that no neuron can fall below is worth a warning from here on; a row of one class has some 1e-5."""
+OWN = ("layer", "rank", "mf", "mf_raw", "facet", "p", "significant", "lowest", "highest")
+"""Dims of the results, and what they hold."""
+AT_ROOT = (
+    "layer", "neurons", "without_mf", "threshold", "single_share", "multi_share", "single_significant",
+    "multi_significant", "mf_mean", "mf_std", "mf_min", "mf_max", "gini_mean", "gini_std", "flatness_mean",
+    "flatness_std", "mf_chance", "mf_chance_std", "flatness_least",
+)  # fmt: skip
+"""Names that no layer can have in the result."""
 SINGLE, MULTI, NEITHER = 0, 1, -1
 _BYTES = 26
 """Of the result, per neuron."""
@@ -123,7 +131,7 @@ def plan_facets(
     results: Mapping[str, xr.Dataset], *, per_layer: bool = False, cutoff: float = 0.05, k: int = 10, client: Any = None
 ) -> Plan:
     """Return the memory of `facets`, which reads no activations; reads no data."""
-    check_results(results, NEEDS, hint="dn.selectivity(dn.cooccurrence(x)['count'])")
+    check_results(results, NEEDS, hint="dn.selectivity(dn.cooccurrence(x)['count'])", own=AT_ROOT)
     choose("per_layer", per_layer, (True, False))
     check_number("cutoff", cutoff, above=0, below=1, hint="cutoff=0.05")
     check_count("k", k, hint="k=10")
@@ -201,7 +209,7 @@ def _summary(layer: _Layer, judged: _Judged, scale: float, threshold: float) -> 
 
 
 def _labelled(layer: _Layer, judged: _Judged, k: int) -> xr.Dataset:
-    array = layer.result["mf"]
+    array = told_apart(layer.result["mf"], OWN)
     dims, shape = array.dims, array.shape
     described = {"flag_values": [SINGLE, MULTI, NEITHER], "flag_meanings": "single multi neither"}
     return xr.Dataset(

@@ -90,6 +90,9 @@ class Blocks:
         kept = None if checkpoint is None else place_of_state(checkpoint)
         if kept is not None and (out is None or not isinstance(kept, Path)):
             raise UsageError("a checkpoint on this machine's disks goes with out=", hint="out='pictures.zarr'")
+        if kept is not None and kept.suffix == ".zarr":
+            raise UsageError(f"checkpoint={str(kept)!r} is to be a file; the group in the making is called so",
+                             hint=f"checkpoint={str(kept.with_suffix('.npz'))!r}")  # fmt: skip
         self._checkpoint: Path | None = kept
         self._identity = json.dumps(identity, sort_keys=True, default=str)
         self._written = time.monotonic()

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import check_dims, choose, is_count, told_apart
+from dneuro.analysis.arrays import check_dims, choose, dims_of, is_count, one_of, told_apart
 from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.passes import reduce
@@ -166,12 +166,12 @@ def _setup(
     x: xr.DataArray, rank: int, fun: Fun, max_iter: int, tol: float, seed: int
 ) -> tuple[list[xr.DataArray], Unmix]:
     """Return the array as (problem, sample, features…), the counts of samples where it has some, and the kernel."""
-    dims = tuple(getattr(x, "dims", ()))
+    dims = dims_of(x)
     if "sample" not in dims or len(dims) < 3:
         what = f"dims {dims}" if dims else f"a {type(x).__name__}"
         raise ArrayError(
             f"ica takes an xarray.DataArray (problem, sample, features…), not {what}",
-            hint="xr.DataArray(patches, dims=('channel', 'sample', 'pixel'))",
+            hint=one_of(x, "xr.DataArray(patches, dims=('channel', 'sample', 'pixel'))"),
         )
     check_dims(x, "the array")
     x = told_apart(x, OWN)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
+from dneuro.analysis.arrays import one_of
 from dneuro.analysis.images import taking_part
 from dneuro.engine.device import process_bytes
 from dneuro.engine.executors import get_executor
@@ -177,16 +178,18 @@ def _along(index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: 
 
 def _checked(x: xr.DataArray | ArrayLike, dim: str) -> xr.DataArray | NDArray[Any]:
     """Return what can be asked, with the images that take part."""
+    if isinstance(x, Mapping):
+        raise ArrayError(f"an array is wanted, not a {type(x).__name__}", hint=one_of(x, "an array of numbers"))
     if not isinstance(x, xr.DataArray):
         try:
             table = np.asarray(x)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ArrayError(f"no array of numbers: {error}", hint="rows of one length") from None
-        if table.dtype.kind not in "biuf":
-            raise ArrayError(f"an array of {table.dtype} has no shares", hint="counts, or activations: real numbers")
+        _check_numbers(table.dtype)
         if table.ndim == 0 or table.shape[-1] == 0:
             raise ArrayError(f"an array of shape {table.shape} has no rows", hint="one entry per class, last axis")
         return table
+    _check_numbers(x.dtype)
     if dim not in x.dims:
         hint = suggest(str(dim), [str(name) for name in x.dims])
         raise ArrayError(f"the array has dims {tuple(map(str, x.dims))}, none is named {dim!r}", hint=f"dim=…; {hint}")
@@ -195,3 +198,8 @@ def _checked(x: xr.DataArray | ArrayLike, dim: str) -> xr.DataArray | NDArray[An
     if dim == "image" and (rows := taking_part(x)) is not None:
         x = x.isel(image=np.flatnonzero(rows))
     return x
+
+
+def _check_numbers(dtype: np.dtype[Any]) -> None:
+    if dtype.kind not in "biuf":
+        raise ArrayError(f"an array of {dtype} has no shares", hint="counts, or activations: real numbers")

@@ -69,7 +69,7 @@ def on_device(name: str, *, tf32: bool = False) -> Iterator[None]:
     Raises
     ------
     UsageError
-        If there is no such device, or it does not have TF32.
+        If there is no such device, it does not have TF32, or `tf32` is neither True nor False.
 
     Notes
     -----
@@ -88,9 +88,11 @@ def on_device(name: str, *, tf32: bool = False) -> Iterator[None]:
     """
     if wrong := wrong_device(name):
         raise UsageError(wrong, hint=f'dn.on_device("cuda"); choices: {", ".join(WORDS)}')
+    if not isinstance(tf32, bool):
+        raise UsageError(f"tf32={tf32!r} is neither True nor False", hint=f'dn.on_device("{name}", tf32=True)')
     if tf32 and (wrong := wrong_tf32(name)):
         raise UsageError(wrong, hint=f'dn.on_device("{name}")')
-    token = _chosen.set(None if name == CPU else Device(name, bool(tf32)))
+    token = _chosen.set(None if name == CPU else Device(name, tf32))
     try:
         yield
     finally:

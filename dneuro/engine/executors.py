@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection
+from numbers import Integral
 from typing import Any, Protocol
 
 import dask
@@ -127,14 +128,23 @@ class ThreadExecutor:
         Number of threads; the default is the number of cores that this process may use.
     memory : int, optional
         Bytes to stay within; the default is what the machine has available.
+
+    Raises
+    ------
+    UsageError
+        If either is no whole number, at least 1.
     """
 
     process_bytes = PROCESS_BYTES
 
     def __init__(self, slots: int | None = None, memory: int | None = None) -> None:
-        self.slots = slots or len(psutil.Process().cpu_affinity() or [0])
+        for name, value, hint in (("slots", slots, "slots=4"), ("memory", memory, "memory=2 * 2**30")):
+            whole = value is None or (isinstance(value, Integral) and not isinstance(value, bool))
+            if not whole or (value is not None and value < 1):
+                raise UsageError(f"{name}={value!r} is not a whole number, at least 1", hint=f"{hint}, or leave it out")
+        self.slots = len(psutil.Process().cpu_affinity() or [0]) if slots is None else int(slots)
         self.slots_per_process = self.slots
-        self.memory = memory or available()
+        self.memory = available() if memory is None else int(memory)
         self._pool = concurrent.futures.ThreadPoolExecutor(self.slots, thread_name_prefix="dneuro")
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 from dneuro import events
 from dneuro.errors import StoreError, UsageError
 from dneuro.jobs.tabulating import tables
-from dneuro.store.files import Location
+from dneuro.store.files import Location, locate
 from dneuro.store.netcdf import write_netcdf
 from dneuro.store.opening import Store, open_store
 
@@ -48,7 +48,7 @@ def export(store: str | Location, *, to: str | Path | None = None, figures: bool
     Raises
     ------
     UsageError
-        If `to` exists and is no export.
+        If `to` exists and is no export, or is no folder on this machine.
     StoreError
         If there is no such store.
 
@@ -60,7 +60,9 @@ def export(store: str | Location, *, to: str | Path | None = None, figures: bool
     from dneuro.report.write import swapped_in
 
     opened = open_store(store)
-    place = Path(to) if to is not None else Path(f"{str(store).rstrip('/').rpartition('://')[2]}.export")
+    place = locate(to) if to is not None else Path(f"{str(store).rstrip('/').rpartition('://')[2]}.export")
+    if not isinstance(place, Path):
+        raise UsageError(f"{place} is no folder on this machine, where exports go", hint="to='results', then copy it")
     if place.exists() and any(place.iterdir()) and not (place / MARK).is_file():
         raise UsageError(f"{place} exists and is no export of dneuro, so it is not replaced", hint="another --to")
     with swapped_in(place) as folder:

@@ -7,25 +7,81 @@ import errno
 import glob
 import io
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
+from urllib.parse import unquote
 
 from dneuro import files
-from dneuro.errors import StoreError
+from dneuro.errors import ArrayError, StoreError, UsageError
 from dneuro.store.remote import RemotePath, denied, is_url, zarr_store
 
 Location: TypeAlias = Path | RemotePath
 """Where a store lies, or something that belongs to it."""
 
+OF_THIS_MACHINE = "file://"
+"""Begins a URL that says no more than a path."""
+
 
 def locate(where: str | Location) -> Location:
-    """Return the place that a path or URL names."""
+    """Return the place that a path or URL names; ``file:///…`` is a path.
+
+    Raises
+    ------
+    UsageError
+        If nothing can be called so.
+    StoreError
+        If a URL holds a password.
+    """
     if isinstance(where, RemotePath):
         return where
-    return RemotePath(where) if isinstance(where, str) and is_url(where) else Path(where)
+    if not can_be_named(where):
+        raise UsageError(f"{str(where)!r} cannot be the name of anything", hint="a path, or s3://bucket/name.zarr")
+    if not isinstance(where, str) or not is_url(where):
+        return Path(where)
+    if not where.lower().startswith(OF_THIS_MACHINE):
+        return RemotePath(where)
+    host, _, path = where[len(OF_THIS_MACHINE) :].partition("/")
+    if host not in ("", "localhost"):
+        raise UsageError(f"{where} names the machine {host!r}; files are those of this one", hint=f"file:///{path}")
+    return Path(f"/{unquote(path)}")
+
+
+def can_be_named(where: object) -> bool:
+    """Return whether a file can be called so: no null character, and nothing that has no bytes."""
+    try:
+        return b"\0" not in os.fsencode(str(where))
+    except UnicodeEncodeError:
+        return False
+
+
+def place_named(argument: str, where: object, *, kind: str, example: str) -> Location:
+    """Return the place that an argument names, ``~`` being the home folder.
+
+    Parameters
+    ----------
+    argument, where : str, object
+        The argument, and what was given.
+    kind, example : str
+        What it is not, where it is wrong, and what it can be.
+
+    Raises
+    ------
+    ArrayError
+        If it is no path or URL.
+    StoreError
+        If a URL holds a password.
+    """
+    if not isinstance(where, str | Path | RemotePath) or str(where) in ("", ".") or not can_be_named(where):
+        raise ArrayError(f"{argument}={where!r} is no {kind}", hint=f"{argument}={example!r}")
+    place = locate(where)
+    try:
+        return place.expanduser() if isinstance(place, Path) else place
+    except RuntimeError as error:  # ~somebody
+        raise ArrayError(f"{argument}={where!r}: {error}", hint=f"{argument}={example!r}") from None
 
 
 def opened_by_zarr(where: str | Location) -> Any:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dneuro.errors import ArrayError, BusyError, DneuroError, StoreError, UsageError
 from dneuro.files import PARTIAL
-from dneuro.store.files import Location, in_the_making, locate, put, remove
+from dneuro.store.files import Location, in_the_making, place_named, put, remove
 from dneuro.store.remote import RemotePath, denied
 
 WHERE = "out=… a path in a folder that this process and all workers see and may write to"
@@ -50,12 +50,10 @@ def place_of(out: object) -> Location:
     StoreError
         If a URL holds a password.
     """
-    if not isinstance(out, str | Path | RemotePath) or str(out) in ("", "."):
-        raise ArrayError(f"out={out!r} is no path", hint="out='result.zarr'")
-    place = locate(out)
+    place = place_named("out", out, kind="path", example="result.zarr")
     if isinstance(place, RemotePath):
         return place
-    place = place.expanduser().absolute()
+    place = place.absolute()
     with writing_to(place):
         above = next(parent for parent in place.parents if parent.exists())
     if not above.is_dir():

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.errors import ArrayError, StoreError
-from dneuro.store.files import Location, disk_error, locate, write_atomically
-from dneuro.store.remote import RemotePath
+from dneuro import files
+from dneuro.errors import StoreError
+from dneuro.quantities import format_bytes
+from dneuro.store.files import Location, place_named, write_atomically
+from dneuro.store.remote import RemotePath, denied
 
-A_FILE = "checkpoint='state.npz', a file in a folder that is there and can be written to"
+A_FILE = "checkpoint='state.npz', a file in a folder that can be written to"
 IDENTITY = "identity"
 """Array that says what a state was made with."""
 
@@ -28,10 +33,38 @@ def place_of_state(checkpoint: object) -> Location:
     ArrayError
         If it is no path.
     """
-    if not isinstance(checkpoint, str | Path | RemotePath) or str(checkpoint) in ("", "."):
-        raise ArrayError(f"checkpoint={checkpoint!r} is no file", hint="checkpoint='state.npz'")
-    place = locate(checkpoint)
-    return place.expanduser() if isinstance(place, Path) else place
+    return place_named("checkpoint", checkpoint, kind="file", example="state.npz")
+
+
+def check_state(path: Location, size: int) -> None:
+    """Refuse a file that a state of about so many bytes cannot be written to, before there is one to lose.
+
+    Raises
+    ------
+    StoreError
+        If its folder cannot be made or written to, there is no such bucket, or the disk has too little room. Where a
+        state is there already, it may be all that is wanted.
+    """
+    if isinstance(path, RemotePath):
+        path.check_bucket()
+        return
+    beside = files.partial(path)
+    try:
+        if path.is_file():
+            return
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.touch()
+        beside.unlink()
+        free = shutil.disk_usage(path.parent).free
+    except OSError as error:
+        raise _refused(path, error, "written") from error
+    if free < size:
+        raise StoreError(
+            f"checkpoint={str(path)!r} takes {format_bytes(size)}, its disk has {format_bytes(free)} free",
+            hint="make room, checkpoint=… on another disk, or a lower rank",
+        )
 
 
 def read_state(path: Location, identity: str) -> dict[str, NDArray[Any]] | None:
@@ -48,7 +81,7 @@ def read_state(path: Location, identity: str) -> dict[str, NDArray[Any]] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StoreError(f"checkpoint={str(path)!r} cannot be read: {error}", hint=A_FILE) from error
+        raise _refused(path, error, "read") from error
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile):
         return {}
     return found if str(found.pop(IDENTITY, "")) == identity else {}
@@ -66,6 +99,22 @@ def write_state(path: Location, identity: str, arrays: Mapping[str, Any]) -> Non
     try:
         write_atomically(path, lambda file: np.savez(file, **held))
     except OSError as error:
-        raise disk_error(error, path) or StoreError(
-            f"checkpoint={str(path)!r} cannot be written: {error.strerror or error}", hint=A_FILE
-        ) from error
+        raise _refused(path, error, "written") from error
+
+
+def _refused(path: Location, error: OSError, what: str) -> StoreError:
+    """Return what it means that a state cannot be read or written, and the way out."""
+    if isinstance(path, RemotePath) and isinstance(error, PermissionError):
+        return denied(path, error)
+    name = f"checkpoint={str(path)!r}"
+    if error.errno == errno.EISDIR:
+        return StoreError(f"{name} is a folder, a state is one file", hint=f"checkpoint={str(path / 'state.npz')!r}")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StoreError(
+            f"{name} cannot be written: the disk is full; the state before stays",
+            hint="make room and call again, which goes on from there; or checkpoint=… on another disk",
+        )
+    said = error.strerror or error
+    if isinstance(path, Path) and isinstance(error, NotADirectoryError | FileExistsError):
+        said = f"{next(above for above in path.parents if above.exists())} is no folder"
+    return StoreError(f"{name} cannot be {what}: {said}", hint=A_FILE)

@@ -39,8 +39,13 @@ def unknown(x: xr.DataArray) -> xr.DataArray:
         *(lambda r=r: dn.nmf(X, rank=r, init=dn.nmf(X, rank=2, max_iter=1)) for r in (None, "a", 2.5, True)),
         *(lambda at=at: dn.svd(X, threshold=3.0, threshold_images=at) for at in ("a", [1], 2.5)),
         *(lambda name=name: dn.plan(name, X) for name in (5, None, ["svd"])),
-        *(lambda out=out: dn.similarity(X, metric="pearson", out=out) for out in (5, "", True)),
-        *(lambda out=out: dn.patch_components(PATCHES, rank=2, out=out) for out in (5, "", True)),
+        *(lambda out=out: dn.similarity(X, metric="pearson", out=out) for out in (5, "", True, "\0m", "\ud800")),
+        *(lambda out=out: dn.patch_components(PATCHES, rank=2, out=out) for out in (5, "", True, "\0m")),
+        lambda: dn.patch_components(PATCHES, rank=2, out="m.zarr", checkpoint="s.zarr"),
+        *(lambda act=act: act("\0m") for act in (dn.open, dn.verify, dn.report, dn.export)),
+        *(lambda slots=slots: ThreadExecutor(slots) for slots in (-1, 0, "a", 1.5, True)),
+        *(lambda memory=memory: ThreadExecutor(1, memory) for memory in (-1, 0, "2GiB")),
+        *(lambda tf32=tf32: dn.on_device("cuda", tf32=tf32).__enter__() for tf32 in ("yes", 2, None)),
         lambda: dn.moments(X.rename(channel=7)),
         *(lambda of=of: dn.moments(X.assign_coords(status=of)) for of in (OF_EACH, 0)),
         lambda: dn.select(X.assign_coords(correct=OF_EACH), correct=True),
@@ -56,6 +61,10 @@ def unknown(x: xr.DataArray) -> xr.DataArray:
         lambda: dn.gini(["a", "b"]),
         lambda: dn.gini([[1, 2], [3]]),
         lambda: dn.class_selectivity(np.array([1j, 2])),
+        lambda: dn.class_selectivity(X.astype("c8"), dim="channel"),
+        lambda: dn.gini(X.astype(str), dim="channel"),
+        *(lambda index=index: index(X.to_dataset(name="a"), dim="channel")
+          for index in (dn.gini, dn.spectral_flatness, dn.class_selectivity)),
     ],
 )
 def test_arguments__that_cannot_be_are_refused_with_a_way_out(

@@ -165,6 +165,27 @@ def test_facets__of_neurons_with_positions_and_names() -> None:
     assert float(own["mf"].values[first]) == float(own["mf"].min())
 
 
+@pytest.mark.parametrize("dim", ["rank", "layer", "mf", "lowest", "neurons"])
+def test_facets__of_neurons_whose_dim_has_a_name_of_the_result(dim: str) -> None:
+    table = TABLES["late"].assign_coords(channel=np.arange(45) + 7)
+    plain = dn.facets({"conv": dn.selectivity(table, chance=0)})["conv"].to_dataset()
+    found = dn.facets({"conv": dn.selectivity(table.rename(channel=dim), chance=0)})["conv"].to_dataset()
+    (other,) = found["mf"].dims
+    assert other == (dim if dim == "neurons" else f"input_{dim}")
+    np.testing.assert_array_equal(found[other], plain["channel"])
+    np.testing.assert_array_equal(found["mf"], plain["mf"])
+
+
+def test_facets__of_a_layer_that_is_called_as_the_result_calls_something() -> None:
+    found = found_of()
+    for name in map(str, [*found.to_dataset().variables, "."]):
+        with pytest.raises(ArrayError, match=f"'{name}' ") as caught:
+            dn.plan("facets", {name: GOOD})
+        assert caught.value.hint
+        with pytest.raises(ArrayError):
+            dn.facets({name: GOOD})
+
+
 def test_facets__of_activations_say_nothing_of_chance() -> None:
     x = xr.DataArray(RNG.random((20, 4)), dims=("image", "channel"), coords={"label": ("image", np.arange(20) % 4)})
     found = dn.facets({"fc": dn.selectivity(x)})

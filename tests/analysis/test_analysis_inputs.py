@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -90,6 +91,37 @@ def test_input__that_is_no_dataarray(analysis: str, parameters: dict[str, Any]) 
     with pytest.raises(ArrayError, match=r"expected an xarray\.DataArray with a dim 'image', got ndarray") as caught:
         ANALYSES[analysis](np.zeros((3, 3), "f4"), **parameters)
     assert "dims=('image', 'channel')" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("analysis", [*ANALYSES, "ica"])
+def test_input__that_holds_arrays_in_place_of_being_one(analysis: str) -> None:
+    x, parameters = given(analysis)
+    for ask in (getattr(dn, analysis), functools.partial(dn.plan, analysis)):
+        for held in (x.to_dataset(name="features.9"), {"features.9": x}):
+            with pytest.raises(ArrayError, match=rf"(got|not a) {type(held).__name__}\n") as caught:
+                ask(held, **parameters)
+            assert str(caught.value.hint).startswith("one of what it holds: x['features.9']; choices: features.9")
+
+
+def test_input__beside_the_array_must_be_an_array_too() -> None:
+    x, parameters = given("regression")
+    with pytest.raises(ArrayError, match="got Dataset") as caught:
+        dn.regression(x, **{**parameters, "source": x.to_dataset(name="a")})
+    assert caught.value.hint
+    weights, _ = given("connections")
+    with pytest.raises(ArrayError, match=r"directions= \(a Dataset\) do not fit") as caught:
+        dn.connections(weights, directions=weights.to_dataset(name="a"))  # type: ignore[arg-type]
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("analysis", [*ANALYSES, "ica"])
+def test_argument__that_there_is_not_names_the_function(analysis: str) -> None:
+    x, parameters = given(analysis)
+    with pytest.raises(TypeError, match=rf"^{analysis}\(\) got an unexpected keyword argument 'rnak'"):
+        getattr(dn, analysis)(x, **parameters, rnak=3)
+    with pytest.raises(UsageError, match=rf"^{analysis}: got an unexpected keyword argument 'rnak'") as caught:
+        dn.plan(analysis, x, **parameters, rnak=3)
+    assert caught.value.hint == f"help(dn.{analysis})"
 
 
 @pytest.mark.parametrize(
@@ -351,6 +383,8 @@ def given(analysis: str) -> tuple[xr.DataArray, dict[str, Any]]:
         return layer(6, 4), {"source": layer(6, 3), "folds": 2, "k": 1}
     if analysis == "connections":
         return xr.DataArray(np.ones((4, 3, 2, 2)), dims=("channel", "source_channel", "y", "x")), {"k": 1}
+    if analysis == "ica":
+        return layer(4, 6, 3).rename(image="channel", channel="sample", y="pixel").drop_vars("label"), {"rank": 2}
     if analysis == "patch_components":
         patches = np.random.default_rng(0).integers(0, 256, (2, 6, 3, 3, 3), np.uint8)
         return xr.DataArray(patches, dims=("channel", "sample", "row", "column", "color")), {"rank": 2, "k": 6}

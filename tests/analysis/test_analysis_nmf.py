@@ -62,6 +62,25 @@ def test_nmf__loss_never_rises_and_is_that_of_the_factors(update: Any) -> None:
     assert losses[-1] >= (singular[5:] ** 2).sum(), "no factorisation of this rank is closer"
 
 
+@CUTS
+@pytest.mark.parametrize(
+    "names",
+    [("sample", "cell"), ("cell", "sample"), ("component", "iteration"), ("dim_0", "dim_1"), ("loss", "input_loss")],
+)
+def test_nmf__features_may_have_any_names(chunks: Any, names: tuple[str, str]) -> None:
+    values = parts().reshape(40, 24, 1).repeat(2, axis=2)
+    plain = labelled(values, chunks)
+    asked: dict[str, Any] = {"rank": 3, "max_iter": 3, "tol": 0, "client": EXECUTOR}
+    wanted = dn.nmf(plain.rename(y="place"), **asked)
+    found = dn.nmf(plain.rename(channel=names[0], y=names[1]), **asked)
+    dims = found["neuron_weight"].dims
+    assert len({*dims, "image"}) == 4
+    assert [str(dim).replace("input_", "") for dim in dims[1:]] == [name.replace("input_", "") for name in names]
+    np.testing.assert_array_equal(found["neuron_weight"], wanted["neuron_weight"])
+    both = dn.coupled_nmf({"a": plain.rename(channel=names[0], y=names[1]), "b": plain[:, :6]}, **asked)
+    assert both["a"]["neuron_weight"].dims == dims
+
+
 def test_nmf__stops_on_tolerance_and_says_when_it_has_not() -> None:
     seen: list[events.Event] = []
     x = labelled(parts(), (10, 24))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from small_layers import coupled, labelled, parts, small_blocks
 import dneuro as dn
 from dneuro import events
 from dneuro.engine import ThreadExecutor
-from dneuro.errors import ArrayError, FingerprintError, StoreError
+from dneuro.errors import ArrayError, FingerprintError, StoreError, UsageError
 
 EXECUTOR = ThreadExecutor(2)
 
@@ -98,9 +100,72 @@ def test_checkpoint__that_is_not_whole_or_nowhere_says_so(tmp_path: Path) -> Non
         with pytest.raises(StoreError, match="checkpoint=") as caught:
             dn.nmf(labelled(parts()), checkpoint=wrong, **asked)
         assert "state.npz" in str(caught.value.hint)
-    for nothing in (5, "", True):
+    for nothing in (5, "", True, "\0state.npz", "~nobody-is-called-so/state.npz"):
         with pytest.raises(ArrayError, match="checkpoint="):
             dn.nmf(labelled(parts()), checkpoint=nothing, **asked)  # type: ignore[arg-type]
+
+
+def test_checkpoint__may_be_a_url_of_this_machine_or_of_a_store_of_objects(tmp_path: Path) -> None:
+    place = tmp_path / "new folder" / "state.npz"
+    asked: dict[str, Any] = {"rank": 2, "tol": 0, "client": EXECUTOR}
+    for where in (place.as_uri(), f"file://localhost{place}", "memory://dneuro/state.npz"):
+        first = dn.nmf(labelled(parts()), max_iter=2, checkpoint=where, **asked)
+        again = dn.nmf(labelled(parts()), max_iter=2, checkpoint=where, **asked)
+        assert again.attrs["passes"] == 1
+        np.testing.assert_array_equal(again["neuron_weight"], first["neuron_weight"])
+    assert place.is_file()
+    with pytest.raises(UsageError, match="names the machine 'node7'") as caught:
+        dn.nmf(labelled(parts()), checkpoint="file://node7/state.npz", **asked)
+    assert caught.value.hint == "file:///state.npz"
+
+
+def test_checkpoint__that_cannot_be_written_is_refused_before_anything_is_read(
+    counted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, reads = counted(parts(), (9, 24))
+    asked: dict[str, Any] = {"rank": 2, "max_iter": 2, "tol": 0, "client": EXECUTOR}
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(StoreError, match="is a folder, a state is one file") as caught:
+        dn.nmf(x, checkpoint=tmp_path, **asked)
+    assert caught.value.hint == f"checkpoint={str(tmp_path / 'state.npz')!r}"
+    with pytest.raises(StoreError, match="file is no folder") as caught:
+        dn.nmf(x, checkpoint=tmp_path / "file" / "state.npz", **asked)
+    assert "checkpoint='state.npz'" in str(caught.value.hint)
+    little = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("dneuro.store.states.shutil.disk_usage", lambda _: little)
+    with pytest.raises(StoreError, match=r"takes .*, its disk has 100 B free") as caught:
+        dn.nmf(x, checkpoint=tmp_path / "state.npz", **asked)
+    assert "another disk" in str(caught.value.hint)
+    monkeypatch.setattr(Path, "touch", denied(errno.EACCES))
+    with pytest.raises(StoreError, match="cannot be written: Permission denied") as caught:
+        dn.nmf(x, checkpoint=tmp_path / "state.npz", **asked)
+    assert "can be written to" in str(caught.value.hint)
+    assert not reads
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_checkpoint__whose_disk_gets_full_says_that_the_state_before_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "state.npz"
+    asked: dict[str, Any] = {"rank": 2, "tol": 0, "checkpoint": path, "client": EXECUTOR}
+    dn.nmf(labelled(parts()), max_iter=2, **asked)
+    with monkeypatch.context() as patch:
+        patch.setattr("dneuro.store.states.np.savez", denied(errno.ENOSPC))
+        with pytest.raises(StoreError, match="the disk is full; the state before stays") as caught:
+            dn.nmf(labelled(parts()), max_iter=4, **asked)
+    assert "checkpoint=… on another disk" in str(caught.value.hint)
+    assert dn.nmf(labelled(parts()), max_iter=3, **asked).attrs["passes"] == 1 + 1
+    assert [found.name for found in tmp_path.iterdir()] == ["state.npz"]
+
+
+def denied(number: int) -> Any:
+    """What the system says of a file."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 def test_checkpoint__of_something_else_is_refused(tmp_path: Path) -> None:

@@ -78,6 +78,10 @@ def test_coupled__arrays_must_be_of_the_same_images_and_have_names() -> None:
         dn.coupled_nmf({"a": pixels, "b": layer.assign_coords(image=np.arange(40)[::-1])}, rank=2)
     with pytest.raises(ArrayError, match="arrays of the same name: conv, conv"):
         dn.coupled_nmf([pixels.assign_attrs(layer="conv"), layer.assign_attrs(layer="conv")], rank=2)
+    for name in ("size", "loss", "image", "component", ".", "a/b"):
+        with pytest.raises(ArrayError, match=f"'{name}' cannot name a part of the result") as caught:
+            dn.coupled_nmf({"a": pixels, name: layer}, rank=2)
+        assert "{'one': x" in str(caught.value.hint)
     with pytest.raises(ArrayError, match="takes several arrays, not one"):
         dn.coupled_nmf(pixels, rank=2)  # type: ignore[arg-type]
     with pytest.raises(ArrayError, match="takes several arrays, not none"):

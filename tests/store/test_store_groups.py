@@ -103,9 +103,14 @@ def test_place_of__is_whole_and_known(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("HOME", str(tmp_path))
     assert place_of("m.zarr") == place_of("~/m.zarr") == tmp_path / "m.zarr"
     assert str(place_of("s3://bucket/m.zarr")) == "s3://bucket/m.zarr"
-    for wrong in (5, "", True, None, b"m"):
+    assert place_of((tmp_path / "a b.zarr").as_uri()) == tmp_path / "a b.zarr"
+    for wrong in (5, "", True, None, b"m", "\0m", "\ud800m"):
         with pytest.raises(ArrayError, match="is no path"):
             place_of(wrong)
+    with pytest.raises(ArrayError, match="out='~nobody-is-called-so/m'"):
+        place_of("~nobody-is-called-so/m")
+    with pytest.raises(UsageError, match=r"names the machine 'm\.zarr'"):
+        place_of("file://m.zarr")
     (tmp_path / "file").write_text("")
     with pytest.raises(ArrayError, match="is no folder"):
         place_of("file/below/m.zarr")

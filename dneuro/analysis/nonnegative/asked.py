@@ -27,7 +27,7 @@ from dneuro.engine.executors import Executor
 from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
-from dneuro.store.states import place_of_state
+from dneuro.store.states import check_state, place_of_state
 
 Update = Literal["hals", "mu"]
 Init = Literal["compressed", "nndsvda", "random"]
@@ -153,12 +153,16 @@ class Asked:
         ------
         MemoryLimitError
             Before anything is read.
+        StoreError
+            If `checkpoint` cannot be written; before anything is read, if that can be known.
         """
         plan = self.plan(executor)
         plan.check(
             executor, hint="a lower rank, smaller chunks, or workers with more memory",
             driver_hint="a lower rank, or more memory for the process that asks",
         )  # fmt: skip
+        if self.checkpoint is not None:
+            check_state(place_of_state(self.checkpoint), plan.result_bytes)
         events.emit("note", self.operation, f"{plan.method}, {plan.passes} passes at most")
         streamed = self._streamed(executor)
         with residents(

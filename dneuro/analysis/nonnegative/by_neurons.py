@@ -75,12 +75,15 @@ class ByNeurons:
     _ahead: tuple[Matrix, Matrix] | None = field(default=None, repr=False)
 
     def _panels(self, j: int) -> xr.DataArray:
-        """Return a matrix with its images last: (first feature, …, sample)."""
+        """Return a matrix with its images last: (first feature, …, images).
+
+        Its dims have no names of their own, with which those of the layer could clash.
+        """
         values = self.arrays.views[j].xs[0].variable
         values = values.transpose(*values.dims[1:], "image")
         if self.arrays.rows is not None:
             values = values[..., self.arrays.rows]
-        return xr.DataArray(values.data, dims=(*values.dims[:-1], "sample"))
+        return xr.DataArray(values.data)
 
     def _read(self, j: int, neurons: Matrix | None, kernels: dict[str, Kernel]) -> dict[str, dict[str, Matrix]]:
         """Read one matrix; `totals` are taken where they are not known."""
@@ -88,8 +91,7 @@ class ByNeurons:
         kernels, first = with_totals(kernels, self.totals, 1)
         xs = [x]
         if neurons is not None:
-            cells = neurons.reshape(x.shape[0], -1, neurons.shape[1])
-            xs.append(xr.DataArray(cells, dims=(x.dims[0], "cell", "component")))
+            xs.append(xr.DataArray(neurons.reshape(x.shape[0], -1, neurons.shape[1])))
         numbers = seen.images if self.arrays.rows is None else seen.images[self.arrays.rows]
         upright = _Upright(seen.layer, numbers, first)
         return reduce(xs, kernels, self.executor, prepare=upright, step=f"{self.step} pass")
@@ -185,7 +187,7 @@ class ByNeurons:
             x = self._panels(j)
             one = np.zeros((), self.arrays.dtype)
             cells = (x.shape[0], math.prod(x.shape[1:-1]), columns)
-            rows = xr.DataArray(np.broadcast_to(one, cells), dims=(x.dims[0], "cell", "component"))
+            rows = xr.DataArray(np.broadcast_to(one, cells))
             fixed = np.broadcast_to(one, (self.arrays.images, columns))
             plans.append(plan_read(self.step, [x, rows], (fixed,), sizes, 1))
         worst = reduce_plans(Plan.at_least, [plan for plan, _ in plans])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from dneuro.analysis.across import cannot_name_a_part
 from dneuro.analysis.arrays import choose, view
 from dneuro.analysis.checks import is_number
 from dneuro.analysis.nonnegative.arrays import Arrays
@@ -23,7 +24,9 @@ from dneuro.errors import ArrayError
 
 Xs = Sequence[xr.DataArray] | Mapping[str, xr.DataArray]
 OWN = ("component", "iteration", "image_weight", "neuron_weight", "size", "loss")
-"""Dims of the results."""
+"""Dims of the results, and what they hold."""
+AT_ROOT = (*OWN, "image")
+"""Names that no part of a coupled result can have."""
 
 Weights = Sequence[float] | str | None
 
@@ -67,7 +70,7 @@ def nmf(
         It has converged when an iteration lowers ‖X − F Oᵀ‖ by no more than this share of ‖X‖; 0 never stops early.
     seed : int
         Of the start.
-    checkpoint : str or Path, optional
+    checkpoint : path or URL, optional
         File that keeps the state (``.npz``), written every few seconds; if it is there, the run goes on from it, after
         one read that looks whether the state is of these images and activations. A state of more than `max_iter`
         iterations is given as it is: no iteration is undone.
@@ -97,6 +100,8 @@ def nmf(
         If a task would not fit; before anything is read.
     FingerprintError
         If `checkpoint` is the state of something else.
+    StoreError
+        If it cannot be read or written.
 
     Notes
     -----
@@ -162,7 +167,7 @@ def coupled_nmf(
     ------
     ArrayError
         As in `nmf`; if the arrays are not about the same images or two have the same name.
-    NonFiniteError, MemoryLimitError, FingerprintError
+    NonFiniteError, MemoryLimitError, FingerprintError, StoreError
         As in `nmf`.
 
     Notes
@@ -259,9 +264,9 @@ def _named(xs: Xs) -> tuple[list[str], list[Any]]:
     if len(set(names)) < len(names):
         said = f"arrays of the same name: {', '.join(names)}"
         raise ArrayError(said, hint="dn.coupled_nmf({'one': x, 'other': y}, …)")
-    if odd := [name for name in names if "/" in name]:
-        said = f"{odd[0]!r} cannot name a part of the result: it has a /"
-        raise ArrayError(said, hint="dn.coupled_nmf({'one': x, 'other': y}, …)")
+    for name in names:
+        if wrong := cannot_name_a_part(name, AT_ROOT):
+            raise ArrayError(wrong, hint="dn.coupled_nmf({'one': x, 'other': y}, …)")
     return names, views
 
 

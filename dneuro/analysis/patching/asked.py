@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import check_dims, choose, is_count
+from dneuro.analysis.arrays import check_dims, choose, dims_of, is_count, one_of
 from dneuro.analysis.checks import check_count
 from dneuro.analysis.gathering import Layout
 from dneuro.analysis.ica import check_search, counts_of
@@ -181,12 +181,12 @@ def ask(
 
 def _patches(x: xr.DataArray) -> tuple[xr.DataArray, str]:
     """Return the array as (channel, sample, row, column, color), and the name of the first dim."""
-    dims = tuple(map(str, getattr(x, "dims", ())))
+    dims = tuple(map(str, dims_of(x)))
     if len(dims) != 5 or not set(DIMS) < set(dims):
         what = f"dims {dims}" if dims else f"a {type(x).__name__}"
         raise ArrayError(
             f"{NAME} takes an xarray.DataArray (channel, sample, row, column, color), not {what}",
-            hint="dn.top_patches(store, layer)",
+            hint=one_of(x, "dn.top_patches(store, layer)"),
         )
     check_dims(x, "the array")
     dim = next(name for name in dims if name not in DIMS)
