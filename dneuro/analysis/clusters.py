@@ -144,8 +144,8 @@ def clusters(
     ).assign({f"leaf_{what}": ("leaf", numbers[live])})
     if per == "image":
         result = _with_classes(result, x, found)
-    result.attrs = {"analysis": "clusters", "layer": similar.attrs["layer"], "images": similar.attrs["images"],
-                    "parameters": parameters}  # fmt: skip
+    compared = {what: similar.attrs[what] for what in ("images", "classes") if what in similar.attrs}
+    result.attrs = {"analysis": "clusters", "layer": similar.attrs["layer"], **compared, "parameters": parameters}
     return result
 
 

@@ -129,10 +129,11 @@ def similarity(
     asked.check(executor)
     events.emit("note", "similarity", f"{asked.seen.layer or 'array'}: {asked.plan}")
     kept = {name: value for name, value in (("neighbours", neighbours), ("threshold", threshold)) if value is not None}
+    what = "classes" if "class" in x.dims and "image" not in x.dims else "images"
     attrs = {
         "analysis": "similarity",
         "layer": asked.seen.layer,
-        "images": len(asked.seen.taking_part),
+        what: len(asked.seen.taking_part),
         "precision": asked.precision,
         "method": asked.plan.method,
         "parameters": {"metric": list(asked.metrics), "per": per, "pool": pool, **kept},

@@ -115,5 +115,12 @@ def _at_best(question: Question, x: xr.DataArray) -> xr.DataArray:
     """Return an array without data with the images that take part, as if every image were classified as wanted."""
     wanted = question.step.select
     if wanted is not None and "correct" in x.coords:
+        if wanted.correct is not None and (wanted.sample or 0) > x.sizes["image"]:
+            right = "right" if wanted.correct else "wrong"
+            raise UsageError(
+                f"sample={wanted.sample} of {x.sizes['image']} images, of which those that are classified {right} will "
+                "be fewer: how many is known after the extraction",
+                hint="select: {sample: …} well below that, or without sample: all of them",
+            )
         x = x.assign_coords(correct=("image", np.full(x.sizes["image"], wanted.correct is not False)))
     return question.selected(x)

@@ -58,12 +58,13 @@ def tables(store: Store) -> Iterator[tuple[str, Table]]:
         parts: dict[str, xr.Dataset] = {"": store.statistics(layer)} if layer in store.layers else {}
         parts |= {f"{step}.": found[layer] for step, found in results.items() if layer in found}
         for lead, data in parts.items():
-            for name, array in data.data_vars.items():
+            for name in sorted(map(str, data.data_vars)):  # a store lists them in any order
+                array = data[name]
                 dims = tuple(map(str, array.dims))
                 if dims in FEATURES:
                     _add(neurons, dims, f"{lead}{name}", array)
                 elif len(dims) == 1 and dims[0] not in ("image", "class") and lead:
-                    _add(own, f"{lead}{dims[0]}", str(name), array)
+                    _add(own, f"{lead}{dims[0]}", name, array)
         for dims, table in neurons.items():
             yield f"{layer}-{'channels' if dims == ('channel',) else 'neurons'}", table
         lead = "" if all(data.attrs.get("layer") == "" for data in parts.values()) else f"{layer}-"

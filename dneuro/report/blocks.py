@@ -109,8 +109,31 @@ class Studio:
         selection = result.data.attrs.get("selection", {})
         return int(selection.get("images", self.images.usable.sum()))
 
+    def basis(self, result: Result) -> str:
+        """Return of how many images a result is, and how many of them count where it is made of counts."""
+        root = result
+        while (found := self._made_of(root)) is not None:
+            root = found
+        words = f"n = {counted(self.taking_part(root), 'image')}"
+        if root is not result and root.analysis == "cooccurrence":
+            top, beyond = (root.parameters.get(name) for name in ("k", "quantile"))
+            words += f", of which each {root.parameters.get('per', 'channel')}'s "
+            words += f"top {top} are counted" if beyond is None else f"above its quantile {number(beyond)} are counted"
+        return words
+
+    def _made_of(self, result: Result) -> Result | None:
+        """Return a result of the step that a result was made of, of its own layer if there is one."""
+        step = result.parameters.get("of")
+        found = [
+            other for layer in self.contents.layers for other in layer.results if other.step == step != result.step
+        ]
+        return next((other for other in found if other.layer == result.layer), next(iter(found), None))
+
     def plate(self, figure: Figure, result: Result, kind: str, alt: str, caption: str) -> Plate:
-        """Write a figure beside the pages."""
+        """Write a figure beside the pages; its caption says of how many images it is, if it does not yet."""
+        if "n = " not in caption and result.analysis != "connections":  # these are of weights
+            said, parameters, settings = caption.partition(" Parameters: ")
+            caption = f"{said} {self.basis(result)}.{parameters}{settings}"
         stem = "-".join(file_names([part for part in (result.layer, result.step, kind) if part]))
         name, again = f"figures/{stem}.png", 1
         while name in self._names:

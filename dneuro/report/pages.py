@@ -18,8 +18,18 @@ def shared(studio: Studio, job: Mapping[str, Any] | None) -> dict[str, Any]:
     title = str((job or {}).get("name") or attrs.get("name") or attrs.get("job") or "Activations")
     return {
         "title": title, "generator": GENERATOR, "pictureless": studio.gallery.empty,
-        "searchable": bool(studio.paging), "sided": beside.there(studio.contents),
+        "searchable": bool(studio.paging), "sided": beside.there(studio.contents), "called": _called(job),
     }  # fmt: skip
+
+
+def _called(job: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what a job calls layers, by their names."""
+    for step in (job or {}).get("steps") or []:
+        extract = step.get("extract") if isinstance(step, Mapping) else None
+        layers = extract.get("layers") if isinstance(extract, Mapping) else None
+        if isinstance(layers, Mapping):  # a list of names calls none of them otherwise
+            return {name: str(spec["called"]) for name, spec in layers.items() if spec and spec.get("called")}
+    return {}
 
 
 def write(studio: Studio, job: Mapping[str, Any] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,15 @@ def test_page__comes_in_the_order_of_the_paper(pages: dict[str, Any]) -> None:
         "similarity-euclidean",
     )} <= names  # fmt: skip
     assert "figures/two-selectivity-facets.png" not in names, "what a step of facets says is said once"
+
+
+@pytest.mark.parametrize("name", ["layer-two.html", "layers.html"])
+def test_captions__say_of_how_many_images_and_how_many_are_counted(pages: dict[str, Any], name: str) -> None:
+    plates = r'<figure class="plate">.*?<figcaption>(.*?)</figcaption>'
+    captions = re.findall(plates, pages[name].source, re.DOTALL)
+    counted = [caption for caption in captions if "of which each channel&#39;s top 6 are counted." in caption]
+    assert all(re.search(r"n = \d+ images", caption) for caption in captions), captions
+    assert len(counted) == {"layer-two.html": 6, "layers.html": 8}[name], captions
 
 
 def test_facets__section_has_a_gallery_of_either_side(parts: dict[str, xr.Dataset], pages: dict[str, Any]) -> None:

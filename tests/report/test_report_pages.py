@@ -275,6 +275,16 @@ def test_report__shows_the_job_as_text_that_yaml_reads(small, tmp_path, read_pag
     assert "<title>other</title>" in page.source
 
 
+def test_report__has_what_a_job_calls_a_layer_beside_its_name(small, tmp_path, read_pages):
+    layers = {"fc": {"keep": "full", "called": "pool<5>"}, "conv": None}
+    for number, asked in enumerate((layers, list(layers), None)):
+        job = {"name": "other", "steps": [{"moments": None}, {"extract": {"layers": asked}}]}
+        index = write_report(xr.DataTree.from_dict(small), tmp_path / str(number), pictures=None, job=job)
+        pages = read_pages(index)
+        shown = ["pool&lt;5&gt;</span>" in pages[name].source for name in pages if "/" not in name]
+        assert sum(shown) == (2 if asked is layers else 0), "on the first page, and on its own"
+
+
 def test_report__is_called_what_the_job_of_the_store_was_called(small, tmp_path, read_pages):
     about = {key: value for key, value in small["/"].attrs["dneuro"].items() if key != "name"}
     small["/"] = small["/"].assign_attrs(dneuro={**about, "job": "flowers"})

@@ -46,7 +46,8 @@ def build(result: Result, studio: Studio) -> Table:
         "labels by chance give; mean ± standard deviation of the Gini index and the flatness; the share of neurons "
         f"below and above the threshold, {threshold_words(per_layer)}"
         f"{'' if per_layer else ' (' + number(float(data['threshold'].values[0])) + ')'}, and how many of these are "
-        f"significant, one-sided under a normal fitted to the layer's others.{quoted(result.parameters)}"
+        f"significant, one-sided under a normal fitted to the layer's others. {studio.basis(result)}."
+        f"{quoted(result.parameters)}"
     )
     return Table(f"Step {result.step}", plates, heads, lines, caption)
 
@@ -85,6 +86,7 @@ def _facets(result: Result, studio: Studio) -> Plate:
         caption += f" Labels by chance give {much}"
         drawn = not depths.is_far(chance.mean, [curve.mean])
         caption += " (dashed): a layer there tells classes no better." if drawn else ", which is off the scale."
+    caption += quoted(result.parameters)
     return studio.plate(figure, result, "mf", "Mean MF over depth", caption)
 
 
@@ -102,6 +104,7 @@ def _shape(result: Result, studio: Studio) -> Plate:
             f" Dash-dotted: with so few images per class no flatness can lie below {number(float(np.nanmax(least)))}."
         )
     figure = depths.curves(_layers(result), {"sparsity": sparse, "flatness": flat}, "mean over the layer", lines=lines)
+    caption += quoted(result.parameters)
     return studio.plate(figure, result, "shape", "Mean sparsity and flatness over depth", caption)
 
 
@@ -119,6 +122,7 @@ def _fractions(result: Result, studio: Studio) -> Plate:
         f"threshold, and, darker, those that lie there with p < {cutoff}. The multi-faceted share, in per cent, "
         f"{goes(multi, _layers(result))}."
     )
+    caption += quoted(result.parameters)
     return studio.plate(figure, result, "fractions", "Shares of single- and multi-faceted neurons over depth", caption)
 
 
@@ -147,6 +151,7 @@ def _ridges(name: str, result: Result, studio: Studio) -> Plate:
             caption += f" Dash-dotted: the threshold, {line[1]}."
     most = np.inf if name == "mf" else 1.0
     figure = ridges.ridges(samples, fits, _INDICES[name], chance=chance, line=line, most=most)
+    caption += quoted(result.parameters)
     return studio.plate(figure, result, f"{name}-densities", f"Densities of the {name} of each layer", caption)
 
 

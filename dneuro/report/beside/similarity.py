@@ -31,7 +31,8 @@ def build(result: Result, studio: Studio) -> Table:
         lines.append(Line(name, files.get(name), tuple(cells)))
     caption = (
         "Per layer: what is compared, every two of them; mean ± standard deviation over the pairs that have a value, "
-        f"each counted once, and the number of these. {_compared(result, studio)}{quoted(result.parameters)}"
+        f"each counted once, and the number of these. {_compared(result, studio)} {studio.basis(result)}."
+        f"{quoted(result.parameters)}"
     )
     return Table(f"Step {result.step}", plates, heads, lines, caption)
 
@@ -54,7 +55,7 @@ def _plate(metric: str, result: Result, studio: Studio) -> Plate:
                            from_zero=metric == "euclidean")  # fmt: skip
     caption = f"{title} of two neurons of a layer over depth: the mean over all pairs, shaded ± 1 standard deviation."
     caption += f" It {goes(mean, layers)}. {_compared(result, studio)}"
-    return studio.plate(figure, result, metric, f"Mean {title} over depth", caption)
+    return studio.plate(figure, result, metric, f"Mean {title} over depth", caption + quoted(result.parameters))
 
 
 def _values(result: Result, name: str) -> NDArray[np.float64]:

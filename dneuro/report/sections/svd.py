@@ -197,12 +197,15 @@ def component_overlap(result: Result, k: int, studio: Studio) -> float | None:
     return common(_tops(_scores(result, studio), k, result, studio)) if "score" in result.data else None
 
 
-def component_spans(result: Result, k: int, studio: Studio) -> NDArray[np.float64] | None:
-    """Return how many classes the top `k` images of each component span; None where no class is known."""
+def component_spans(
+    result: Result, k: int, studio: Studio, *, lowest: bool = False
+) -> NDArray[np.float64] | None:
+    """Return how many classes the top `k` images of each component span, or the lowest; None where none is known."""
     labels = studio.images.labels
     if labels is None or not (labels >= 0).any() or "score" not in result.data:
         return None
-    return _spans(_tops(_scores(result, studio), k, result, studio), studio)
+    scores = _scores(result, studio)
+    return _spans(_tops(-scores if lowest else scores, k, result, studio), studio)
 
 
 def neuron_spans(top: Result, k: int, labels: NDArray[np.int64]) -> NDArray[np.float64]:

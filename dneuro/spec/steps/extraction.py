@@ -18,6 +18,9 @@ class LayerSpec(Spec):
     """``full``: every activation; ``max``: the maximum over positions with its position; ``mean``: the mean
     over positions; ``stats``: no activations, only the statistics taken on the way."""
 
+    called: Annotated[str, Field(max_length=40)] = ""
+    """What a paper or you call the layer: ``pool5``. Stands beside its name in the report; changes nothing else."""
+
 
 def _name_layers(layers: object) -> object:
     """Turn a list of layer names into the mapping that keeps each of them in full."""
