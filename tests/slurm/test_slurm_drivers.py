@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 import dneuro as dn
 from dneuro.cluster import DriverRef, backend_of, standing
+from dneuro.cluster.record import entries
 from dneuro.cluster.slurm import queue
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, DneuroError
@@ -38,6 +40,11 @@ def log(folder: Path) -> str:
 def driver(folder: Path) -> str:
     """The number of the batch job that drives a job."""
     return str(json.loads((folder / "driver.json").read_text())["id"])
+
+
+def drivers(folder: Path) -> set[str]:
+    """The numbers of all batch jobs that were to drive a job."""
+    return {entry["id"] for entry in entries(folder) if entry.get("role") == "driver" and "id" in entry}
 
 
 def workers(job: str) -> list[str]:
@@ -128,6 +135,38 @@ def test_cancel__leaves_nothing_in_the_queue(
     wait_until(lambda: not in_queue(), 30, "an empty queue")
     assert time.monotonic() - began < 30
     assert not list(folder.glob("attempts/*/keys")) or killed
+
+
+def test_job__that_is_submitted_twice_at_once_has_one_driver(
+    make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, profile = make_job(store="slurm.zarr", **LONG), make_profile({"workers": 1})
+    honest, barrier = queue.submit, threading.Barrier(2)
+
+    def together(script: Path) -> str:
+        barrier.wait(60)
+        return honest(script)
+
+    monkeypatch.setattr(queue, "submit", together)
+    both = [threading.Thread(target=dn.submit, args=(job, profile)) for _ in range(2)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    (submitted,) = dn.jobs(cluster=profile)
+    folder = next((tmp_path / "state" / "jobs").iterdir())
+    wait_until(lambda: done(job) > 1, 120, "the first units")
+    wait_until(lambda: "is at work on this job (run 1)" in log(folder), 60, "the other driver to leave")
+    ended = [number for number in drivers(folder) if queue.look()[number].ended]
+    assert len(drivers(folder)) == 2
+    for left in {driver(folder), *ended}:  # whichever was written down last
+        (folder / "driver.json").write_text(json.dumps(DriverRef("slurm", left).to_dict()))
+        assert submitted.status().state == "running"
+        with pytest.raises(BusyError):
+            submitted.resume()
+    assert submitted.wait(240).state == "done", log(folder)
+    assert len(list((folder / "attempts").iterdir())) == 1
+    wait_until(lambda: not in_queue(), 30, "an empty queue")
 
 
 def test_driver__that_waits_is_cancelled_at_once(make_profile: MakeProfile, tmp_path: Path) -> None:
