@@ -11,6 +11,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,13 +21,16 @@ import benchmarks
 from benchmarks.measure import Measured, free_cores, measure
 from benchmarks.question import Question, run
 from benchmarks.setting import Setting
-from dneuro.quantities import format_bytes, parse_bytes
+from dneuro.quantities import format_bytes, format_duration, parse_bytes
 
-HEADINGS = ("", "where", "seconds", "of it reading", "CPU s", "peak MiB", "worker MiB", "error", "dneuro ÷ this")
+HEADINGS = (
+    "", "where", "seconds", "of it reading", "CPU s", "peak MiB", "planned", "worker MiB", "planned", "error",
+    "dneuro ÷ this",
+)  # fmt: skip
 
 
 def main() -> None:
-    """Parse the command line, measure, print; with ``--keep`` put it into RESULTS.md, one group after the other."""
+    """Parse the command line, measure, print; with ``--keep`` put each group into RESULTS.md once it is whole."""
     groups = _groups()
     asked = _parse(list(groups))
     with tempfile.TemporaryDirectory(prefix="dneuro-benchmark-") as temporary:
@@ -34,37 +38,57 @@ def main() -> None:
         for setting in settings:
             setting.make()
         for name in asked.what:
-            memory = format_bytes(psutil.virtual_memory().total)
-            lines = _show(
-                f"\n## {name}\n",
-                f"`python -m benchmarks {shlex.join([name, *_options()])}`, Python {platform.python_version()}, "
-                f"{free_cores()} cores, {memory}; medians of {asked.rounds}.",
-            )
+            began = time.monotonic()
+            _show(f"\n## {name}")
+            sections = {}
             for setting in settings:
                 questions = [q for q in groups[name] if q.large or setting.images == asked.images]
                 if questions:
                     title = f"{setting.images:,} images × {setting.neurons:,} neurons, {format_bytes(setting.nbytes)}"
-                    lines += _show(f"\n### {title}; {setting.workers} workers of {format_bytes(setting.memory)}")
-                for question in questions:
-                    lines += _table(question, setting, asked)
+                    title += f"; {setting.workers} workers of {format_bytes(setting.memory)}"
+                    _show(f"\n### {title}\n")
+                    lines = _show(_said(name, asked))
+                    for question in questions:
+                        lines += _table(question, setting, asked)
+                    sections[title] = "\n".join(lines)
+            print(f"\n{name} took {format_duration(time.monotonic() - began)}", flush=True)
             if asked.keep:
-                _keep(name, "\n".join(lines).strip())
+                _keep(name, sections)
+
+
+def _said(group: str, asked: argparse.Namespace) -> str:
+    """Return how tables came about."""
+    command, memory = shlex.join([group, *_options()]), format_bytes(psutil.virtual_memory().total)
+    return (
+        f"`python -m benchmarks {command}`, Python {platform.python_version()}, {free_cores()} cores, {memory}; "
+        f"medians of {asked.rounds}."
+    )
 
 
 def _options() -> list[str]:
     """Return the command line without the names of groups, and without what changes no number."""
     first = next((i for i, word in enumerate(sys.argv) if word.startswith("--")), len(sys.argv))
     words = " ".join(shlex.quote(word) for word in sys.argv[first:])
-    return shlex.split(re.sub(r"--(folder|patience) \S+", "", words))
+    return shlex.split(re.sub(r"--folder \S+", "", words))
 
 
-def _keep(group: str, text: str) -> None:
-    """Put a group's tables into RESULTS.md, in place of those that it has of this group."""
+def _keep(group: str, sections: dict[str, str]) -> None:
+    """Put a group's tables into RESULTS.md, in place of those that it has of this group and such arrays and workers."""
     path = Path(__file__).with_name("RESULTS.md")
-    kept = dict(re.findall(r"^## (\w+)\n(.*?)(?=^## |\Z)", path.read_text() if path.exists() else "", re.M | re.S))
-    kept[group] = text.removeprefix(f"## {group}\n")
-    parts = [f"## {name}\n\n{kept[name].strip()}\n" for name in sorted(kept)]
-    path.write_text("\n".join(["# Results\n\nWhat the columns mean: README.md.\n", *parts]))
+    kept = _below("##", path.read_text() if path.exists() else "")
+    whole = {name: _below("###", text) for name, text in kept.items()}
+    whole[group] = {**whole.get(group, {}), **sections}
+    lines = ["# Results", "What the columns mean: README.md."]
+    for name in sorted(whole):
+        lines.append(f"## {name}")
+        for title, text in whole[name].items():
+            lines += [f"### {title}", text.strip()]
+    path.write_text("\n\n".join(lines) + "\n")
+
+
+def _below(level: str, text: str) -> dict[str, str]:
+    """Return what stands below each heading of a level, by its title."""
+    return dict(re.findall(rf"^{level} (.+)\n(.*?)(?=^{level} |\Z)", text, re.M | re.S))
 
 
 def _groups() -> dict[str, tuple[Question, ...]]:
@@ -86,10 +110,14 @@ def _parse(groups: list[str]) -> argparse.Namespace:
     parser.add_argument("--device", default="", help="of the group `devices`: cuda, or torch:cpu to try it out")
     parser.add_argument("--large", action="store_true", help="also an array of 4 times the workers' memory")
     parser.add_argument("--only", default="", help="candidates whose name matches this pattern")
-    parser.add_argument("--patience", type=float, default=900, help="seconds after which a candidate is ended")
+    parser.add_argument("--all", action="store_true", help="also candidates that are hopeless at this size")
+    parser.add_argument("--patience", type=float, default=300, help="seconds after which a candidate is ended")
     parser.add_argument("--folder", type=Path, help="keep the arrays here")
-    parser.add_argument("--keep", action="store_true", help="put the tables into benchmarks/RESULTS.md")
+    parser.add_argument("--keep", action="store_true", help="put the tables of whole groups into benchmarks/RESULTS.md")
     asked = parser.parse_args()
+    if asked.keep and asked.only:
+        # Rows of another run beside it would have ratios and errors that nobody has measured.
+        parser.error("--keep takes whole groups, --only leaves some of their candidates out; leave out one of them")
     if unknown := set(asked.what) - set(groups):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(groups)}")
     if not asked.device:
@@ -110,7 +138,10 @@ def _settings(asked: argparse.Namespace, folder: Path) -> Iterator[Setting]:
 
 def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> list[str]:
     """Measure all candidates of a question, in turns, so that what else the machine does falls on all of them."""
-    chosen = [i for i, c in enumerate(question.candidates) if i == 0 or re.search(asked.only, c.name)]
+    candidates = question.candidates
+    left_out = {} if asked.all else {i: why for i, c in enumerate(candidates) if (why := c.hopeless(setting))}
+    named = [i for i, c in enumerate(candidates) if i == 0 or re.search(asked.only, c.name)]
+    chosen = [i for i in named if i not in left_out]
     found: dict[int, list[Measured]] = {i: [] for i in chosen}
     for _ in range(asked.rounds):
         for i in chosen:
@@ -119,28 +150,36 @@ def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> l
     truth = question.reference(setting) if question.reference else found[chosen[0]][0].value
     lines = _show(f"\n#### {question.name.format(rank=setting.rank)}\n")
     lines += _show(_row(HEADINGS), _row(["---"] * len(HEADINGS)))
-    for i, runs in found.items():
-        candidate = question.candidates[i]
-        name = candidate.name.replace("{device}", setting.device)
-        lines += _show(_row([name, candidate.where, *_cells(question, runs, found[chosen[0]], truth)]))
+    for i in named:
+        name, where = candidates[i].name.replace("{device}", setting.device), candidates[i].where
+        if i in left_out:
+            cells = [f"left out: {left_out[i]}", *[""] * (len(HEADINGS) - 3)]
+        else:
+            cells = _cells(question, found[i], found[chosen[0]], truth)
+        lines += _show(_row([name, where, *cells]))
     return lines
 
 
 def _cells(question: Question, runs: list[Measured], ours: list[Measured], truth: object) -> list[str]:
     dead = next((one for one in runs if one.failure), None)
     if dead is not None:
-        return [f"**{dead.failure}**", "", "", f"{dead.peak / 2**20:.0f}", f"{dead.worker / 2**20:.0f}", "", ""]
+        return [f"**{dead.failure}**", "", "", *_memory([dead]), "", ""]
     error = question.error(runs[0].value, truth) if question.error and truth is not None else None
     ratios = [a.seconds / b.seconds for a, b in zip(ours, runs, strict=False)]  # of the same round
     return [
         f"{statistics.median(one.seconds for one in runs):.2f}",
         f"{statistics.median(one.reading for one in runs):.2f}" if runs[0].reading else "",
         f"{statistics.median(one.cpu for one in runs):.1f}",
-        f"{max(one.peak for one in runs) / 2**20:.0f}",
-        f"{max(one.worker for one in runs) / 2**20:.0f}" if runs[0].worker else "",
+        *_memory(runs),
         "" if error is None or error != error else f"{error:.0e}",
         f"{statistics.median(ratios):.2f}" if not any(one.failure for one in ours) else "",
     ]
+
+
+def _memory(runs: list[Measured]) -> list[str]:
+    """Return the cells of what was held, of all processes and of a worker, each with what was planned beside it."""
+    sizes = (max(getattr(one, name) for one in runs) for name in ("peak", "planned", "worker", "planned_worker"))
+    return [f"{size / 2**20:.0f}" if size else "" for size in sizes]
 
 
 def _row(cells: list[str] | tuple[str, ...]) -> str:

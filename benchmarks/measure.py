@@ -43,6 +43,8 @@ class Measured:
         What the candidate found.
     failure : str
         How it ended otherwise; empty if it did not.
+    planned, planned_worker : int
+        What dneuro foretold of `peak` and of `worker`; 0 where nobody did.
     """
 
     seconds: float = float("nan")
@@ -52,13 +54,25 @@ class Measured:
     worker: int = 0
     value: Any = None
     failure: str = ""
+    planned: int = 0
+    planned_worker: int = 0
 
 
 @dataclass
 class Clock:
-    """What a candidate uses to say which part of its time was reading."""
+    """What a candidate uses to say which part of its time was reading, and what memory it was planned to take.
+
+    Parameters
+    ----------
+    reading : float
+        Seconds of reading.
+    planned, planned_worker : int
+        Bytes of all processes together, and of a worker.
+    """
 
     reading: float = 0.0
+    planned: int = 0
+    planned_worker: int = 0
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
@@ -78,7 +92,7 @@ def measure(task: Callable[..., Any], *args: Any, patience: float = 1800) -> Mea
     process = context.Process(target=_child, args=(send, task, args))
     process.start()
     send.close()
-    watch = _Watch(process.pid or 0, time.monotonic() + patience)
+    watch = _Watch(process.pid or 0, patience)
     watch.start()
     found: dict[str, Any] = {}
     try:
@@ -93,7 +107,7 @@ def measure(task: Callable[..., Any], *args: Any, patience: float = 1800) -> Mea
     process.join()
     return Measured(
         found.get("seconds", float("nan")), found.get("reading", 0.0), watch.cpu, watch.peak, watch.worker,
-        found.get("value"), watch.why or found.get("failure", ""),
+        found.get("value"), watch.why or found.get("failure", ""), *found.get("planned", ()),
     )  # fmt: skip
 
 
@@ -101,6 +115,7 @@ def _child(send: Connection, task: Callable[..., Any], args: tuple[Any, ...]) ->
     clock = Clock()
 
     def timed(work: Callable[[], Any]) -> Any:
+        send.send(("planned", (clock.planned, clock.planned_worker)))
         send.send(("start", None))
         began = time.perf_counter()
         value = work()
@@ -119,9 +134,9 @@ def _child(send: Connection, task: Callable[..., Any], args: tuple[Any, ...]) ->
 class _Watch(threading.Thread):
     """Looks at the memory of a process and its children, and ends them where they take all or too long."""
 
-    def __init__(self, pid: int, deadline: float) -> None:
+    def __init__(self, pid: int, patience: float) -> None:
         super().__init__(daemon=True)
-        self.pid, self.deadline = pid, deadline
+        self.pid, self.patience, self.deadline = pid, patience, time.monotonic() + patience
         self.on, self.stop = False, threading.Event()
         self.peak, self.worker, self.why = 0, 0, ""
         self.cpu, self._before, self._resident = 0.0, -1.0, 0
@@ -143,7 +158,7 @@ class _Watch(threading.Thread):
                 if psutil.virtual_memory().available < LEFT:
                     self._end("MemoryError (the machine was full)", children)
                 elif time.monotonic() > self.deadline:
-                    self._end("too long", children)
+                    self._end(f"longer than {self.patience:.0f} s", children)
 
     def _end(self, why: str, children: list[int]) -> None:
         self.why = why

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import Clock
-from benchmarks.question import Candidate, Question
+from benchmarks.question import Candidate, Question, analysis
 from benchmarks.setting import Setting
 
 NEURONS = 256
@@ -25,10 +25,8 @@ def narrowed(setting: Setting) -> Setting:
 
 def ours(setting: Setting, clock: Clock) -> Callable[[], Any]:
     """Ask dneuro for all of them."""
-    import dneuro as dn
-
-    x = narrowed(setting).lazy()
-    return lambda: dn.svd(x, rank="all", standardize="center")["singular_value"].values
+    call = analysis("svd", narrowed(setting).lazy(), clock, rank="all", standardize="center")
+    return lambda: call()["singular_value"].values
 
 
 def dask_ml_pca(setting: Setting, clock: Clock) -> Callable[[], Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import Clock
-from benchmarks.question import Candidate, Question
+from benchmarks.question import Candidate, Question, analysis
 from benchmarks.reading import BARE_READ
 from benchmarks.setting import Setting
 
@@ -18,10 +18,8 @@ K = 100
 
 def our_moments(setting: Setting, clock: Clock) -> Callable[[], Any]:
     """Ask dneuro, as a user calls it."""
-    import dneuro as dn
-
-    x = setting.lazy()
-    return lambda: dn.moments(x)["variance"].values
+    call = analysis("moments", setting.lazy(), clock)
+    return lambda: call()["variance"].values
 
 
 def variance(setting: Setting, clock: Clock) -> Callable[[], Any]:
@@ -36,10 +34,8 @@ def dask_variance(setting: Setting, clock: Clock) -> Callable[[], Any]:
 
 def our_top(setting: Setting, clock: Clock) -> Callable[[], Any]:
     """Ask dneuro: both ends, with the images, since that is what it gives."""
-    import dneuro as dn
-
-    x = setting.lazy()
-    return lambda: dn.top_images(x, k=K)["top_value"].values
+    call = analysis("top_images", setting.lazy(), clock, k=K)
+    return lambda: call()["top_value"].values
 
 
 def argpartition(setting: Setting, clock: Clock) -> Callable[[], Any]:

@@ -30,7 +30,7 @@ LAYERS = {
     "features.12.expand3x3_activation": "full",
 }
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "12000"))
+COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "4000"))
 """Photographs taken, evenly from all there are, or all of them many times over."""
 UNIT = 256
 """Images per unit: half of what 50,000 images have, so that so few make enough units for all cores."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,11 @@ from benchmarks.setting import Setting
 Answer = Any
 Prepare = Callable[[Setting, Clock], Callable[[], Answer]]
 """What a module gives for a candidate: it imports, opens and prepares, and returns the call that is timed."""
+
+
+def never(setting: Setting) -> str:
+    """Return that nothing speaks against trying."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,15 @@ class Candidate:
     where : {"memory", "threads", "cluster"}
         With everything in RAM, on threads of one process, or on the limited workers; for ``"cluster"`` the client
         is already active when `prepare` is called.
+    hopeless : callable, optional
+        ``hopeless(setting)``: why it is left out of an array of this size, unless all are asked for; empty if it is
+        not.
     """
 
     name: str
     prepare: Prepare
     where: Literal["memory", "threads", "cluster"]
+    hopeless: Callable[[Setting], str] = never
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,27 @@ class Question:
     reference: Callable[[Setting], Answer] | None = None
     digest: Callable[[Answer], Answer] = np.asarray
     large: bool = False
+
+
+def analysis(name: str, x: Any, clock: Clock, **asked: Any) -> Callable[[], Any]:
+    """Return the call of one of dneuro's analyses, and note what its plan says of memory.
+
+    Of threads that is the peak of the one process, of a cluster that of a worker, and in sum of all workers, of the
+    process that asks with what it holds, and of its imports. Arrays that lie in memory before count too.
+    """
+    import dneuro as dn
+    from dneuro.engine.executors import PROCESS_BYTES, ThreadExecutor, get_executor
+
+    plan, executor = dn.plan(name, x, **asked), get_executor()
+    arrays = x.values() if isinstance(x, Mapping) else [x]
+    held = sum(array.nbytes for array in arrays if array.chunks is None)
+    if isinstance(executor, ThreadExecutor):
+        clock.planned = plan.process_bytes(executor) + held
+    else:
+        clock.planned_worker = plan.worker_bytes
+        processes = executor.slots // executor.slots_per_process
+        clock.planned = processes * plan.worker_bytes + plan.driver_bytes + PROCESS_BYTES + held
+    return lambda: getattr(dn, name)(x, **asked)
 
 
 def run(

@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import Clock
-from benchmarks.question import Candidate, Question
+from benchmarks.question import Candidate, Question, analysis
 from benchmarks.setting import Setting
 
 
 def ours(setting: Setting, clock: Clock) -> Callable[[], Any]:
     """Ask dneuro, as a user calls it."""
-    import dneuro as dn
-
-    x = setting.lazy()
-    return lambda: dn.svd(x, rank=setting.rank, standardize="image")["singular_value"].values
+    call = analysis("svd", setting.lazy(), clock, rank=setting.rank, standardize="image")
+    return lambda: call()["singular_value"].values
 
 
 def scikit_learn(setting: Setting, clock: Clock) -> Callable[[], Any]:
