@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,11 +13,14 @@ from dneuro.analysis.arrays import View
 from dneuro.engine.executors import Executor
 from dneuro.engine.plan import fit
 from dneuro.kernels import Energy, Standardise, Step, Triangle
+from dneuro.quantities import MiB
 
 Matrix = NDArray[np.float64]
 
 MAX_STEPS = 12
 """Most passes of the Krylov method before it says that it has not converged."""
+FEWEST_STEPS = 6
+"""As many where the process that asks has no room for more; four are enough as a rule."""
 RESOLVED = 1e-7
 """Singular values below this share of the largest one drown in the rounding of ZᵀZ; they hold up nobody."""
 DUST = 1e-14
@@ -72,6 +76,39 @@ class Eigenvectors:
         return replace(self, vectors=self.vectors[:, :count], applied=self.applied[:, :count], scores=scores)
 
 
+SCATTERED = 160 * MiB
+"""At most so much more a process takes for arrays that come one by one, as the C library lays them: a third more was
+measured of 170 MiB, a fifth of 460; those of more than 32 MiB each are given back one by one."""
+
+
+def space_bytes(steps: int, rows: int, features: int, columns: int, rank: int, item: int) -> int:
+    """Return the bytes that the process which asks holds of a Krylov space of Z (rows × features), for the plan.
+
+    Parameters
+    ----------
+    steps, columns : int
+        Blocks of the space, and the columns of each.
+    rank, item : int
+        Vectors that are wanted, and bytes of an entry of ZQ.
+    """
+    width = min(steps * columns, features, rows + columns)  # what Z does to anything has no more than its rows
+    # The basis and its image; a block being made orthonormal. ZᵀZ on the basis, its eigenvectors, LAPACK's copies.
+    held = 16 * features * width + 56 * features * columns + 56 * width**2
+    # ZQ of all blocks; of one as it comes together, or widened to be multiplied; the scores of those wanted.
+    held += rows * (item * width + 8 * columns * max(1, item // 4) + 16 * rank)
+    return held + min(2 * held // 5, SCATTERED)
+
+
+def gram_bytes(features: int) -> int:
+    """Return the bytes that the process which asks holds while it diagonalises ZᵀZ, for the plan."""
+    return 40 * features**2  # ZᵀZ, on its way too; LAPACK's copy of it, or what it makes of vectors; its eigenvectors
+
+
+def tsqr_bytes(rows: int, features: int) -> int:
+    """Return the bytes that the process which asks holds while it decomposes the triangle, for the plan."""
+    return 80 * min(rows, features) * features  # the triangle, its factors, LAPACK's copies of them and its work
+
+
 def columns_of(rank: int, images: int, neurons: int) -> int:
     """Return the columns of a Krylov block: three and a half times the rank, 10 to 40 more, and the random ones.
 
@@ -80,33 +117,48 @@ def columns_of(rank: int, images: int, neurons: int) -> int:
     return min(rank + min(max(PROBES, 5 * rank // 2), 40) + PROBES, images, neurons)
 
 
-def gram(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:
-    """Diagonalise ZᵀZ (neurons × neurons), made in one pass; return all singular values too."""
+Enough = Callable[[NDArray[np.float64], float], int]
+"""Of all singular values and ‖Z‖²_F: how many of the leading ones are wanted."""
+
+
+def gram(seen: View, standardise: Standardise, executor: Executor, enough: Enough) -> Eigenvectors:
+    """Diagonalise ZᵀZ (neurons × neurons), made in one pass."""
     from scipy.linalg import eigh  # not at the top: workers load this file too, and SciPy is large
 
     energy = Energy(standardise)
     found = seen.reduce({"energy": energy}, executor, "svd")["energy"]
-    squares, vectors = eigh(found["product"])
-    squares, vectors = np.maximum(squares[::-1], 0.0), vectors[:, ::-1]
+    squares, vectors = eigh(found["product"])  # ascending
+    total = float(found["total"])
+    count = enough(np.sqrt(np.maximum(squares[::-1], 0.0)), total)
+    vectors = _last(vectors, count)
     passes = int(not seen.knows(energy))
-    return np.sqrt(squares), Eigenvectors(vectors, found["product"] @ vectors, float(found["total"]), passes, True)
+    return Eigenvectors(vectors[:, ::-1], (found["product"] @ vectors)[:, ::-1], total, passes, True)
 
 
-def tsqr(seen: View, standardise: Standardise, executor: Executor) -> tuple[NDArray[np.float64], Eigenvectors]:
+def tsqr(seen: View, standardise: Standardise, executor: Executor, enough: Enough) -> Eigenvectors:
     """Decompose the triangle R of Z = QR, made in one pass; nothing is squared."""
     triangle = Triangle(standardise)
     found = seen.reduce({"triangle": triangle}, executor, "svd")["triangle"]["triangle"]
     _, values, vectors = np.linalg.svd(found, full_matrices=False)  # of fewer images than neurons it is wide
     total = float(np.sum(found * found))
+    vectors = _last(vectors[::-1].T, enough(values, total))[:, ::-1]
     passes = int(not seen.knows(triangle))
-    return values, Eigenvectors(vectors.T, found.T @ (found @ vectors.T), total, passes, True)
+    return Eigenvectors(vectors, found.T @ (found @ vectors), total, passes, True)
+
+
+def _last(vectors: Matrix, count: int) -> Matrix:
+    """Return the last columns, of their own where they are few: what holds a part of an array holds all of it."""
+    part = vectors[:, vectors.shape[1] - count :]
+    return part if 2 * count > vectors.shape[1] else part.copy()
 
 
 def krylov(
     seen: View, standardise: Standardise, rank: int, seed: int, tolerance: float, executor: Executor,
-    known: Matrix | None = None,
+    known: Matrix | None = None, steps: int = MAX_STEPS,
 ) -> Eigenvectors:  # fmt: skip
     """Build a block Krylov space of ZᵀZ, one pass per block, until the certificates are small and nothing is missed.
+
+    At most so many passes, of which the plan has counted what they leave here.
 
     The basis grows by one orthonormal block Q per pass. The pass gives ZQ and ZᵀZQ, so ZᵀZ is known on the whole
     basis: the Rayleigh-Ritz values, their residuals and in the end ZV come without another read. Products are
@@ -124,12 +176,14 @@ def krylov(
     if sampled:
         known = _sample(seen, standardise, _Space(known, wide, rng), wide - PROBES, single, executor)
     space, passes, converged = _Space(known, wide, rng), int(sampled), False
-    while not converged and passes < MAX_STEPS:
+    steps = most = min(steps, MAX_STEPS)
+    while not converged and passes < steps and space.steps < most:
         space.add(seen.reduce({"step": Step(standardise, space.block, single)}, executor, "svd")["step"])
         passes += 1
         if single and not space.is_sound(rank, tolerance):
             events.emit("note", "svd", "products in float32 do not resolve the smallest of these; going on in float64")
             single, space = False, _Space(space.ritz(max(wide - PROBES, 0)), wide, rng)
+            most = max(1, steps // 2)  # each leaves twice as much
             continue
         # Where nothing is left to add, the space holds all that Z does to it, and the values are exact.
         settled = space.open_share(rank) <= tolerance and space.unseen(rank) <= HIDDEN
@@ -138,6 +192,8 @@ def krylov(
         message = f"not converged after {passes} passes: a certificate is {space.open_share(rank):.1e} of its σ"
         if space.open_share(rank) <= tolerance:
             message = f"not converged after {passes} passes: some σ up to {space.unseen(rank):.1f} × the last may lack"
+        if steps < MAX_STEPS:
+            message += "; with more memory this process would go on"
         events.emit("warning", "svd", message)
     rounding = float(np.finfo(np.float32).eps) * np.sqrt(space.total) if single else 0.0
     vectors, applied, scores = space.ritz(rank), space.applied(rank), space.scores(rank)
@@ -184,43 +240,49 @@ class _Space:
         random = rng.standard_normal((len(known), columns - known.shape[1]))
         self.block: Matrix = np.linalg.qr(np.hstack([known, random]))[0]
         self._random: Matrix = self.block.T @ random
-        self.basis, self._images = np.empty((len(known), 0)), np.empty((len(known), 0))
+        # Block by block: to lay them side by side would take as much again.
+        self._basis: list[Matrix] = []
+        self._images: list[Matrix] = []
         self._parts: list[NDArray[np.floating]] = []
+        self._projected = np.empty((0, 0))
         self.total = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Blocks that it has."""
+        return len(self._basis)
 
     def add(self, found: dict[str, NDArray[np.float64]]) -> None:
         """Take the results of the pass over `block`."""
-        self.basis = np.hstack([self.basis, self.block])
-        self._images = np.hstack([self._images, found["product"]])
+        product = found["product"]
+        self._basis.append(self.block)
+        self._images.append(product)
         self._parts.append(found["score"])
         self.images, self.total = found["image"].astype(np.int64), float(found["total"])
-        columns = self.basis.shape[1]
-        if not np.isfinite(found["product"]).all():  # too large for float32
+        columns = sum(block.shape[1] for block in self._basis)
+        if not np.isfinite(product).all():  # too large for float32
             self.doubt, self.squares, self._small = np.inf, np.zeros(columns), np.eye(columns)
-            self.block = self.basis[:, :0]
+            self.block = self.block[:, :0]
             return
-        projected = self.basis.T @ self._images
-        self.doubt = float(np.abs(projected - projected.T).max())
-        squares, small = np.linalg.eigh((projected + projected.T) / 2)
+        right = np.vstack([block.T @ product for block in self._basis])
+        below = np.hstack([right[-self.block.shape[1] :, :0], *(self.block.T @ image for image in self._images[:-1])])
+        self._projected = np.hstack([np.vstack([self._projected, below]), right])
+        self.doubt = float(np.abs(self._projected - self._projected.T).max())
+        squares, small = np.linalg.eigh((self._projected + self._projected.T) / 2)
         self.squares, self._small = np.maximum(squares[::-1], 0.0), small[:, ::-1]
-        self.block = _beyond(self.basis, found["product"], DUST * self.squares[0])
+        self.block = _beyond(self._basis, product, DUST * self.squares[0])
 
     def ritz(self, count: int) -> Matrix:
         """Return the leading Ritz vectors (neurons, count)."""
-        return np.asarray(self.basis @ self._small[:, :count])
+        return _times(self._basis, self._small[:, :count])
 
     def applied(self, count: int) -> Matrix:
         """Return ZᵀZ times them."""
-        return np.asarray(self._images @ self._small[:, :count])
+        return _times(self._images, self._small[:, :count])
 
     def scores(self, count: int) -> Matrix:
         """Return Z times them (images, count)."""
-        made = np.zeros((len(self._parts[0]), count))
-        first = 0
-        for part in self._parts:
-            made += part @ self._small[first : first + part.shape[1], :count]
-            first += part.shape[1]
-        return made
+        return _times(self._parts, self._small[:, :count])
 
     def open_share(self, rank: int) -> float:
         """Return the largest certificate, as a share of its singular value, of those that can be resolved."""
@@ -256,11 +318,28 @@ class _Space:
         return 1e-12 < largest < 1e12 and self.doubt <= 0.1 * tolerance * float(least)
 
 
-def _beyond(basis: Matrix, product: Matrix, dust: float) -> Matrix:
+def _times(blocks: Sequence[NDArray[np.floating]], small: Matrix) -> Matrix:
+    """Return blocks (rows, some columns), side by side, times a matrix (all columns, count)."""
+    made, first = np.zeros((len(blocks[0]), small.shape[1])), 0
+    for block in blocks:
+        made += block @ small[first : first + block.shape[1]]
+        first += block.shape[1]
+    return made
+
+
+def _beyond(basis: Sequence[Matrix], product: Matrix, dust: float) -> Matrix:
     """Return orthonormal columns that span what `product` adds to an orthonormal basis; none if that is dust."""
-    new, sizes, _ = np.linalg.svd(product - basis @ (basis.T @ product), full_matrices=False)
+    new, sizes, _ = np.linalg.svd(_without(basis, product), full_matrices=False)
     new = new[:, sizes > dust]
-    return np.linalg.qr(new - basis @ (basis.T @ new))[0]  # twice is enough (Kahan, Parlett)
+    return np.linalg.qr(_without(basis, new))[0]  # twice is enough (Kahan, Parlett)
+
+
+def _without(basis: Sequence[Matrix], columns: Matrix) -> Matrix:
+    """Return columns without what lies in the span of an orthonormal basis."""
+    left = columns.copy()
+    for block in basis:
+        left -= block @ (block.T @ columns)
+    return left
 
 
 def certify(applied: Matrix, vectors: Matrix, values: NDArray[np.float64]) -> NDArray[np.float64]:

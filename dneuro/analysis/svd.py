@@ -18,7 +18,19 @@ from dneuro import events
 from dneuro.analysis.arrays import View, choose, view
 from dneuro.analysis.checks import check_number, check_seed
 from dneuro.analysis.components import Rank, Wanted
-from dneuro.analysis.eigen import MAX_STEPS, Eigenvectors, certify, columns_of, gram, krylov, tsqr
+from dneuro.analysis.eigen import (
+    FEWEST_STEPS,
+    MAX_STEPS,
+    Eigenvectors,
+    certify,
+    columns_of,
+    gram,
+    gram_bytes,
+    krylov,
+    space_bytes,
+    tsqr,
+    tsqr_bytes,
+)
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.analysis.turned import has_panels, standardisation_turned, turned
@@ -112,14 +124,16 @@ def svd(
     NonFiniteError
         If it holds NaN or infinity; names layer, image and neuron.
     MemoryLimitError
-        If a task would not fit; before anything is read.
+        If a task would not fit; before anything is read. If so many components reach `threshold`, or explain that
+        share, that those do not fit.
 
     Notes
     -----
-    **Cost**: ``"tsqr"`` and ``"gram"`` 2 passes, state 8·P² bytes; ``"krylov"`` as a rule 4 passes, at most 13, state
-    8·P·l bytes per task, l = K + 20 … K + 50, flat in N, and in the driver 16·P·l + 4·N·l bytes per pass; one pass more
-    for the moments under ``"neuron"`` and ``"center"``. On the side of the images N and P change places. Where
-    the rank is not known ``"krylov"`` looks for 16, 64 and at most 256 components, each time from what it has.
+    **Cost**: ``"tsqr"`` and ``"gram"`` 2 passes, state 8·P² bytes, and in the driver 80·P² and 40·P²; ``"krylov"`` as a
+    rule 4 passes, at most 13, state 8·P·l bytes per task, l = K + 20 … K + 50, flat in N, and in the driver 16·P·l +
+    4·N·l bytes per pass: at most 7 where it has no room for those of more; one pass more for the moments under
+    ``"neuron"`` and ``"center"``. On the side of the images N and P change places. Where the rank is not known
+    ``"krylov"`` looks for 16, 64 and at most 256 components, each time from what it has.
 
     ``"tsqr"`` and ``"gram"`` compute in float64. ``"krylov"`` multiplies float32 activations in float32 and sums in
     float64, as long as that leaves the certificates alone; else it goes on in float64 and says so. The singular values
@@ -152,19 +166,20 @@ def svd(
         seen.xs, executor, passes=plan.passes, worker_bytes=plan.process_bytes(executor), persist=persist, step="svd"
     ) as xs:
         found = _triplets(replace(seen, xs=tuple(xs)), way, wanted, standardize, seed, tolerance, executor)
-    total, scores, images, passes = found.total, found.scores, found.images, found.passes
-    assert scores is not None and images is not None
-    left, values, turn = np.linalg.svd(scores, full_matrices=False)
+    total, images, passes = found.total, found.images, found.passes
+    assert found.scores is not None and images is not None
+    left, values, turn = np.linalg.svd(found.scores, full_matrices=False)
+    found = replace(found, scores=None)  # they take as much as U
     rounding = max(np.finfo(float).eps * max(len(left), len(found.vectors)) * values[0], found.rounding)
     values[values <= rounding] = 0.0
-    residuals = certify(found.applied @ turn.T, found.vectors @ turn.T, values) + rounding
     right = found.vectors @ turn.T
+    residuals = certify(found.applied @ turn.T, right, values) + rounding
     if way.side == "image":
         left, right, images = right, left, np.arange(len(right))
         numbers = seen.taking_part
     else:
         numbers = seen.images[images]
-    left = np.where(values == 0, 0.0, left)
+    left[:, values == 0] = 0.0
     u, vectors = _flip(left, right)
     rest = max(total - float(values @ values), 0.0)
     result = xr.Dataset(
@@ -217,10 +232,14 @@ def plan_svd(
 
 @dataclass(frozen=True)
 class _Way:
-    """A method, on the side of the neurons (ZᵀZ, blocks of images) or of the images (ZZᵀ, panels of neurons)."""
+    """A method, on the side of the neurons (ZᵀZ, blocks of images) or of the images (ZZᵀ, panels of neurons).
+
+    Of the Krylov method also the most steps that the process which asks has room for.
+    """
 
     method: str
     side: Literal["neuron", "image"]
+    steps: int = MAX_STEPS
 
 
 @dataclass(frozen=True)
@@ -253,25 +272,54 @@ def _triplets(
 ) -> Eigenvectors:
     """Return as many singular vectors as are wanted, the scores of the images on them, and all passes counted."""
     side, before = _side(seen, way, standardize, executor)
-    found = _decompose(side, way.method, wanted, seed, tolerance, executor)
+    found = _decompose(side, way, wanted, seed, tolerance, executor)
     if found.scores is not None and found.images is not None:
         return replace(found, passes=before + found.passes)
+    _check_scores(side, found.vectors, wanted, executor)
     made = side.view.reduce({"scores": Scores(side.standardise, found.vectors)}, executor, "svd")["scores"]
     return replace(found, scores=made["score"], images=made["image"], passes=before + found.passes + 1)
 
 
+def _check_scores(side: _Side, vectors: NDArray[np.float64], wanted: Wanted, executor: Executor) -> None:
+    """Refuse scores of more components than were planned: how many, a threshold or a share has only now found out.
+
+    Raises
+    ------
+    MemoryLimitError
+        With the numbers.
+    """
+    (features, count), rows = vectors.shape, len(side.view.taking_part)
+    if count <= wanted.most(min(rows, features)):
+        return
+    held = _result_bytes(count, rows, features) + 16 * features * count
+    plan = side.view.plan(
+        f"svd of {count} components", {"scores": Scores(side.standardise, vectors)}, executor, driver_bytes=held
+    )
+    hint = "rank=, or a higher threshold"
+    plan.check(executor, hint=f"{hint}, or workers with more memory", driver_hint=hint)
+
+
+def _result_bytes(rank: int, rows: int, features: int) -> int:
+    """Return the bytes that the process which asks holds while it puts the result together."""
+    # Scores, LAPACK's copies of them and its work, U; vectors and their image, both turned, and what certifies them.
+    return 8 * rank * (4 * rows + 6 * features + 4 * rank)
+
+
 def _decompose(
-    side: _Side, method: str, wanted: Wanted, seed: int, tolerance: float, executor: Executor
+    side: _Side, way: _Way, wanted: Wanted, seed: int, tolerance: float, executor: Executor
 ) -> Eigenvectors:
     """Return as many singular vectors as are wanted."""
     view, standardise = side.view, side.standardise
     smallest = min(len(view.taking_part), view.labels.count)
-    if method != "krylov":
-        values, found = (gram if method == "gram" else tsqr)(view, standardise, executor)
-        return found.leading(wanted.enough(values[:smallest], found.total, smallest) or smallest)
+    if way.method != "krylov":
+
+        def enough(values: NDArray[np.float64], total: float) -> int:
+            return wanted.enough(values[:smallest], total, smallest) or smallest
+
+        return (gram if way.method == "gram" else tsqr)(view, standardise, executor, enough)
     rank, passes, known = wanted.first(smallest), 0, None
     while True:
-        found = krylov(view, standardise, rank, seed, tolerance, executor, known)
+        found = krylov(view, standardise, rank, seed, tolerance, executor, known, way.steps)
         passes += found.passes
         values = np.linalg.norm(np.asarray(found.scores), axis=0)
         count = wanted.enough(values, found.total, smallest)
@@ -285,6 +333,7 @@ def _decompose(
             )
         rank = min(4 * rank, wanted.most(smallest))
         known = found.vectors
+        del found  # its scores take as much as all that is wanted
 
 
 def _choose(
@@ -296,8 +345,7 @@ def _choose(
     plans = []
     for name in methods:
         for side in _sides(seen, name, any_size=method != "auto"):
-            way = _Way(name, side)
-            plan = _plan(seen, wanted, standardize, way, executor)
+            plan, way = _plan(seen, wanted, standardize, _Way(name, side), executor)
             if plan.fits(executor):
                 return plan, way
             plans.append((plan, way))
@@ -334,8 +382,8 @@ def _methods(wanted: Wanted, smallest: int) -> list[str]:
     return ["krylov"]
 
 
-def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Executor) -> Plan:
-    """Return the plan of one way."""
+def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Executor) -> tuple[Plan, _Way]:
+    """Return the plan of one way, and this way with as many steps as there is room for."""
     n, p = len(seen.taking_part), seen.labels.count
     rank, stand_in = wanted.most(min(n, p)), Standardise(standardize)
     view, rows, features = seen, n, p
@@ -351,28 +399,36 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
         single = seen.xs[0].dtype.itemsize <= 4
         kernel, steps = Step(stand_in, np.broadcast_to(0.0, (features, columns)), single), MAX_STEPS
         looks = 1 + max(0, math.ceil(math.log(rank / wanted.first(min(n, p)), 4)))
-        # The basis, its image, one of them being extended; Z times the basis.
-        driver = 8 * (3 * MAX_STEPS + 2) * features * columns + MAX_STEPS * (4 if single else 8) * rows * columns
+        held = [space_bytes(count, rows, features, columns, rank, 4 if single else 8) for count in range(steps + 1)]
+        driver = [max(size, _result_bytes(rank, rows, features)) for size in held]
     else:
         kernel = Energy(stand_in) if way.method == "gram" else Triangle(stand_in)
-        height = features if way.method == "gram" else min(rows, features)
-        steps, looks, driver = 1, 1, 24 * height * features
+        size = gram_bytes(features) if way.method == "gram" else tsqr_bytes(rows, features)
+        steps, looks = 1, 1
+        driver = [size + 16 * rank * features + _result_bytes(rank, rows, features)] * 2
     plan = view.plan(
         "svd",
         {"kernel": kernel},
         executor,
         passes=looks * (steps + 1) + before,
         result_bytes=8 * rank * (n + p + 3),
-        driver_bytes=driver + 24 * rank * (n + p),
+        driver_bytes=driver[steps],
         method=way.method if way.side == "neuron" else f"{way.method} on the side of the images",
     )
+    while way.method == "krylov" and steps > FEWEST_STEPS and plan.asking_bytes(executor) > executor.driver_memory:
+        steps -= 1
+        passes = looks * (steps + 1) + before
+        plan = replace(
+            plan, passes=passes, read_bytes=plan.read_bytes // plan.passes * passes, driver_bytes=driver[steps]
+        )
+    way = replace(way, steps=steps)
     if way.side == "image" and seen.rows is not None:  # chunks are read whole, whoever takes part
         one = seen.plan("svd", {"scores": Scores(Standardise(None), np.broadcast_to(0.0, (p, 1)))}, executor)
         plan = replace(plan, read_bytes=plan.passes * one.read_bytes // max(1, one.passes))
     if way.method == "krylov":
-        return plan
+        return plan, way
     last = view.plan("svd", {"scores": Scores(stand_in, np.broadcast_to(0.0, (features, rank)))}, executor)
-    return plan.at_least(last)
+    return plan.at_least(last), way
 
 
 def _setup(
@@ -389,7 +445,8 @@ def _setup(
 
 
 def _flip(u: NDArray[np.float64], v: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return U and V with the largest entry of each column of U positive."""
-    signs = np.sign(u[np.argmax(np.abs(u), axis=0), np.arange(u.shape[1])])
-    signs[signs == 0] = 1.0
-    return u * signs, v * signs
+    """Return U and V, turned in place so that the largest entry of each column of U is positive."""
+    signs = np.array([-1.0 if column[np.argmax(np.abs(column))] < 0 else 1.0 for column in u.T])
+    u *= signs
+    v *= signs
+    return u, v

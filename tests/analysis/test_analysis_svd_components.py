@@ -14,7 +14,7 @@ from dask_ml.decomposition import TruncatedSVD
 import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import ArrayError, NonFiniteError
+from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError
 
 METHODS = pytest.mark.parametrize("method", ["tsqr", "gram", "krylov"])
 
@@ -135,6 +135,32 @@ def test_svd__goes_on_in_float64_where_float32_does_not_do() -> None:
     found, said = notes(call)
     assert any("going on in float64" in message for message in said)
     np.testing.assert_allclose(found["singular_value"], true, rtol=1e-6)
+
+
+def test_svd__of_a_driver_with_little_memory_stops_sooner_and_says_so() -> None:
+    x = labelled(np.random.default_rng(3).standard_normal((1600, 1500)), (100, -1))
+    asked: dict[str, Any] = {"rank": 4, "method": "krylov", "tolerance": 1e-12, "persist": False}
+    plan = dn.plan("svd", x, client=ThreadExecutor(1, memory=1 << 40), **asked)
+    little = ThreadExecutor(1, memory=plan.worker_bytes + 3 * plan.driver_bytes // 4)
+    found, said = notes(lambda: dn.svd(x, client=little, **asked))
+    assert found.attrs["passes"] == dn.plan("svd", x, client=little, **asked).passes - 1 < plan.passes - 1
+    assert not found.attrs["converged"]
+    assert said[-1].startswith(f"not converged after {found.attrs['passes']} passes")
+    assert said[-1].endswith("with more memory this process would go on")
+
+
+def test_svd__share_that_takes_more_components_than_there_is_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many explain it, only the first pass finds out."""
+    monkeypatch.setattr("dneuro.analysis.components.MOST_SOUGHT", 4)
+    x = labelled(np.random.default_rng(3).standard_normal((40_000, 60)).astype("f4"), (2000, -1))
+    for method in ("gram", "tsqr"):
+        asked: dict[str, Any] = {"explained_variance": 0.9, "method": method, "persist": False}
+        plan = dn.plan("svd", x, client=ThreadExecutor(1, memory=1 << 40), **asked)
+        little = ThreadExecutor(1, memory=plan.worker_bytes + plan.driver_bytes + (1 << 20))
+        with pytest.raises(MemoryLimitError, match=r"svd of 5\d components needs") as caught:
+            dn.svd(x, client=little, **asked)
+        assert "rank=" in str(caught.value.hint)
+        assert dn.svd(x, client=ThreadExecutor(1, memory=4 << 30), **asked).sizes["component"] > 50
 
 
 @pytest.mark.parametrize("factor", [1e-25, 1e25])

@@ -145,6 +145,26 @@ def test_analysis__whose_answer_does_not_fit_is_refused_before_anything_is_read(
     assert "workers" not in caught.value.hint
 
 
+def test_svd__takes_as_many_steps_as_the_driver_has_room_for() -> None:
+    """Four are enough as a rule: what twelve of them would leave there need not fit."""
+    lazy = da.zeros((6000, 100_000), chunks=(100, 100_000), dtype="f4")
+    x, passes = xr.DataArray(lazy, dims=("image", "channel")), []
+    roomy = dn.plan("svd", x, rank=16, method="krylov", client=Place(64 * GiB, 64 * GiB))
+    for share in (1.0, 0.9, 0.8, 0.7):
+        where = Place(64 * GiB, int(share * roomy.driver_bytes))
+        plan = dn.plan("svd", x, rank=16, method="krylov", client=where)
+        assert plan.fits(where)
+        assert plan.read_bytes == plan.passes * x.nbytes
+        passes.append(plan.passes)
+    assert passes[0] == roomy.passes == 13
+    assert passes == sorted(passes, reverse=True)
+    assert 7 <= passes[-1] < 13
+    tight = Place(64 * GiB, roomy.driver_bytes // 4)
+    assert dn.plan("svd", x, rank=16, method="krylov", client=tight).passes == 7
+    with pytest.raises(MemoryLimitError, match="in the driver"):
+        dn.svd(x, rank=16, method="krylov", client=tight)
+
+
 def test_persist__on_threads_leaves_room_for_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """What would fit streamed is not refused because the array was to be kept."""
     monkeypatch.setattr("dneuro.engine.executors.available", lambda: 64 * GiB)
