@@ -15,7 +15,7 @@ from dneuro.analysis.images import taking_part
 from dneuro.engine.device import on_device
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
-from dneuro.errors import UsageError
+from dneuro.errors import ArrayError, UsageError
 from dneuro.jobs.across import plan_across
 from dneuro.jobs.coupled import layers_of, plan_coupled
 from dneuro.jobs.patching import plan_patches
@@ -117,7 +117,7 @@ def _at_best(question: Question, x: xr.DataArray) -> xr.DataArray:
     if wanted is not None and "correct" in x.coords:
         if wanted.correct is not None and (wanted.sample or 0) > x.sizes["image"]:
             right = "right" if wanted.correct else "wrong"
-            raise UsageError(
+            raise ArrayError(
                 f"sample={wanted.sample} of {x.sizes['image']} images, of which those that are classified {right} will "
                 "be fewer: how many is known after the extraction",
                 hint="select: {sample: …} well below that, or without sample: all of them",
