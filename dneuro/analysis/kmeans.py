@@ -19,6 +19,7 @@ from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.device import chosen, process_bytes
 from dneuro.engine.executors import Executor, Sizes, get_executor
 from dneuro.engine.plan import Plan
+from dneuro.engine.residence import in_chunks
 from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, Moments, Standardise
 from dneuro.kernels.nearest import Gather, Lloyd, Nearest
@@ -274,13 +275,11 @@ def _iterate_on_device(
 
 def _table(seen: View, standardise: Standardise) -> Any:
     """Return Z as a dask array images × features, whole rows in each chunk; in float32, or float64 if `x` is."""
-    import dask.array as da  # not at the top: with it come Numba and SciPy, which other analyses' workers do without
-
     x = seen.xs[0]
     data = x.data
     if x.chunks is None:
         per_image = max(1, x.nbytes // len(x))
-        data = da.from_array(x.data, chunks=(max(1, BLOCK_BYTES // per_image), *x.shape[1:]))
+        data = in_chunks(x.data, (max(1, BLOCK_BYTES // per_image), *x.shape[1:]))
     if seen.rows is not None:
         data = data[np.flatnonzero(seen.rows)]
     data = data.rechunk(dict.fromkeys(range(1, data.ndim), -1))

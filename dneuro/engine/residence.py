@@ -10,6 +10,7 @@ An operation that reads an array more than once asks for it like this::
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -162,9 +163,30 @@ def resident(
         finally:
             del held  # the workers let go of chunks that nobody names
     else:
-        import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
+        yield x.copy(data=in_chunks(_loaded(x, executor), x.chunks))
 
-        yield x.copy(data=da.from_array(_loaded(x, executor), chunks=x.chunks, name=False))
+
+def in_chunks(values: Any, chunks: Any) -> Any:
+    """Return a dask array whose chunks are views of an array in memory.
+
+    ``dask.array.from_array`` would copy the array, so that what its caller changes later does not show.
+
+    Parameters
+    ----------
+    values : array
+        Not to be changed for as long as the dask array is in use.
+    chunks : tuple
+        As dask takes them.
+    """
+    import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
+
+    lengths = da.core.normalize_chunks(chunks, values.shape, dtype=values.dtype)
+    name = f"values-{uuid.uuid4().hex}"
+    graph = {
+        (name, *place): values[where]
+        for place, where in zip(np.ndindex(*map(len, lengths)), da.core.slices_from_chunks(lengths), strict=True)
+    }
+    return da.Array(graph, name, lengths, dtype=values.dtype)
 
 
 def _loaded(x: xr.DataArray, executor: Executor) -> Any:

@@ -14,7 +14,7 @@ import dneuro as dn
 from dneuro import events
 from dneuro.engine import DaskExecutor, ThreadExecutor, reduce
 from dneuro.engine.executors import PROCESS_BYTES
-from dneuro.engine.residence import decide, is_resident, resident, share_of
+from dneuro.engine.residence import decide, in_chunks, is_resident, resident, share_of
 from dneuro.errors import MemoryLimitError, UsageError
 from dneuro.kernels import Moments
 from dneuro.quantities import GiB, MiB
@@ -64,6 +64,26 @@ def test_resident__threads_read_each_chunk_once(counted: Any, threads: ThreadExe
     notes = [event for event in seen if event.kind == "note"]
     assert [note.data["persisted"] for note in notes] == [True]
     assert "persisting 78.1 KiB read 3 times" in notes[0].message
+
+
+def test_resident__threads_hold_the_values_once(counted: Any, threads: ThreadExecutor) -> None:
+    x, _ = counted(VALUES, (64, 20))
+    with resident(x, threads, passes=3, worker_bytes=0) as held:
+        chunks = [chunk for layer in held.data.dask.layers.values() for chunk in layer.values()]
+    assert len(chunks) == 7 * 3
+    whole = chunks[0].base
+    assert whole.nbytes == VALUES.nbytes
+    assert all(chunk.base is whole for chunk in chunks), "views of one array, no copies"
+    np.testing.assert_array_equal(whole, VALUES)
+
+
+def test_in_chunks__is_the_array(threads: ThreadExecutor) -> None:
+    cube = VALUES.reshape(400, 5, 10)
+    for chunks in [(64, 2, 10), ((100, 300), (5,), (3, 7)), 90, (-1, 1, -1)]:
+        found = in_chunks(cube, chunks)
+        assert found.chunks == da.from_array(cube, chunks=chunks).chunks
+        np.testing.assert_array_equal(found.compute(scheduler="synchronous"), cube)
+    assert in_chunks(cube, 90).name != in_chunks(cube, 90).name
 
 
 def test_resident__streams_when_told_to(counted: Any, threads: ThreadExecutor) -> None:
