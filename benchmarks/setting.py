@@ -69,10 +69,11 @@ class Setting:
         partial.rename(self.path)
 
     def dask(self) -> Any:
-        """Return the array as dask sees it."""
+        """Return the array as dask sees it; read as `whole` reads it, not by way of fsspec, as a path would be."""
         import dask.array as da
+        import zarr
 
-        return da.from_zarr(str(self.path))
+        return da.from_zarr(zarr.open_array(self.path, mode="r"))
 
     def lazy(self) -> Any:
         """Return the array as dneuro sees it."""

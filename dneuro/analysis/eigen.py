@@ -229,16 +229,11 @@ class _Space:
         Width of the first block; columns beyond the known ones are random.
     rng : Generator
         Makes those.
-
-    Attributes
-    ----------
-    block : array (neurons, columns)
-        Orthonormal; the first block of the basis, and whatever `add` leaves here the next.
     """
 
     def __init__(self, known: Matrix, columns: int, rng: np.random.Generator) -> None:
         random = rng.standard_normal((len(known), columns - known.shape[1]))
-        self.block: Matrix = np.linalg.qr(np.hstack([known, random]))[0]
+        self._block: Matrix | None = np.linalg.qr(np.hstack([known, random]))[0]
         self._random: Matrix = self.block.T @ random
         # Block by block: to lay them side by side would take as much again.
         self._basis: list[Matrix] = []
@@ -246,6 +241,13 @@ class _Space:
         self._parts: list[NDArray[np.floating]] = []
         self._projected = np.empty((0, 0))
         self.total = 0.0
+
+    @property
+    def block(self) -> Matrix:
+        """Orthonormal columns (neurons, columns): those that are added next; none if there is nothing left to add."""
+        if self._block is None:  # made when it is asked for, as nobody asks for the one after the last
+            self._block = _beyond(self._basis, self._images[-1], DUST * self.squares[0])
+        return self._block
 
     @property
     def steps(self) -> int:
@@ -262,7 +264,7 @@ class _Space:
         columns = sum(block.shape[1] for block in self._basis)
         if not np.isfinite(product).all():  # too large for float32
             self.doubt, self.squares, self._small = np.inf, np.zeros(columns), np.eye(columns)
-            self.block = self.block[:, :0]
+            self._block = self.block[:, :0]
             return
         right = np.vstack([block.T @ product for block in self._basis])
         below = np.hstack([right[-self.block.shape[1] :, :0], *(self.block.T @ image for image in self._images[:-1])])
@@ -270,7 +272,7 @@ class _Space:
         self.doubt = float(np.abs(self._projected - self._projected.T).max())
         squares, small = np.linalg.eigh((self._projected + self._projected.T) / 2)
         self.squares, self._small = np.maximum(squares[::-1], 0.0), small[:, ::-1]
-        self.block = _beyond(self._basis, product, DUST * self.squares[0])
+        self._block = None
 
     def ritz(self, count: int) -> Matrix:
         """Return the leading Ritz vectors (neurons, count)."""
