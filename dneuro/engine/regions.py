@@ -20,6 +20,7 @@ from dneuro.engine.device import device_limit, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes
 from dneuro.engine.tiling import Needs, Region, Tiling
 from dneuro.engine.visits import Span
+from dneuro.quantities import MiB
 
 STRIP = 1024
 """Features of a strip, about: a tile is 8 MiB in float64."""
@@ -29,6 +30,9 @@ BAND_ROWS = 1024
 
 SHARE = 0.8
 """Share of a worker's memory that regions are made for: dask pauses a worker there."""
+
+GAPS = 20 * MiB
+"""What lies idle between a task's arrays, in gaps that are too small for the next: up to 12 MiB were measured."""
 
 READ_SECONDS, MULTIPLY_SECONDS = 2e-9, 1.5e-11
 """Per byte read and decoded, per multiplication and addition, on one core: only their ratio matters."""
@@ -177,7 +181,7 @@ class _Cost:
         block = self._rows * self._cell * max(map(self._decoded, spans))
         stream = z + 2 * block + moving_bytes(block) + needs.item * width**2
         waiting, own = needs.kept(tiles, now, strips, width)
-        return int(always + waiting + max(stream, needs.work(width) + own))
+        return int(always + waiting + max(stream, needs.work(width) + own) + GAPS)
 
     def regions(self, rows: int, columns: int, *, held: bool) -> list[Region]:
         """Return all regions of a shape."""

@@ -103,7 +103,7 @@ class Standardise:
     def scale(self, rows: Array) -> tuple[Array, Array]:
         """Return mean and 1/spread (rows, 1) of each row of float32 (rows, features), for who makes no Z of it.
 
-        1/spread is 0 where `apply` must have the row: it is constant, its mean is more than twice its spread, or its
+        Both are 0 where `apply` must have the row: it is constant, its mean is more than twice its spread, or its
         squares leave the range of float32.
         """
         xp = array_api_compat.array_namespace(rows)
@@ -115,7 +115,8 @@ class Standardise:
         variance = squares - centre
         fine = (centre <= 4 * variance) & (variance < _RANGE**2) & (variance > _RANGE**-2)
         spread = xp.sqrt(xp.where(fine, variance, xp.ones_like(variance)))
-        return mean, xp.astype(xp.where(fine, 1.0 / spread, xp.zeros_like(spread)), rows.dtype)
+        weight = xp.where(fine, 1.0 / spread, xp.zeros_like(spread))
+        return xp.where(fine, mean, xp.zeros_like(mean)), xp.astype(weight, rows.dtype)
 
     def _single(self, rows: Array) -> Array:
         xp = array_api_compat.array_namespace(rows)
