@@ -50,6 +50,8 @@ TSQR_NEURONS, SPECTRUM_NEURONS = 256, 2048
 """``method="auto"`` takes the triangle up to the first size, and up to the second where the rank is not known."""
 GRAM_NEURONS = 1024
 """``method="auto"`` takes the neuron × neuron matrix up to this size; beyond, it costs more than the Krylov steps."""
+ROUNDINGS = 8
+"""What rounding in float32 may add to a residual, in ε ‖Z‖: sums of thousands of like terms lean to one side."""
 ONE_PIECE = 256 * MiB
 """Arrays up to this size may be read in one piece, where that makes for a smaller matrix."""
 
@@ -173,7 +175,7 @@ def svd(
     rounding = max(np.finfo(float).eps * max(len(left), len(found.vectors)) * values[0], found.rounding)
     values[values <= rounding] = 0.0
     right = found.vectors @ turn.T
-    residuals = certify(found.applied @ turn.T, right, values) + rounding
+    residuals = certify(found.applied @ turn.T, right, values) + max(rounding, ROUNDINGS * found.rounding)
     if way.side == "image":
         left, right, images = right, left, np.arange(len(right))
         numbers = seen.taking_part

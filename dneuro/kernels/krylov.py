@@ -52,46 +52,16 @@ class Step:
         if "product" not in state:
             zeros = xp.zeros((q.shape[1], table.shape[1]), dtype=xp.float64, device=where)
             state = {**state, "total": xp.zeros((), dtype=xp.float64, device=where), "product": zeros}
-        with np.errstate(over="ignore", invalid="ignore"):  # seen by who asked, who then asks for float64
-            add = self._add_folded if self._folds else self._add_made
-            scores = [add(state, table[rows, :], q) for rows in self._slices(table.shape)]
+        scores = []
+        for rows in self._slices(table.shape):
+            z = self.standardise.apply(table[rows, :], single=self.single)
+            with np.errstate(over="ignore", invalid="ignore"):  # seen by who asked, who then asks for float64
+                score = xp.matmul(z, q)
+                state["product"] += xp.matmul(score.T, z)
+            state["total"] = state["total"] + self._energy(z)
+            scores.append(score)
         images = placed(origin["image"], xp, where)
         return self.merge(state, {"image": images, "score": xp.concat(scores)})
-
-    @property
-    def _folds(self) -> bool:
-        """Whether Z need not be made: standardising goes over to what the activations are multiplied by."""
-        return self.single and self.standardise.mode == "image"
-
-    def _add_made(self, state: State, rows: Array, q: Array) -> Array:
-        """Add Z of some rows to the state, and return their ZQ."""
-        xp = array_api_compat.array_namespace(rows)
-        z = self.standardise.apply(rows, single=self.single)
-        score = xp.matmul(z, q)
-        state["product"] += xp.matmul(score.T, z)
-        state["total"] = state["total"] + self._energy(z)
-        return score
-
-    def _add_folded(self, state: State, rows: Array, q: Array) -> Array:
-        """Add Z = (X - m 1ᵀ) / s of some rows X to the state without making it, and return their ZQ.
-
-        ZQ = (XQ - m (1ᵀQ)) / s and ZᵀT = Xᵀ(T / s) - 1 (mᵀ(T / s)): three reads of X from the cache in place of a
-        dozen. Rows whose mean is large beside their spread would lose digits, and Z is made of those.
-        """
-        xp = array_api_compat.array_namespace(rows)
-        x = xp.astype(rows, xp.float32, copy=False)
-        mean, weight = self.standardise.scale(x)
-        score = xp.matmul(x, q) - xp.matmul(mean, xp.sum(q, axis=0, keepdims=True))
-        score = xp.where(weight > 0, score * weight, xp.zeros_like(score))
-        turned = (score * weight).T
-        product = xp.matmul(turned, x)
-        product -= xp.matmul(turned, mean)
-        state["product"] += product
-        state["total"] = state["total"] + x.shape[1] * xp.sum(weight > 0, dtype=xp.float64)
-        (others,) = xp.nonzero(weight[:, 0] == 0)
-        for some in spans(others.shape[0], SINGLE_ITEMS // x.shape[1]):
-            score[others[some], :] = self._add_made(state, rows[others[some], :], q)
-        return score
 
     def _slices(self, shape: tuple[int, ...]) -> Any:
         # Each slice adds a product columns × features to the state; with few rows that costs more than the slice.
@@ -132,6 +102,5 @@ class Step:
         summed = 8 * features * columns + 8
         gathered = images * (size * columns + 8)
         # A slice, its square; the product that is added or merged, and the vectors, which every worker holds twice.
-        # Where Z is made of some rows alone: the slice in float32, and those rows.
-        work = (5 if self._folds else 3) * size * one_slice + 16 * SLICE_ITEMS + 8 * rows * columns
+        work = 3 * size * one_slice + 16 * SLICE_ITEMS + 8 * rows * columns
         return summed + gathered, work + 2 * summed + 2 * gathered

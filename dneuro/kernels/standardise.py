@@ -100,24 +100,6 @@ class Standardise:
                 z *= placed(self.weight, xp, where)
         return z
 
-    def scale(self, rows: Array) -> tuple[Array, Array]:
-        """Return mean and 1/spread (rows, 1) of each row of float32 (rows, features), for who makes no Z of it.
-
-        Both are 0 where `apply` must have the row: it is constant, its mean is more than twice its spread, or its
-        squares leave the range of float32.
-        """
-        xp = array_api_compat.array_namespace(rows)
-        ones = xp.full((rows.shape[1], 1), 1.0 / rows.shape[1], dtype=xp.float32, device=array_api_compat.device(rows))
-        mean = xp.matmul(rows, ones)
-        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
-            squares = xp.astype(xp.vecdot(rows, rows)[:, None], xp.float64) / rows.shape[1]
-        centre = xp.astype(mean, xp.float64) ** 2
-        variance = squares - centre
-        fine = (centre <= 4 * variance) & (variance < _RANGE**2) & (variance > _RANGE**-2)
-        spread = xp.sqrt(xp.where(fine, variance, xp.ones_like(variance)))
-        weight = xp.where(fine, 1.0 / spread, xp.zeros_like(spread))
-        return xp.where(fine, mean, xp.zeros_like(mean)), xp.astype(weight, rows.dtype)
-
     def _single(self, rows: Array) -> Array:
         xp = array_api_compat.array_namespace(rows)
         where = array_api_compat.device(rows)

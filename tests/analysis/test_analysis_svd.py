@@ -74,6 +74,23 @@ def test_svd__center_is_principal_components() -> None:
     np.testing.assert_allclose(overlap, 1, atol=1e-8)
 
 
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+@pytest.mark.parametrize("level", [0.9, 1.3])
+def test_svd__residual_bounds_the_error_where_roundings_lean_to_one_side(device: str, level: float) -> None:
+    """Rows of two values: in float32 the sum of thousands of like terms is off by more than chance would have it."""
+    rng = np.random.default_rng(0)
+    common = rng.random(9216) < 0.79
+    values = np.where(rng.random((100, 9216)) < 0.02, ~common, common) * np.float32(level)
+    x = xr.DataArray(values, dims=("image", "channel")).chunk(image=50)
+    z = values.astype("f8")
+    z = (z - z.mean(1, keepdims=True)) / z.std(1, keepdims=True)
+    true = np.linalg.svd(z, compute_uv=False)
+    with dn.on_device(device):
+        found = dn.svd(x, rank=3, method="krylov", persist=False)
+    apart = np.abs(true[:, None] - found["singular_value"].values).min(0)
+    assert (apart <= found["residual"].values).all()
+
+
 @METHODS
 def test_svd__residual_bounds_the_error_where_it_has_not_converged(
     method: Any, monkeypatch: pytest.MonkeyPatch

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dneuro.kernels import CrossProducts, Kernel, Moments, Standardise, Step
+from dneuro.kernels import CrossProducts, Kernel, Moments, Standardise
 
 
 def run(kernel: Kernel, table: Any, block: int) -> dict[str, Any]:
@@ -117,51 +117,6 @@ def test_standardise__constant_rows_are_zero_and_rows_that_vary_live(
     assert (found[constant] == 0).all()
     spread = np.maximum(true.std(1, keepdims=True), 1e-30)
     np.testing.assert_allclose(found / spread, true / spread, rtol=1e-5, atol=1e-3 if single else 1e-9)
-
-
-@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
-@pytest.mark.parametrize("dtype", ["f4", "f2"])
-def test_step__in_float32_is_right_for_rows_of_every_kind(make: Any, dtype: str) -> None:
-    """Z is made of some rows alone; whichever those are, what is added up is that of float64."""
-    rng = np.random.default_rng(9)
-    x = np.maximum(rng.standard_normal((700, 3000)) - 0.3, 0)
-    x[5] = 0  # dead
-    x[6] = 2.5  # constant
-    x[50:60] += 10  # a mean of many times the spread
-    x[60] = 0
-    x[60, 7] = 1  # one neuron alone
-    x[300:310] *= 1e-2
-    if dtype == "f4":
-        x[70:80] += 1000
-        x[80:85] *= 1e17
-        x[85:90] *= 1e-22
-    x = x.astype(dtype)
-    q = np.linalg.qr(rng.standard_normal((3000, 12)))[0]
-    steps = [Step(Standardise("image"), q, single) for single in (True, False)]
-    origin = {"image": np.arange(700)}
-    found, true = (step.finalise(step.update(step.start(), [make(x)], origin)) for step in steps)
-    assert float(found["total"]) == pytest.approx(3000 * 698, rel=1e-6)
-    assert float(true["total"]) == pytest.approx(float(found["total"]), rel=1e-6)
-    assert (found["score"][5:7] == 0).all()
-    rows = np.linalg.norm(found["score"] - true["score"], axis=1)
-    assert (rows <= 1e-4 * np.sqrt(12)).all(), "each is of the size of √12"
-    largest = np.abs(true["product"]).max()
-    np.testing.assert_allclose(found["product"], true["product"], rtol=0, atol=1e-5 * largest)
-
-
-@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
-def test_scale__says_of_which_rows_it_is_enough(make: Any) -> None:
-    rng = np.random.default_rng(10)
-    x = rng.standard_normal((6, 4096)).astype("f4")
-    x[1] = 3
-    x[2] += 5
-    x[3] *= 1e18
-    x[4] += 1.5
-    x[5] = 0
-    mean, weight = (np.asarray(part) for part in Standardise("image").scale(make(x)))
-    assert mean.shape == weight.shape == (6, 1)
-    assert (weight[:, 0] > 0).tolist() == [True, False, False, False, True, False]
-    np.testing.assert_allclose(1 / weight[[0, 4], 0], x[[0, 4]].std(1, dtype="f8"), rtol=1e-5)
 
 
 def test_standardise__a_row_of_float64_that_varies_in_its_last_bits_lives() -> None:
