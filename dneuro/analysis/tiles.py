@@ -173,6 +173,7 @@ class _Task:
                 groups[strip], z[strip] = kernel.centre(groups[strip], block)
                 if strip in hold:
                     self.held[band, strip] = z[strip]
+                del block  # a part of what was read, all of which it would hold while the next is read
             if z:
                 for i, j in tiles:
                     products[i, j] = kernel.add(products[i, j], z[i], z[j])
