@@ -16,7 +16,7 @@ from benchmarks.measure import Clock, free_cores
 from benchmarks.photographs import COUNT, photographs
 from benchmarks.question import Candidate, Question
 from benchmarks.setting import Setting
-from dneuro.images.decode import decode
+from dneuro.images.decode import load
 from dneuro.images.preprocess import view
 from dneuro.spec.network import Preprocessing
 
@@ -30,7 +30,7 @@ BATCH = 64
 
 def seen(path: Path) -> NDArray[np.uint8]:
     """Return what a network sees of a photograph."""
-    return view(decode(path.read_bytes(), str(path)), HOW)
+    return view(load(path.read_bytes(), str(path)), HOW)
 
 
 def batches(paths: list[Path]) -> list[list[list[Path]]]:

@@ -1,8 +1,9 @@
 """Extraction of photographs in one process, against plain loops on the same machine and cores.
 
 The best plain loop decodes and runs the network and stores nothing, also with the allocator set as dneuro sets it: the
-bound of the machine. The usual one keeps everything in memory and stores it at the end. ``$DNEURO_TEST_DATA`` names a
-folder with ``photos/`` and ``weights/``; without it JPEGs are made here.
+bound of the machine; and with pictures decoded and scaled as dneuro does it, to the pixels of PIL and the usual
+transform: the bound for those. The usual loop keeps everything in memory and stores it at the end.
+``$DNEURO_TEST_DATA`` names a folder with ``photos/`` and ``weights/``; without it JPEGs are made here.
 """
 
 from __future__ import annotations
@@ -125,11 +126,26 @@ def decoded(path: Path) -> Any:
     return F.center_crop(F.resize(picture, [256], antialias=True), [224, 224])
 
 
-def plain_loop(how: str, batch: int, setting: Setting, clock: Clock, *, kept: bool = False) -> Callable[[], Any]:
+def decoded_alike(path: Path) -> Any:
+    """Return (colours, height, width), uint8, as dneuro makes it: the pixels of PIL and the usual transform."""
+    import torch
+
+    from dneuro.images.decode import load
+    from dneuro.images.preprocess import view
+    from dneuro.spec.network import Preprocessing
+
+    seen = view(load(path.read_bytes(), str(path)), Preprocessing(resize=256, crop=224))
+    return torch.from_numpy(seen).permute(2, 0, 1)
+
+
+def plain_loop(
+    how: str, batch: int, setting: Setting, clock: Clock, *, kept: bool = False, alike: bool = False
+) -> Callable[[], Any]:
     """Decode and run the network channels last, in float32; store nothing.
 
     Each core runs batches of its own (`lanes`), or all cores share a batch while others are decoded (`threads`). Where
-    `kept`, freed memory stays with the process, as dneuro has it: layer after layer finds its pages there.
+    `kept`, freed memory stays with the process, as dneuro has it: layer after layer finds its pages there. Where
+    `alike`, pictures have the pixels that dneuro's have.
     """
     import torch
 
@@ -139,6 +155,7 @@ def plain_loop(how: str, batch: int, setting: Setting, clock: Clock, *, kept: bo
         keep_memory()  # before there are threads
     module, paths = network("channels_last"), photographs(setting)
     mean, std = scaling()
+    see = decoded_alike if alike else decoded
     pieces = [paths[i : i + batch] for i in range(0, len(paths), batch)]
 
     def forward(pictures: Sequence[Any]) -> None:
@@ -146,12 +163,12 @@ def plain_loop(how: str, batch: int, setting: Setting, clock: Clock, *, kept: bo
             module((torch.stack(list(pictures)).contiguous(memory_format=torch.channels_last).float() - mean) / std)
 
     torch.set_num_threads(1 if how == "lanes" else free_cores())
-    forward([decoded(path) for path in pieces[0]])
+    forward([see(path) for path in pieces[0]])
 
     def lane(number: int) -> None:
         torch.set_num_threads(1)
         for piece in pieces[number :: free_cores()]:
-            forward([decoded(path) for path in piece])
+            forward([see(path) for path in piece])
 
     def lanes() -> int:
         with ThreadPoolExecutor(free_cores()) as pool:
@@ -160,17 +177,19 @@ def plain_loop(how: str, batch: int, setting: Setting, clock: Clock, *, kept: bo
 
     def threads() -> int:
         with ThreadPoolExecutor(free_cores()) as pool:
-            for pictures in _ahead(pool, pieces):
+            for pictures in _ahead(pool, pieces, see):
                 forward(pictures)
         return len(paths)
 
     return lanes if how == "lanes" else threads
 
 
-def _ahead(pool: ThreadPoolExecutor, pieces: list[list[Path]]) -> Iterator[list[Any]]:
+def _ahead(
+    pool: ThreadPoolExecutor, pieces: list[list[Path]], see: Callable[[Path], Any]
+) -> Iterator[list[Any]]:
     waiting: deque[list[Any]] = deque()
     for piece in pieces:
-        waiting.append([pool.submit(decoded, path) for path in piece])
+        waiting.append([pool.submit(see, path) for path in piece])
         if len(waiting) > 2:
             yield [future.result() for future in waiting.popleft()]
     while waiting:
@@ -211,11 +230,13 @@ def usual_loop(setting: Setting, clock: Clock) -> Callable[[], Any]:
 
 VARIANTS = (("lanes", 8), ("lanes", 16), ("lanes", 32), ("threads", 8), ("threads", 32))
 KEPT = (("lanes", 8), ("lanes", 16), ("lanes", 32))
+ALIKE = (("lanes", 16), ("lanes", 32))
 
 QUESTIONS = (
     Question(
         f"SqueezeNet over {COUNT:,} photographs in one process, four layers: the best plain loop is the fastest of its "
-        "variants (each core batches of its own, or all cores one batch; images per batch; freed memory kept or not)",
+        "variants (each core batches of its own, or all cores one batch; images per batch; freed memory kept or not; "
+        "pictures decoded by torchvision, or as dneuro does it)",
         (
             Candidate("dneuro extract, stored", ours, "threads"),
             *(
@@ -227,6 +248,11 @@ QUESTIONS = (
                 Candidate(f"plain loop, {how} of {batch}, memory kept, nothing stored",
                           functools.partial(plain_loop, how, batch, kept=True), "threads")
                 for how, batch in KEPT
+            ),
+            *(
+                Candidate(f"plain loop, {how} of {batch}, memory kept, pictures as dneuro decodes them, nothing stored",
+                          functools.partial(plain_loop, how, batch, kept=True, alike=True), "threads")
+                for how, batch in ALIKE
             ),
             Candidate("usual loop, numpy.save", usual_loop, "memory"),
         ),

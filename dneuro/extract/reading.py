@@ -187,7 +187,7 @@ def seen(
         If the storage fails.
     """
     with memory.share(preprocessing) as share:
-        picture, checksum = source.read(number, share)
+        picture, checksum = source.load(number, share)
         return view(picture, preprocessing), checksum
 
 

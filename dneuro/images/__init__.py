@@ -3,7 +3,7 @@
 Knows Pillow, NumPy and Zarr, never torch::
 
     open_source(spec) ─▶ ImageSource.manifest     which images, in which order, which labels
-                         ImageSource.read(i)  ─▶  picture  ─▶  view  ─▶  to_input
+                         ImageSource.load(i)  ─▶  picture  ─▶  view  ─▶  to_input
 
 One file per kind of source: `digits`, `folder`, `files`, `imagenet_val`, `arrays`, `mnist`, `cifar10`. Image files
 may lie in a folder (`local`), a tar (`tar`) or below a URL (`remote`); `storage` says what these have in common.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dneuro.errors import ImageSourceError
 from dneuro.images.containers import Container, get_array, open_container
+from dneuro.images.decode import Picture
 from dneuro.images.labels import MAX_CLASSES
 from dneuro.images.manifest import Manifest, check_labels
 from dneuro.images.memory import NO_LIMIT, Share
@@ -50,6 +51,10 @@ class ArraySource:
         """Return picture and CRC-32 of its row; see `ImageSource.read`."""
         row = int(self.manifest.indices[index])
         return read_row(self._rows, row, self.manifest.identity[index], share, f"{self._where}, image {row}")
+
+    def load(self, index: int, share: Share = NO_LIMIT) -> tuple[Picture, int]:
+        """Return the same; see `ImageSource.load`."""
+        return self.read(index, share)
 
     def _list(self, spec: ArrayImages, container: Container) -> Manifest:
         count = len(self._rows)

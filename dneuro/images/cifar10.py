@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dneuro.errors import ImageSourceError
 from dneuro.images.batches import read_pickled
+from dneuro.images.decode import Picture
 from dneuro.images.local import is_folder
 from dneuro.images.manifest import Manifest
 from dneuro.images.memory import NO_LIMIT, Share
@@ -53,6 +54,10 @@ class Cifar10Source:
         """Return picture and CRC-32 of its pixels, row by row with colours last; see `ImageSource.read`."""
         row = int(self.manifest.indices[index])
         return read_row(self._pictures, row, self.manifest.identity[index], share, f"{self._where} image {row}")
+
+    def load(self, index: int, share: Share = NO_LIMIT) -> tuple[Picture, int]:
+        """Return the same; see `ImageSource.load`."""
+        return self.read(index, share)
 
 
 def _open(root: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dneuro.images.decode import Picture
 from dneuro.images.manifest import Manifest
 from dneuro.images.memory import NO_LIMIT, Share
 from dneuro.images.sampling import draw
@@ -38,6 +39,10 @@ class DigitsSource:
         brightness = np.rint(levels * (255 / 16)).astype(np.uint8)
         scaled = Image.fromarray(brightness).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
         return np.array(scaled), zlib.crc32(levels)
+
+    def load(self, index: int, share: Share = NO_LIMIT) -> tuple[Picture, int]:
+        """Return the same; see `ImageSource.load`."""
+        return self.read(index, share)
 
 
 def _list(spec: DigitsImages) -> Manifest:

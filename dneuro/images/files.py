@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro.errors import ImageSourceError, UnreadableImageError
-from dneuro.images.decode import decode
+from dneuro.images.decode import Picture, as_array, load
 from dneuro.images.imagenet import imagenet_classes
 from dneuro.images.labels import Labels, own_classes
 from dneuro.images.local import LocalFolder, is_folder
@@ -52,6 +52,11 @@ class FileSource:
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
         """Return picture and CRC-32 of its file; see `ImageSource.read`."""
+        picture, crc = self.load(index, share)
+        return as_array(picture), crc
+
+    def load(self, index: int, share: Share = NO_LIMIT) -> tuple[Picture, int]:
+        """Return picture and CRC-32 of its file; see `ImageSource.load`."""
         entry = self._entry(index)
         where = self._storage.where(entry.name)
         if entry.size > MAX_FILE_BYTES:
@@ -69,14 +74,14 @@ class FileSource:
         path = self.manifest.paths[index] if len(self.manifest.paths) else ""
         return Entry(self.manifest.names[index], int(self.manifest.identity[index]), offset, path)
 
-    def _read(self, entry: Entry, where: str, share: Share) -> tuple[NDArray[np.uint8], int]:
+    def _read(self, entry: Entry, where: str, share: Share) -> tuple[Picture, int]:
         data = self._storage.read(entry)
         if len(data) != entry.size:
             now = "more" if len(data) > entry.size else f"{len(data):,}"
             raise UnreadableImageError(
                 f"{where}: changed since it was listed: it had {entry.size:,} bytes, now {now}"
             )
-        picture = decode(data, where, partial(share.picture, where=where))
+        picture = load(data, where, partial(share.picture, where=where))
         return picture, zlib.crc32(data)
 
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dneuro.errors import ArrayError, UnreadableImageError
-from dneuro.images.decode import MAX_PIXELS, STRIP, pixels_of
+from dneuro.images.decode import MAX_PIXELS, STRIP, Picture, pixels_of
 from dneuro.spec.network import Preprocessing
 
 _INTERPOLATION = {
@@ -17,7 +17,7 @@ _INTERPOLATION = {
 }
 
 
-def view(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+def view(picture: Picture, preprocessing: Preprocessing) -> NDArray[np.uint8]:
     """Return what the network sees of a picture: colour converted, resized, cropped, not yet scaled.
 
     Equal, bit for bit, to torchvision's ``Resize(…, antialias=True)`` and ``CenterCrop`` of a PIL image: the
@@ -25,8 +25,8 @@ def view(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
 
     Parameters
     ----------
-    picture : ndarray of uint8
-        (height, width, 3), or (height, width) where it is grey.
+    picture : ndarray of uint8, or Image
+        (height, width, 3), or (height, width) where it is grey; or as `decode.load` gives it, with mode "RGB" or "L".
     preprocessing : Preprocessing
         `mean` and `std` are not used here.
 
@@ -42,21 +42,44 @@ def view(picture: NDArray[np.uint8], preprocessing: Preprocessing) -> NDArray[np
     UnreadableImageError
         If resizing so narrow a picture would make more than `MAX_PIXELS` pixels.
     """
-    if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
-        raise ArrayError(
-            f"a picture is uint8 of shape (height, width) or (height, width, 3), "
-            f"not {picture.dtype} of shape {picture.shape}"
-        )
     mode = "RGB" if preprocessing.color == "rgb" else "L"
-    pixels = picture if picture.ndim == (3 if mode == "RGB" else 2) else pixels_of(Image.fromarray(picture), mode)
-    if preprocessing.resize is not None:
-        pixels = pixels_of(_resize(Image.fromarray(pixels), preprocessing.resize, preprocessing.interpolation), mode)
+    if isinstance(picture, Image.Image):
+        pixels = _by_pillow(picture, mode, preprocessing)
+    else:
+        _check(picture)
+        pixels = picture
+        if preprocessing.resize is not None or picture.ndim != (3 if mode == "RGB" else 2):
+            pixels = _by_pillow(Image.fromarray(picture), mode, preprocessing)
     pixels = pixels.reshape(*pixels.shape[:2], preprocessing.channels)
     if preprocessing.crop is not None:
         height, width = _pair(preprocessing.crop)
         pixels = _crop(_crop(pixels, 0, height), 1, width)
     pixels = np.ascontiguousarray(pixels)
-    return pixels.copy() if np.may_share_memory(pixels, picture) else pixels  # of a large one, a part holds all
+    # Of a large picture, a part would hold all.
+    return pixels.copy() if isinstance(picture, np.ndarray) and np.may_share_memory(pixels, picture) else pixels
+
+
+def _check(picture: NDArray[np.uint8]) -> None:
+    if picture.dtype != np.uint8 or not (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] == 3)):
+        raise ArrayError(
+            f"a picture is uint8 of shape (height, width) or (height, width, 3), "
+            f"not {picture.dtype} of shape {picture.shape}"
+        )
+
+
+def _by_pillow(image: Image.Image, mode: str, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Return the pixels of a picture with this mode, resized, and cut out where it is large enough for the crop."""
+    if preprocessing.resize is None and preprocessing.crop is None:
+        return pixels_of(image, mode)
+    image = image if image.mode == mode else image.convert(mode)
+    if preprocessing.resize is not None:
+        image = _resize(image, preprocessing.resize, preprocessing.interpolation)
+    if preprocessing.crop is not None:
+        height, width = _pair(preprocessing.crop)
+        if height <= image.height and width <= image.width:
+            top, left = _start(image.height - height), _start(image.width - width)
+            image = image.crop((left, top, left + width, top + height))
+    return pixels_of(image, mode)
 
 
 def view_bytes(width: int, height: int, preprocessing: Preprocessing) -> int:
@@ -118,8 +141,12 @@ def _crop(pixels: NDArray[np.uint8], axis: int, size: int) -> NDArray[np.uint8]:
         margins = [(0, 0)] * pixels.ndim
         margins[axis] = (-surplus // 2, (1 - surplus) // 2)
         return np.pad(pixels, margins)
-    start = round(surplus / 2)  # half to even, as torchvision rounds
+    start = _start(surplus)
     return pixels[start : start + size] if axis == 0 else pixels[:, start : start + size]
+
+
+def _start(surplus: int) -> int:
+    return round(surplus / 2)  # half to even, as torchvision rounds
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from dneuro.errors import ImageSourceError
 from dneuro.images.arrays import ArraySource
 from dneuro.images.cifar10 import Cifar10Source
+from dneuro.images.decode import Picture
 from dneuro.images.digits import DigitsSource
 from dneuro.images.files import FileSource, list_files
 from dneuro.images.folder import list_folder
@@ -79,6 +80,9 @@ class ImageSource(Protocol):
             If the storage fails (I/O error, too many open files): that says nothing about the image,
             and another try may succeed.
         """
+
+    def load(self, index: int, share: Share = NO_LIMIT) -> tuple[Picture, int]:
+        """Return what `read` does, the picture as `decode.load` leaves it: for `view`, which takes both."""
 
 
 def open_source(spec: ImagesSpec, manifest: Manifest | None = None) -> ImageSource:

@@ -27,6 +27,7 @@ from dneuro.extract.reading import read_ahead
 from dneuro.extract.slots import AHEAD
 from dneuro.extract.task import extract_unit
 from dneuro.extract.work import ExtractWork
+from dneuro.images.decode import Picture
 from dneuro.images.memory import NO_LIMIT, PictureMemory, Share
 from dneuro.images.preprocess import to_input, view
 from dneuro.jobs.driver import run_job
@@ -65,13 +66,16 @@ class Source:
         self.fetched.append(index)
 
     def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
+        raise AssertionError("what is to be scaled stays with Pillow")
+
+    def load(self, index: int, share: Share = NO_LIMIT) -> tuple[Picture, int]:
         if index in self._slow:
             time.sleep(0.05)
         self.read_so_far.append(index)
         self.readers.add(threading.current_thread().name)
         if index in self._fail:
             raise self._fail[index]
-        picture: tuple[NDArray[np.uint8], int] = self._honest.read(index, share)
+        picture: tuple[Picture, int] = self._honest.load(index, share)
         return picture
 
 
@@ -194,10 +198,10 @@ def test_pieces__split_a_batch_over_the_threads(work: ExtractWork, monkeypatch: 
     honest = source_of(work)
 
     class Meeting(Source):
-        def read(self, index: int, share: Share = NO_LIMIT) -> tuple[NDArray[np.uint8], int]:
+        def load(self, index: int, share: Share = NO_LIMIT) -> tuple[Picture, int]:
             if index in (0, reading.PIECE):
                 meeting.wait()
-            return super().read(index, share)
+            return super().load(index, share)
 
     assert len(list(read_ahead(work, Meeting(honest), PictureMemory(), 0, 2 * reading.PIECE, room))) == 1
 

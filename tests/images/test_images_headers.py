@@ -46,7 +46,7 @@ def test_sizes__are_those_of_the_files_and_nothing_is_decoded(
     root = tmp_path / "photos"
     root.mkdir()
     taken = sorted(write(root, f"{side}.jpg", side) for side in (20, 300, 40, 50, 60, 70, 80, 90, 100, 110, 900))
-    monkeypatch.setattr("dneuro.images.decode._to_array", lambda image: pytest.fail("a picture was decoded"))
+    monkeypatch.setattr("dneuro.images.decode._picture", lambda image: pytest.fail("a picture was decoded"))
     found = picture_sizes(files(make_tar(root) if packed else root), HOW)
     assert found == PictureSizes(usual=taken[-2], largest=taken[-1], looked_at=11)
     assert found.of(1) == taken[-1]

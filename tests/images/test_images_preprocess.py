@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torchvision.transforms import InterpolationMode, transforms
 from torchvision.transforms._presets import ImageClassification
 
 from dneuro.errors import ArrayError, UnreadableImageError
-from dneuro.images.decode import MAX_PIXELS
+from dneuro.images.decode import MAX_PIXELS, as_array, decode, load
 from dneuro.images.preprocess import to_input, view
 from dneuro.spec.network import Preprocessing
 
@@ -53,6 +54,28 @@ def test_view__equals_torchvision(height: int, width: int, colours: tuple[int, .
     seen = view(picture, preprocessing)
     np.testing.assert_array_equal(seen, torchvision_view(picture, preprocessing), strict=True)
     assert seen.flags.c_contiguous
+
+
+@given(
+    height=sides,
+    width=sides,
+    kind=st.sampled_from([("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGBA"), ("BMP", "L"), ("PPM", "RGB"), ("GIF", "P")]),
+    resize=sizes,
+    crop=sizes,
+    color=st.sampled_from(["rgb", "grey"]),
+    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
+)
+@settings(max_examples=200, deadline=None)
+def test_view__of_what_pillow_holds_is_that_of_its_pixels(height: int, width: int, kind: tuple[str, str], **how: Any):
+    preprocessing, file = Preprocessing(**how), io.BytesIO()
+    Image.fromarray(noise(height, width, 3)).convert(kind[1]).save(file, kind[0])
+    loaded, pixels = load(file.getvalue(), "x"), decode(file.getvalue(), "x")
+    assert isinstance(loaded, Image.Image) == (kind[1] in ("RGB", "L"))
+    seen = view(loaded, preprocessing)
+    np.testing.assert_array_equal(seen, torchvision_view(pixels, preprocessing), strict=True)
+    assert seen.flags.c_contiguous
+    seen[:] = 0  # whoever gets it may write to it
+    np.testing.assert_array_equal(as_array(loaded), pixels, strict=True)
 
 
 @pytest.mark.parametrize("shape", [(375, 500, 3), (500, 333, 3), (240, 240), (1, 300, 3), (281, 1000)])
