@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import asyncio
-import errno
-import threading
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +10,6 @@ import xarray as xr
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from zarr.storage import _local
 
 from dneuro.errors import StoreError
 from dneuro.store.creating import create, root_coords
@@ -76,75 +72,21 @@ def test_row_writer__refuses_to_finish_before_all_rows_came(tmp_path: Path) -> N
         writer.finish()
 
 
-@pytest.mark.parametrize("before", [1.0, -0.0, np.nan])
 @pytest.mark.parametrize("loses", [slice(None), slice(0, 1)])
-@pytest.mark.parametrize("running", [False, True])
 def test_row_writer__notices_what_did_not_arrive(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loses: slice, before: float, running: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loses: slice
 ) -> None:
-    """Also where a loop runs in the thread, as in a notebook's first: Zarr's own threads write then."""
     (writer,) = make_store(tmp_path / "acts.zarr")
-    honest, honest_here = zarr.Array.__setitem__, zarr.AsyncArray.setitem
-    rows = np.full((8, 3, 2, 2), before, np.float32)
-
-    def lost(values: np.ndarray) -> np.ndarray:
-        values = values.copy()
-        values[loses] = 0
-        return values
+    honest = zarr.Array.__setitem__
 
     def lose(array: zarr.Array, region: slice, values: np.ndarray) -> None:
-        honest(array, region, lost(values))
-
-    async def lose_here(array: zarr.AsyncArray, region: tuple[slice, ...], values: np.ndarray) -> None:
-        await honest_here(array, region, lost(values))
-
-    async def add() -> None:
-        writer.add(rows)
+        values = values.copy()
+        values[loses] = 0
+        honest(array, region, values)
 
     monkeypatch.setattr(zarr.Array, "__setitem__", lose)
-    monkeypatch.setattr(zarr.AsyncArray, "setitem", lose_here)
     with pytest.raises(StoreError, match="images 8 to 15: what was read back is not what was written"):
-        asyncio.run(add()) if running else writer.add(rows)
-
-
-@pytest.mark.parametrize("running", [False, True])
-def test_row_writer__has_zarr_work_in_the_thread_that_asks_where_that_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: bool
-) -> None:
-    plans = LayerPlan("conv", "full", (5, 2, 2), "float32").arrays(IMAGES, UNIT)
-    plan = replace(plans[0], chunks=(8, 2, 2, 2))  # three chunks a row, the last of them cut short
-    coords = root_coords(np.array([f"{i}.png" for i in range(IMAGES)]), np.zeros(IMAGES, np.int64), ["a"])
-    create(tmp_path / "acts.zarr", coords, [plan], {"job": "test"})
-    rows = np.random.default_rng(0).standard_normal((IMAGES, 5, 2, 2), dtype=np.float32)
-    threads = set()
-    put = _local._put
-
-    def noted(*args: object, **options: object) -> int:
-        threads.add(threading.current_thread())
-        return put(*args, **options)
-
-    async def add() -> None:
-        writer.add(rows[start : start + 8])
-
-    monkeypatch.setattr(_local, "_put", noted)
-    for start in (0, 8, 16):  # the last unit has half a row of chunks
-        writer = RowWriter(tmp_path / "acts.zarr", plan, start, min(start + 8, IMAGES))
-        asyncio.run(add()) if running else writer.add(rows[start : start + 8])
-        assert writer.finish() == zlib.crc32(rows[start : start + 8].tobytes())
-    assert (threads == {threading.current_thread()}) != running
-    np.testing.assert_array_equal(zarr.open_array(tmp_path / "acts.zarr", path=plan.path)[:], rows)
-
-
-def test_row_writer__an_error_of_the_disk_comes_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (writer,) = make_store(tmp_path / "acts.zarr")
-
-    def full(*_: object, **__: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(_local, "_put", full)
-    with pytest.raises(OSError, match="No space left") as caught:
         writer.add(np.ones((8, 3, 2, 2), np.float32))
-    assert caught.value.errno == errno.ENOSPC
 
 
 def test_row_writer__writes_a_chunk_of_zeros_like_any_other(tmp_path: Path) -> None:
