@@ -88,7 +88,7 @@ def _keep(group: str, sections: dict[str, str]) -> None:
 
 def _below(level: str, text: str) -> dict[str, str]:
     """Return what stands below each heading of a level, by its title."""
-    return dict(re.findall(rf"^{level} (.+)\n(.*?)(?=^{level} |\Z)", text, re.M | re.S))
+    return dict(re.findall(rf"^{level} ([^\n]+)\n(.*?)(?=^{level} |\Z)", text, re.M | re.S))
 
 
 def _groups() -> dict[str, tuple[Question, ...]]:
