@@ -184,7 +184,7 @@ class Keeper:
         self._record.write(kind="slurm", role="worker", name=slot.name)
         self._doubtful.add(slot.name)
         slot.log = str(self._folder / "logs" / f"{slot.name}.log")
-        slot.job, slot.running, slot.seen = queue.submit(script), None, None
+        slot.job, slot.running, slot.seen = queue.submit(script, slot.name), None, None
         self._doubtful.discard(slot.name)
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job)
         self.pools[slot.pool].last_log = slot.log
@@ -207,10 +207,12 @@ class Keeper:
                 if slot.job is None:
                     self._try_again(pool, slot, now)
                     continue
-                job = jobs.get(slot.job) or queue.look_back([slot.job]).get(slot.job)
+                job = queue.find(jobs, slot.job, slot.name)
                 if slot.worker in workers:
                     slot.seen, pool.fruitless = now, 0
                 if why := self._lost(slot, job, now):
+                    if (job is None and slot.job not in jobs) or (job is not None and not job.ended):
+                        queue.cancel([slot.job])  # to be sure; unless its number is another's by now
                     self._give_up(pool, slot, job, f"the worker job {slot.job} of pool {name} {why}", now)
 
     def _take_in(self, jobs: dict[str, BatchJob]) -> None:
@@ -243,8 +245,6 @@ class Keeper:
     def _give_up(self, pool: Pool, slot: Slot, job: BatchJob | None, why: str, now: float) -> None:
         assert slot.job is not None
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job, lost=why)
-        if job is None or not job.ended:
-            queue.cancel([slot.job])
         if slot.seen is None:
             pool.fruitless += 1
         pool.ended = [*pool.ended, job or BatchJob(slot.job, slot.name, "GONE", "")][-FRUITLESS:]

@@ -78,15 +78,17 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith("SLURM_")}
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, name: str) -> str:
     """Submit a batch script; return the job's number.
+
+    Its name is said once more: that counts, whatever SBATCH_JOB_NAME says, or another one has just written as script.
 
     Raises
     ------
     SlurmError
         With what sbatch says.
     """
-    return call("sbatch", "--parsable", str(script)).strip().split(";")[0]
+    return call("sbatch", "--parsable", f"--job-name={name}", str(script)).strip().split(";")[0]
 
 
 def look(patience: float = PATIENCE) -> dict[str, BatchJob]:
@@ -113,6 +115,15 @@ def look_back(ids: Iterable[str]) -> dict[str, BatchJob]:
         number, state, code, name = line.split("|", 3)
         found[number] = BatchJob(number, name, state.split()[0], f"exit code {code}")
     return found
+
+
+def find(jobs: dict[str, BatchJob], number: str, name: str | None) -> BatchJob | None:
+    """Return what the queue says of a job in its answer `jobs`, else the accounts.
+
+    None too if its number is by now that of a job with another name; a `name` of None is any.
+    """
+    job = jobs.get(number) or look_back([number]).get(number)
+    return job if job is not None and name in (None, job.name) else None
 
 
 def cancel(ids: Iterable[str], *, signal: str | None = None, patience: float = PATIENCE) -> None:
