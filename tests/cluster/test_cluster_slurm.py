@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dneuro import events
 from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.record import Record
 from dneuro.cluster.slurm import keeper, queue
@@ -240,6 +241,21 @@ def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], Non
     assert queue.look_back(["20"])["20"].state == "CANCELLED"
     commands("sacct", "echo disabled >&2; exit 1")
     assert queue.look_back(["20"]) == {}, "sites without accounts"
+
+
+def test_queue__knows_jobs_beside_others_whatever_their_names_are(
+    commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """Anything may be in the name of another job of this user: line breaks, letters that are no UTF-8."""
+    lines = r"16|RUNNING|None|two\nlines\n\n9\n|\n17|RUNNING|None|a\n18_[1-8]|PENDING|None|x\n19|RUNNING|None|\xff\n"
+    commands("squeue", f"printf '{lines}'")
+    commands("sacct", r"printf '17|CANCELLED by 0|0:15|two\nlines|\n'")
+    assert {number: job.name for number, job in queue.look().items()} == {"16": "two", "17": "a", "19": "\ufffd"}
+    assert queue.look_back(["17"]) == {"17": BatchJob("17", "two", "CANCELLED", "exit code 0:15")}
+    record = Record(tmp_path / "job")
+    record.write(kind="slurm", role="driver", name="a", id="17")
+    commands("scancel", f'echo "$@" >>{tmp_path}/told')
+    assert backend_of(profile()).clean_up(tmp_path / "job") == ["17"]
 
 
 @pytest.mark.parametrize(
@@ -560,6 +576,30 @@ def test_keeper__bears_a_controller_that_is_away(
     monkeypatch.setattr(queue, "look", lambda patience=0: {n: job for n, job in site.jobs.items() if n != "3"})
     until(lambda: len(site.jobs) == 4)
     assert site.cancelled == ["3"], "forgotten by the queue: to be sure"
+
+
+def test_keeper__goes_on_whatever_a_look_at_the_queue_has_come_to(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with events.listening(lambda event: said.append(event.message)):
+        kept = Keeper({"extract": 1}, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
+    kept.start()
+    try:
+        site.come("1")
+        kept.wait({"extract": 5})
+
+        def torn(patience: float = 0) -> dict[str, BatchJob]:
+            raise ValueError("not enough values to unpack")
+
+        monkeypatch.setattr(queue, "look", torn)
+        until(lambda: said)
+        assert "could not be looked after this time: ValueError: not enough values to unpack" in said[0]
+        monkeypatch.setattr(queue, "look", site.look)
+        site.turn("1", "PREEMPTED")
+        until(lambda: len(site.jobs) == 2)
+    finally:
+        kept.close()
 
 
 def test_scripts__leave_ctrl_c_to_whoever_has_it() -> None:

@@ -198,6 +198,9 @@ class Keeper:
                 events.emit("note", message=f"the queue cannot be seen: {error.message}")
             except (OSError, TimeoutError):
                 continue  # the scheduler is closing
+            except Exception as error:  # whatever it is: without this thread nothing lost would be replaced any more
+                what = f"{type(error).__name__}: {error}"
+                events.emit("note", message=f"the worker jobs could not be looked after this time: {what}")
 
     def _look(self, jobs: dict[str, BatchJob], workers: set[str], now: float) -> None:
         """Compare what there is with what there should be, and replace what is lost."""

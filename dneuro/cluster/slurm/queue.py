@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,11 +95,7 @@ def look(patience: float = PATIENCE) -> dict[str, BatchJob]:
     """Return this user's jobs by their numbers, those that ended a short while ago too."""
     text = call("squeue", "--noheader", f"--user={os.geteuid()}", "--states=all", "--format=%i|%T|%r|%j",
                 patience=patience)  # fmt: skip
-    found = {}
-    for line in text.splitlines():
-        number, state, reason, name = line.split("|", 3)
-        found[number] = BatchJob(number, name, state, reason)
-    return found
+    return {number: BatchJob(number, name, state, reason) for number, state, reason, name in _fields(text)}
 
 
 def look_back(ids: Iterable[str]) -> dict[str, BatchJob]:
@@ -110,11 +106,22 @@ def look_back(ids: Iterable[str]) -> dict[str, BatchJob]:
                     f"--jobs={wanted}") if wanted else ""  # fmt: skip
     except SlurmError:
         return {}
-    found = {}
+    said = _fields(text)
+    return {number: BatchJob(number, name, state.split()[0], f"exit code {code}") for number, state, code, name in said}
+
+
+_JOB = re.compile(r"(\d+)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|(.*)")
+"""A line about a job: number, state, reason or exit code, name."""
+
+
+def _fields(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield what lines about jobs say; others are left out.
+
+    None is about ours: another job's name may have a line break, an array's number more than digits.
+    """
     for line in text.splitlines():
-        number, state, code, name = line.split("|", 3)
-        found[number] = BatchJob(number, name, state.split()[0], f"exit code {code}")
-    return found
+        if job := _JOB.fullmatch(line):
+            yield job.groups()
 
 
 def find(jobs: dict[str, BatchJob], number: str, name: str | None) -> BatchJob | None:
@@ -144,8 +151,9 @@ def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.
     """
     try:
         done = subprocess.run(
-            [command, *arguments], capture_output=True, text=True, timeout=patience, env=environment(), check=False
-        )
+            [command, *arguments], capture_output=True, text=True, errors="replace", timeout=patience,
+            env=environment(), check=False,
+        )  # fmt: skip
     except FileNotFoundError:
         hint = "run this on a login node of the cluster, or module load slurm"
         raise SlurmError(f"{command} is not on this machine's PATH", hint) from None
