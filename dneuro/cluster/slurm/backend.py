@@ -131,7 +131,13 @@ class SlurmBackend:
         text = driver_script(self.profile, folder, command, unique)
         write_atomically(script, lambda file: file.write(text.encode()))  # another one may be submitted just now
         record.write(kind="slurm", role="driver", name=unique)
-        number = queue.submit(script, unique)
+        try:
+            number = queue.submit(script, unique)
+        except queue.NoAnswerError:
+            raise  # it may have been taken
+        except queue.SlurmError as error:
+            record.write(kind="slurm", role="driver", name=unique, refused=error.message)
+            raise
         record.write(kind="slurm", role="driver", name=unique, id=number)
         return DriverRef("slurm", number, {"name": unique, "user": getpass.getuser()})
 

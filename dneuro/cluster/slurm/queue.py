@@ -30,6 +30,14 @@ class SlurmError(DneuroError):
     """A command of Slurm that is not there, does not answer, or says no."""
 
 
+class NoAnswerError(SlurmError):
+    """A command of Slurm that did not get its answer in time: whether it has done its work nobody knows."""
+
+
+_UNSURE = re.compile("(?i)timed out|zero bytes|reset by peer")
+"""In what Slurm's commands say when the controller has heard them, perhaps, and they not it."""
+
+
 @dataclass(frozen=True)
 class BatchJob:
     """What the queue says of a job.
@@ -85,6 +93,8 @@ def submit(script: Path, name: str) -> str:
 
     Raises
     ------
+    NoAnswerError
+        If it may have been taken all the same.
     SlurmError
         With what sbatch says.
     """
@@ -146,8 +156,10 @@ def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.
 
     Raises
     ------
+    NoAnswerError
+        If it does not end in `patience` seconds, or has waited for the controller in vain.
     SlurmError
-        If it is not installed, fails with a message that is not `allowed`, or does not end in `patience` seconds.
+        If it is not installed, or fails with a message that is not `allowed`.
     """
     try:
         done = subprocess.run(
@@ -158,8 +170,9 @@ def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.
         hint = "run this on a login node of the cluster, or module load slurm"
         raise SlurmError(f"{command} is not on this machine's PATH", hint) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command} did not answer within {patience:g} s", "sinfo: is the controller up?") from None
+        raise NoAnswerError(f"{command} did not answer within {patience:g} s", "sinfo: is the controller up?") from None
     if done.returncode and not (allowed and allowed.search(done.stderr)):
         said = done.stderr.strip() or f"exit code {done.returncode}"
-        raise SlurmError(f"{command}: {said}", hint="the partition, account and sizes in the profile; sinfo, sacctmgr")
+        kind = NoAnswerError if _UNSURE.search(said) else SlurmError
+        raise kind(f"{command}: {said}", hint="the partition, account and sizes in the profile; sinfo, sacctmgr")
     return done.stdout
