@@ -323,8 +323,16 @@ def test_jobs__that_were_given_the_numbers_of_ours_are_left_alone(
 
 def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:
     commands("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
-    with pytest.raises(SlurmError, match="invalid partition specified: x"):
+    with pytest.raises(SlurmError, match="invalid partition specified: x") as caught:
         queue.submit(tmp_path / "x.sh", "x")
+    assert "the partition, account and sizes in the profile" in str(caught.value.hint)
+    away = "Unable to contact slurm controller (connect failure)"
+    for command in ("sbatch", "squeue", "scancel"):
+        commands(command, f"echo '{command}: error: {away}' >&2; exit 1")
+    for ask in (lambda: queue.submit(tmp_path / "x.sh", "x"), queue.look, lambda: queue.cancel(["1"])):
+        with pytest.raises(SlurmError, match="Unable to contact") as caught:
+            ask()
+        assert caught.value.hint == "sinfo: is the controller up?"
     commands("squeue", "sleep 5")
     with pytest.raises(SlurmError, match=r"squeue did not answer within 0\.2 s"):
         queue.look(patience=0.2)

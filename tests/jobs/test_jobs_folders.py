@@ -176,6 +176,31 @@ def test_submit__that_slurm_may_have_taken_leaves_a_job_that_can_be_cancelled(
     assert (tmp_path / "told").read_text() == "17\n"
 
 
+def test_cancel__while_nobody_answers_says_that_machines_may_be_left_until_they_are_ended(
+    make_job: MakeJob, slurm: ProfileSpec, commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    commands("sbatch", f"echo ${{2#--job-name=}} >{tmp_path}/name; echo 17")
+    commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    commands("sacct", "exit 1")
+    commands("scancel", f"echo $@ >>{tmp_path}/told")
+    folder = JobFolder.of(slurm.state, make_job())
+    dn.submit(make_job(), slurm)
+    with pytest.raises(DneuroError, match=r"is told in its folder to end, but .* Unable to contact") as caught:
+        ending.cancel(folder)
+    assert caught.value.exit_code == 4
+    assert caught.value.hint == f"dneuro cancel {folder.id} once more, later; sinfo: is the controller up?"
+    assert "may be left" in status(folder).found["note"]
+    folder.remember("status", {**folder.read_status(), "state": "cancelled", "ended": 1.0})  # its driver has read it
+    now = status(folder)
+    assert (now.state, now.advice) == ("cancelled", f"dneuro cancel {folder.id}")
+    assert "machines of it may be left: squeue: slurm_load_jobs error: Unable to contact" in now.found["note"]
+    assert ending.waste([folder]) == [], "who they are is in the folder"
+    commands("squeue", f"echo \"17|RUNNING|None|$(cat {tmp_path}/name)\"")
+    done = ending.cancel(folder)
+    assert (done.status.state, done.status.advice, done.ended) == ("cancelled", f"dneuro resume {folder.id}", ["17"])
+    assert "note" not in done.status.found
+
+
 def test_progress__counts_the_units_of_members_that_are_still_to_come() -> None:
     progress = Progress(["a/extract", "b/extract"])
     progress.expect({"a/extract": (10, 4), "b/extract": (20, 0)})

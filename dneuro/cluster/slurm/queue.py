@@ -37,6 +37,11 @@ class NoAnswerError(SlurmError):
 _UNSURE = re.compile("(?i)timed out|zero bytes|reset by peer")
 """In what Slurm's commands say when the controller has heard them, perhaps, and they not it."""
 
+_AWAY = re.compile(f"{_UNSURE.pattern}|unable to contact|connection refused")
+"""In what they say when there is no controller to be heard, or none in time."""
+
+_IS_UP = "sinfo: is the controller up?"
+
 
 @dataclass(frozen=True)
 class BatchJob:
@@ -170,9 +175,11 @@ def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.
         hint = "run this on a login node of the cluster, or module load slurm"
         raise SlurmError(f"{command} is not on this machine's PATH", hint) from None
     except subprocess.TimeoutExpired:
-        raise NoAnswerError(f"{command} did not answer within {patience:g} s", "sinfo: is the controller up?") from None
+        raise NoAnswerError(f"{command} did not answer within {patience:g} s", hint=_IS_UP) from None
     if done.returncode and not (allowed and allowed.search(done.stderr)):
         said = done.stderr.strip() or f"exit code {done.returncode}"
         kind = NoAnswerError if _UNSURE.search(said) else SlurmError
-        raise kind(f"{command}: {said}", hint="the partition, account and sizes in the profile; sinfo, sacctmgr")
+        wrong = command == "sbatch" and not _AWAY.search(said)
+        hint = "the partition, account and sizes in the profile; sinfo, sacctmgr" if wrong else _IS_UP
+        raise kind(f"{command}: {said}", hint=hint)
     return done.stdout
