@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dneuro.cluster.backends import Folder
+
 FILE = "machines.jsonl"
 
 
@@ -37,10 +39,21 @@ class Record:
 def entries(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield what was written for a job: in its own folder and in those of its attempts."""
     for path in [folder / FILE, *sorted((folder / "attempts").glob(f"*/{FILE}"))]:
-        with contextlib.suppress(FileNotFoundError):
-            for line in path.read_text().splitlines():
-                with contextlib.suppress(json.JSONDecodeError):  # cut short by what ended the writer
-                    yield json.loads(line)
+        yield from _read(path)
+
+
+def driver_may_be_left(job_folder: Folder) -> bool:
+    """Return whether a driver was written down in a job's own folder of which nobody wrote that it was ``refused``."""
+    written = list(_read(job_folder / FILE))
+    refused = {entry["name"] for entry in written if "refused" in entry}
+    return any(entry["name"] not in refused for entry in written)
+
+
+def _read(path: Any) -> Iterator[dict[str, Any]]:
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # cut short by what ended the writer
+                yield json.loads(line)
 
 
 def job_folder_of(attempt: Path) -> Path | None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 
 from dneuro import events, files
-from dneuro.cluster import backend_of, processes
+from dneuro.cluster import Backend, backend_of, processes
 from dneuro.errors import CancelledError, DneuroError
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
@@ -52,7 +52,8 @@ def cancel(folder: JobFolder, *, grace: float = GRACE) -> Cancelled:
     Raises
     ------
     DneuroError
-        If the driver cannot be reached from here; it will notice by itself that it is to end.
+        If the driver cannot be reached from here; it will notice by itself that it is to end. Or if nobody answers for
+        the machines that may be left, as Slurm's controller when it is away; `status` says so until they are ended.
     """
     backend = backend_of(folder.read_profile())
     before = status(folder, backend)
@@ -61,15 +62,31 @@ def cancel(folder: JobFolder, *, grace: float = GRACE) -> Cancelled:
         try:
             _stop(folder, grace)
         finally:
-            ended = backend.clean_up(folder.path)
+            ended = _clean_up(folder, backend)
         if status(folder, backend).state not in ENDED:  # it could not say so itself
             kept = folder.read_status()
             stopped = {"type": "CancelledError", "message": "stopped by the user; what is done stays done"}
             now = {"state": "cancelled", "exit_code": CancelledError.exit_code, "ended": time.time()}
             folder.remember("status", {**kept, **now, "error": {**stopped, "hint": f"dneuro resume {folder.id}"}})
     else:
-        ended = backend.clean_up(folder.path)
+        ended = _clean_up(folder, backend)
     return Cancelled(status(folder, backend), ended)
+
+
+def _clean_up(folder: JobFolder, backend: Backend) -> list[str]:
+    """End the machines that are left, and return them; note in the job's folder where they could not be ended."""
+    said = folder.read("cancel")
+    try:
+        ended = backend.clean_up(folder.path)
+    except DneuroError as error:
+        folder.remember("cancel", {"time": time.time(), **said, "left": error.message})
+        raise DneuroError(
+            f"job {folder.id} is told in its folder to end, but what is left of it could not be ended: {error.message}",
+            hint=f"dneuro cancel {folder.id} once more, later" + (f"; {error.hint}" if error.hint else ""),
+        ) from error
+    if "left" in said:
+        folder.remember("cancel", {key: value for key, value in said.items() if key != "left"})
+    return ended
 
 
 def _stop(folder: JobFolder, grace: float) -> None:
@@ -150,7 +167,8 @@ def waste(folders: list[JobFolder], *, older: float = 0.0) -> list[Waste]:
         except UNREADABLE as error:  # what there is to its stores nobody knows; other jobs are looked at all the same
             events.emit("warning", folder.id, f"is left alone: {error}")
             continue
-        if now.state in ("done", "cancelled") and ended is not None and time.time() - ended >= older:
+        left = folder.read("cancel").get("left")  # then only what is in the folder says what its machines are
+        if now.state in ("done", "cancelled") and not left and ended is not None and time.time() - ended >= older:
             found.append(Waste("job", folder.path, f"{now.state} {format_duration(time.time() - ended)} ago"))
     return found
 

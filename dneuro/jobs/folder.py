@@ -8,7 +8,7 @@
       plan.json                  what the plan foretold
       status.json                state, progress, workers; written by the driver
       driver.json                who was started last to drive it: process, Slurm job, Kubernetes Job
-      cancel.json                that it is to end, if somebody said so
+      cancel.json                that it is to end, if somebody said so, and why machines of it may be left
       attempts/NNN/              lease.json  events.jsonl  driver.log, and what the machines leave
 
 It lies on a disk that all machines share, or in an object store.

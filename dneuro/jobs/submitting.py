@@ -149,11 +149,12 @@ def _start(folder: JobFolder, backend: Backend) -> DriverRef:
 
 def _take_back(folder: JobFolder, before: dict[str, object], error: DneuroError) -> None:
     """Leave a job as it was whose driver could not be started; one that was not there before is not there again."""
-    if not before and holder(folder.attempts) is None and not (folder.path / record.FILE).is_file():
+    if not before and holder(folder.attempts) is None and not record.driver_may_be_left(folder.path):
         folder.remove()
         return
     said = {"type": type(error).__name__, "message": error.message, "hint": error.hint}
-    failed = {"id": folder.id, "state": "failed", "exit_code": error.exit_code, "ended": time.time(), "error": said}
+    failed = {"id": folder.id, "store": store_pattern(folder.read_job()), "state": "failed",
+              "exit_code": error.exit_code, "ended": time.time(), "error": said}  # fmt: skip
     folder.remember("status", before or failed)
 
 

@@ -123,8 +123,10 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     found = {"submitted": submitted.get("time"), "command": submitted.get("command"), "user": submitted.get("user"),
              "folder": str(folder.path), **written}  # fmt: skip
     said = str(written.get("state", "pending"))
+    left = folder.read("cancel").get("left")
+    note = f"it was told to end, and machines of it may be left: {left}" if left else ""
     if said in ENDED:
-        return JobStatus(folder.id, said, _advice(folder, said), found)
+        return JobStatus(folder.id, said, _advice(folder, said, left), found | ({"note": note} if note else {}))
     backend = backend or backend_of(folder.read_profile())
     log = processes.log_of(folder.path)
     last = holder(folder.attempts)
@@ -134,9 +136,10 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
         why = "status.json is damaged" + (f"; {why}" if why else "")
     if state == "lost":
         found |= {"error": {"type": "Lost", "message": why, "hint": None}, "exit_code": None}
-    elif why:
-        found["note"] = why
-    return JobStatus(folder.id, state, _advice(folder, state), found)
+        why = ""
+    if why or note:
+        found["note"] = "; ".join(part for part in (why, note) if part)
+    return JobStatus(folder.id, state, _advice(folder, state, left), found)
 
 
 def status_of_any(folder: JobFolder) -> JobStatus:
@@ -189,7 +192,9 @@ def _named(log: Path, folder: JobFolder) -> str:
     return log.name if isinstance(folder.path, Path) else str(log)
 
 
-def _advice(folder: JobFolder, state: str) -> str:
+def _advice(folder: JobFolder, state: str, left: str | None) -> str:
+    if left:
+        return f"dneuro cancel {folder.id}"
     commands = {
         "lost": f"dneuro resume {folder.id}",
         "interrupted": f"dneuro resume {folder.id}",

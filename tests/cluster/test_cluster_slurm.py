@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from dneuro import events
 from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.record import Record
 from dneuro.cluster.slurm import keeper, queue
@@ -228,17 +229,33 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 
 def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], None], tmp_path: Path) -> None:
     commands("squeue", "echo '17|PENDING|Resources|a|b'; echo '18|FAILED|NonZeroExitCode|c'")
-    commands("sbatch", "echo '19;cluster'")
+    commands("sbatch", f'echo "$@" >{tmp_path}/sent; echo "19;cluster"')
     commands("sacct", "echo '20|CANCELLED by 0|0:15|d'")
     assert queue.look() == {
         "17": BatchJob("17", "a|b", "PENDING", "Resources"),
         "18": BatchJob("18", "c", "FAILED", "NonZeroExitCode"),
     }
     assert [job.ended for job in queue.look().values()] == [False, True]
-    assert queue.submit(tmp_path / "x.sh") == "19"
+    assert queue.submit(tmp_path / "x.sh", "x") == "19"
+    assert (tmp_path / "sent").read_text() == f"--parsable --job-name=x {tmp_path}/x.sh\n"
     assert queue.look_back(["20"])["20"].state == "CANCELLED"
     commands("sacct", "echo disabled >&2; exit 1")
     assert queue.look_back(["20"]) == {}, "sites without accounts"
+
+
+def test_queue__knows_jobs_beside_others_whatever_their_names_are(
+    commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """Anything may be in the name of another job of this user: line breaks, letters that are no UTF-8."""
+    lines = r"16|RUNNING|None|two\nlines\n\n9\n|\n17|RUNNING|None|a\n18_[1-8]|PENDING|None|x\n19|RUNNING|None|\xff\n"
+    commands("squeue", f"printf '{lines}'")
+    commands("sacct", r"printf '17|CANCELLED by 0|0:15|two\nlines|\n'")
+    assert {number: job.name for number, job in queue.look().items()} == {"16": "two", "17": "a", "19": "\ufffd"}
+    assert queue.look_back(["17"]) == {"17": BatchJob("17", "two", "CANCELLED", "exit code 0:15")}
+    record = Record(tmp_path / "job")
+    record.write(kind="slurm", role="driver", name="a", id="17")
+    commands("scancel", f'echo "$@" >>{tmp_path}/told')
+    assert backend_of(profile()).clean_up(tmp_path / "job") == ["17"]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +275,8 @@ def test_this_driver__is_its_batch_job_unless_drivers_stay_on_the_login_node(mon
     """There it may be in a batch job, too, as the shell that salloc gives."""
     on_login = backend_of(profile(slurm={"submit_workers_from": "login"}))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
-    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17")
+    monkeypatch.setenv("SLURM_JOB_NAME", "a")
+    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17", {"name": "a"})
     assert on_login.driver_state(on_login.this_driver()) == "running"
     monkeypatch.delenv("SLURM_JOB_ID")
     assert backend_of(profile()).this_driver().id == str(os.getpid())
@@ -282,10 +300,39 @@ def test_driver__that_slurm_is_ending_is_cancelled_without_waiting_for_its_node(
     assert (tmp_path / "told").read_text().splitlines()[-1] == "17 18"
 
 
+def test_jobs__that_were_given_the_numbers_of_ours_are_left_alone(
+    commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """Slurm counts from 1 again when its own state is new, as after a restart of one that lies in /tmp."""
+    commands("squeue", "echo '17|RUNNING|None|mine-1'; echo '18|RUNNING|None|mine-2'; echo '19|RUNNING|None|c-3'")
+    commands("sacct", "echo '17|RUNNING|0:0|mine-1'")
+    commands("scancel", f'echo "$@" >>{tmp_path}/told')
+    backend, job = backend_of(profile()), tmp_path / "job"
+    record, ref = Record(job), DriverRef("slurm", "17", {"name": "a-1"})
+    record.write(kind="slurm", role="driver", name="a-1", id="17")
+    record.write(kind="slurm", role="worker", name="b-2", id="18")
+    assert backend.driver_state(ref) == "gone"
+    assert backend.driver_state(DriverRef("slurm", "17", {"name": "mine-1"})) == "running"
+    backend.stop_driver(ref, grace=0)
+    assert backend.clean_up(job) == []
+    assert not (tmp_path / "told").exists()
+    record.write(kind="slurm", role="worker", name="c-3")
+    assert backend.clean_up(job) == ["19"]
+    assert (tmp_path / "told").read_text() == "19\n"
+
+
 def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:
     commands("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
-    with pytest.raises(SlurmError, match="invalid partition specified: x"):
-        queue.submit(tmp_path / "x.sh")
+    with pytest.raises(SlurmError, match="invalid partition specified: x") as caught:
+        queue.submit(tmp_path / "x.sh", "x")
+    assert "the partition, account and sizes in the profile" in str(caught.value.hint)
+    away = "Unable to contact slurm controller (connect failure)"
+    for command in ("sbatch", "squeue", "scancel"):
+        commands(command, f"echo '{command}: error: {away}' >&2; exit 1")
+    for ask in (lambda: queue.submit(tmp_path / "x.sh", "x"), queue.look, lambda: queue.cancel(["1"])):
+        with pytest.raises(SlurmError, match="Unable to contact") as caught:
+            ask()
+        assert caught.value.hint == "sinfo: is the controller up?"
     commands("squeue", "sleep 5")
     with pytest.raises(SlurmError, match=r"squeue did not answer within 0\.2 s"):
         queue.look(patience=0.2)
@@ -313,9 +360,9 @@ class Pretended:
         self.cancelled: list[str] = []
         self.state = "PENDING"
 
-    def submit(self, path: Path) -> str:
+    def submit(self, path: Path, name: str) -> str:
         number = str(len(self.jobs) + 1)
-        self.jobs[number] = BatchJob(number, path.stem, self.state, "Priority")
+        self.jobs[number] = BatchJob(number, name, self.state, "Priority")
         return number
 
     def look(self, patience: float = 0) -> dict[str, BatchJob]:
@@ -378,6 +425,20 @@ def test_keeper__replaces_a_job_that_ended(site: Pretended, kept: Keeper, tmp_pa
     assert "ended: PREEMPTED" in recorded
 
 
+def test_keeper__replaces_a_job_whose_number_is_anothers_and_leaves_that_one_alone(
+    site: Pretended, kept: Keeper
+) -> None:
+    for number in ("1", "2", "3"):
+        site.come(number)
+    kept.wait({"extract": 5, "memory": 5})
+    site.jobs["2"] = BatchJob("2", "mine", "RUNNING", "")
+    until(lambda: len(site.jobs) == 4)
+    assert site.jobs["4"].name.startswith("a-1-extract-1-")
+    kept.close()
+    assert sorted(site.cancelled) == ["1", "3", "4"]
+    site.turn("2", "COMPLETED")
+
+
 def test_keeper__replaces_a_job_that_slurm_is_ending_however_long_that_takes(site: Pretended, kept: Keeper) -> None:
     for number in ("1", "2", "3"):
         site.come(number)
@@ -420,8 +481,8 @@ def test_keeper__gives_up_where_jobs_end_one_after_the_other(site: Pretended, tm
 def test_keeper__ends_a_job_that_was_taken_without_an_answer(
     site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(path: Path) -> str:
-        site.submit(path)
+    def late(path: Path, name: str) -> str:
+        site.submit(path, name)
         raise SlurmError("sbatch did not answer within 20 s")
 
     site.jobs["1"] = BatchJob("1", "b-2-extract-0-0", "RUNNING", "")
@@ -441,8 +502,8 @@ def test_keeper__takes_in_a_job_that_was_taken_without_an_answer(
         site.come(number)
     kept.wait({"extract": 5, "memory": 5})
 
-    def late(path: Path) -> str:
-        site.submit(path)
+    def late(path: Path, name: str) -> str:
+        site.submit(path, name)
         monkeypatch.setattr(queue, "submit", site.submit)
         raise SlurmError("sbatch did not answer within 20 s")
 
@@ -465,8 +526,8 @@ def test_keeper__ends_a_job_that_was_taken_too_late(
     kept.wait({"extract": 5, "memory": 5})
     late: list[str] = []
 
-    def without_answer(path: Path) -> str:
-        late.append(path.stem)
+    def without_answer(path: Path, name: str) -> str:
+        late.append(name)
         monkeypatch.setattr(queue, "submit", site.submit)
         raise SlurmError("sbatch did not answer within 20 s")
 
@@ -487,10 +548,10 @@ def test_keeper__whose_jobs_are_refused_looks_after_the_others_all_the_same(
         site.come(number)
     kept.wait({"extract": 5, "memory": 5})
 
-    def partly(path: Path) -> str:
-        if "-extract-" in path.stem:
+    def partly(path: Path, name: str) -> str:
+        if "-extract-" in name:
             raise SlurmError("sbatch: error: partition is down")
-        return site.submit(path)
+        return site.submit(path, name)
 
     monkeypatch.setattr(queue, "submit", partly)
     for number in ("1", "3"):
@@ -523,6 +584,30 @@ def test_keeper__bears_a_controller_that_is_away(
     monkeypatch.setattr(queue, "look", lambda patience=0: {n: job for n, job in site.jobs.items() if n != "3"})
     until(lambda: len(site.jobs) == 4)
     assert site.cancelled == ["3"], "forgotten by the queue: to be sure"
+
+
+def test_keeper__goes_on_whatever_a_look_at_the_queue_has_come_to(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    with events.listening(lambda event: said.append(event.message)):
+        kept = Keeper({"extract": 1}, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
+    kept.start()
+    try:
+        site.come("1")
+        kept.wait({"extract": 5})
+
+        def torn(patience: float = 0) -> dict[str, BatchJob]:
+            raise ValueError("not enough values to unpack")
+
+        monkeypatch.setattr(queue, "look", torn)
+        until(lambda: said)
+        assert "could not be looked after this time: ValueError: not enough values to unpack" in said[0]
+        monkeypatch.setattr(queue, "look", site.look)
+        site.turn("1", "PREEMPTED")
+        until(lambda: len(site.jobs) == 2)
+    finally:
+        kept.close()
 
 
 def test_scripts__leave_ctrl_c_to_whoever_has_it() -> None:

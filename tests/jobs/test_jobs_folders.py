@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -15,8 +16,8 @@ import pytest
 import dneuro as dn
 from dneuro import cli, events
 from dneuro.cluster import WorkerSizes
-from dneuro.errors import UsageError
-from dneuro.jobs import submitting
+from dneuro.errors import DneuroError, UsageError
+from dneuro.jobs import ending, submitting
 from dneuro.jobs.folder import JobFolder, folders
 from dneuro.jobs.progress import Progress
 from dneuro.jobs.watching import status
@@ -129,6 +130,75 @@ def test_submit__whose_driver_is_refused_leaves_no_job(
     with pytest.raises(UsageError, match="invalid partition"):
         dn.submit(make_job(), profile)
     assert status(folder).state == "cancelled"
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Return ``commands(name, shell)``: Slurm's commands as scripts of the test."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+
+    def make(name: str, shell: str) -> None:
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{shell}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    return make
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> ProfileSpec:
+    pools = {"extract": {"memory": "4GiB"}}
+    return ProfileSpec.model_validate({"backend": "slurm", "state": str(tmp_path / "state"), "pools": pools})
+
+
+def test_submit__that_slurm_refuses_leaves_no_job(
+    make_job: MakeJob, slurm: ProfileSpec, commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    commands("sbatch", "echo 'sbatch: error: invalid partition specified: nowhere' >&2; exit 1")
+    with pytest.raises(DneuroError, match="invalid partition"):
+        dn.submit(make_job(), slurm)
+    assert not list((tmp_path / "state" / "jobs").iterdir())
+
+
+def test_submit__that_slurm_may_have_taken_leaves_a_job_that_can_be_cancelled(
+    make_job: MakeJob, slurm: ProfileSpec, commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    failed = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+    commands("sbatch", f"echo ${{2#--job-name=}} >{tmp_path}/name; echo '{failed}' >&2; exit 1")
+    commands("squeue", f"echo \"17|PENDING|None|$(cat {tmp_path}/name)\"")
+    commands("scancel", f"echo $@ >>{tmp_path}/told")
+    with pytest.raises(DneuroError, match="timed out"):
+        dn.submit(make_job(), slurm)
+    (folder,) = folders(slurm.state)
+    now = status(folder)
+    assert (now.state, Path(now.found["store"]).name) == ("failed", Path(make_job().store).name)
+    assert ending.cancel(folder).ended == ["17"]
+    assert (tmp_path / "told").read_text() == "17\n"
+
+
+def test_cancel__while_nobody_answers_says_that_machines_may_be_left_until_they_are_ended(
+    make_job: MakeJob, slurm: ProfileSpec, commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    commands("sbatch", f"echo ${{2#--job-name=}} >{tmp_path}/name; echo 17")
+    commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    commands("sacct", "exit 1")
+    commands("scancel", f"echo $@ >>{tmp_path}/told")
+    folder = JobFolder.of(slurm.state, make_job())
+    dn.submit(make_job(), slurm)
+    with pytest.raises(DneuroError, match=r"is told in its folder to end, but .* Unable to contact") as caught:
+        ending.cancel(folder)
+    assert caught.value.exit_code == 4
+    assert caught.value.hint == f"dneuro cancel {folder.id} once more, later; sinfo: is the controller up?"
+    assert "may be left" in status(folder).found["note"]
+    folder.remember("status", {**folder.read_status(), "state": "cancelled", "ended": 1.0})  # its driver has read it
+    now = status(folder)
+    assert (now.state, now.advice) == ("cancelled", f"dneuro cancel {folder.id}")
+    assert "machines of it may be left: squeue: slurm_load_jobs error: Unable to contact" in now.found["note"]
+    assert ending.waste([folder]) == [], "who they are is in the folder"
+    commands("squeue", f"echo \"17|RUNNING|None|$(cat {tmp_path}/name)\"")
+    done = ending.cancel(folder)
+    assert (done.status.state, done.status.advice, done.ended) == ("cancelled", f"dneuro resume {folder.id}", ["17"])
+    assert "note" not in done.status.found
 
 
 def test_progress__counts_the_units_of_members_that_are_still_to_come() -> None:

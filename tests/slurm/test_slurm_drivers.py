@@ -143,9 +143,9 @@ def test_job__that_is_submitted_twice_at_once_has_one_driver(
     job, profile = make_job(store="slurm.zarr", **LONG), make_profile({"workers": 1})
     honest, barrier = queue.submit, threading.Barrier(2)
 
-    def together(script: Path) -> str:
+    def together(script: Path, name: str) -> str:
         barrier.wait(60)
-        return honest(script)
+        return honest(script, name)
 
     monkeypatch.setattr(queue, "submit", together)
     both = [threading.Thread(target=dn.submit, args=(job, profile)) for _ in range(2)]

@@ -131,7 +131,13 @@ class SlurmBackend:
         text = driver_script(self.profile, folder, command, unique)
         write_atomically(script, lambda file: file.write(text.encode()))  # another one may be submitted just now
         record.write(kind="slurm", role="driver", name=unique)
-        number = queue.submit(script)
+        try:
+            number = queue.submit(script, unique)
+        except queue.NoAnswerError:
+            raise  # it may have been taken
+        except queue.SlurmError as error:
+            record.write(kind="slurm", role="driver", name=unique, refused=error.message)
+            raise
         record.write(kind="slurm", role="driver", name=unique, id=number)
         return DriverRef("slurm", number, {"name": unique, "user": getpass.getuser()})
 
@@ -140,33 +146,39 @@ class SlurmBackend:
         number = os.environ.get("SLURM_JOB_ID")
         if number is None or self.slurm.submit_workers_from == "login":
             return processes.this_process("slurm")
-        return DriverRef("slurm", number)
+        name = os.environ.get("SLURM_JOB_NAME")
+        return DriverRef("slurm", number, {"name": name} if name else {})
 
     def driver_state(self, ref: DriverRef) -> DriverState:
-        """Return what the queue says of the driver; ``"unknown"`` while the controller does not answer."""
+        """Return what the queue says of the driver; ``"unknown"`` while the controller does not answer.
+
+        A job of its number that bears another name is another one: Slurm counts from 1 again when its own state is new.
+        """
         if "host" in ref.details:
             return processes.state(ref)
         try:
-            job = queue.look().get(ref.id) or queue.look_back([ref.id]).get(ref.id)
+            return _state_of_job(ref)
         except queue.SlurmError:
             return "unknown"
-        if job is None or job.ended:
-            return "gone"
-        if job.ending:
-            return "ending"
-        return "pending" if job.waits else "running"
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
-        """Tell the driver to stop; cancel its job if it has not after `grace` seconds."""
+        """Tell the driver to stop; cancel its job if it has not after `grace` seconds.
+
+        Raises
+        ------
+        SlurmError
+            If the controller does not answer.
+        """
         if "host" in ref.details:
             processes.stop(ref, grace)
             return
-        if self.driver_state(ref) == "running":
+        if _state_of_job(ref) == "running":
             queue.cancel([ref.id], signal="TERM")
             over = time.monotonic() + grace
             while self.driver_state(ref) == "running" and time.monotonic() < over:
                 time.sleep(0.5)
-        queue.cancel([ref.id])
+        if _state_of_job(ref) != "gone":  # else its number may be another's by now
+            queue.cancel([ref.id])
 
     def clean_up(self, job_folder: Folder) -> list[str]:
         """Cancel every batch job of a job that is left, the driver's too; return their numbers."""
@@ -214,17 +226,27 @@ class SlurmBackend:
 def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
     """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers.
 
-    Those that Slurm is ending already do not count, but may be queued again, and are cancelled too.
+    They are known by their names, which are drawn at random for each: a number may be another job's by now. Those that
+    Slurm is ending already do not count, but may be queued again, and are cancelled too.
     """
     recorded = [entry for entry in entries(job_folder) if entry.get("kind") == "slurm" and entry["role"] in roles]
     if not recorded:
         return []
     names = {entry["name"] for entry in recorded}
-    ids = {entry["id"] for entry in recorded if "id" in entry}
-    left = [job for job in queue.look().values() if (job.id in ids or job.name in names) and not job.ended]
+    left = [job for job in queue.look().values() if job.name in names and not job.ended]
     left = [job for job in left if job.id != os.environ.get("SLURM_JOB_ID")]
     queue.cancel(job.id for job in left)
     return [job.id for job in left if not job.ending]
+
+
+def _state_of_job(ref: DriverRef) -> DriverState:
+    """Return what Slurm says of a driver's batch job; raises SlurmError where it does not answer."""
+    job = queue.find(queue.look(), ref.id, ref.details.get("name"))
+    if job is None or job.ended:
+        return "gone"
+    if job.ending:
+        return "ending"
+    return "pending" if job.waits else "running"
 
 
 def _options(keys: Path) -> dict[str, str]:

@@ -184,7 +184,7 @@ class Keeper:
         self._record.write(kind="slurm", role="worker", name=slot.name)
         self._doubtful.add(slot.name)
         slot.log = str(self._folder / "logs" / f"{slot.name}.log")
-        slot.job, slot.running, slot.seen = queue.submit(script), None, None
+        slot.job, slot.running, slot.seen = queue.submit(script, slot.name), None, None
         self._doubtful.discard(slot.name)
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job)
         self.pools[slot.pool].last_log = slot.log
@@ -198,6 +198,9 @@ class Keeper:
                 events.emit("note", message=f"the queue cannot be seen: {error.message}")
             except (OSError, TimeoutError):
                 continue  # the scheduler is closing
+            except Exception as error:  # whatever it is: without this thread nothing lost would be replaced any more
+                what = f"{type(error).__name__}: {error}"
+                events.emit("note", message=f"the worker jobs could not be looked after this time: {what}")
 
     def _look(self, jobs: dict[str, BatchJob], workers: set[str], now: float) -> None:
         """Compare what there is with what there should be, and replace what is lost."""
@@ -207,10 +210,12 @@ class Keeper:
                 if slot.job is None:
                     self._try_again(pool, slot, now)
                     continue
-                job = jobs.get(slot.job) or queue.look_back([slot.job]).get(slot.job)
+                job = queue.find(jobs, slot.job, slot.name)
                 if slot.worker in workers:
                     slot.seen, pool.fruitless = now, 0
                 if why := self._lost(slot, job, now):
+                    if (job is None and slot.job not in jobs) or (job is not None and not job.ended):
+                        queue.cancel([slot.job])  # to be sure; unless its number is another's by now
                     self._give_up(pool, slot, job, f"the worker job {slot.job} of pool {name} {why}", now)
 
     def _take_in(self, jobs: dict[str, BatchJob]) -> None:
@@ -243,8 +248,6 @@ class Keeper:
     def _give_up(self, pool: Pool, slot: Slot, job: BatchJob | None, why: str, now: float) -> None:
         assert slot.job is not None
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job, lost=why)
-        if job is None or not job.ended:
-            queue.cancel([slot.job])
         if slot.seen is None:
             pool.fruitless += 1
         pool.ended = [*pool.ended, job or BatchJob(slot.job, slot.name, "GONE", "")][-FRUITLESS:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,19 @@ WAITING = frozenset({
 
 class SlurmError(DneuroError):
     """A command of Slurm that is not there, does not answer, or says no."""
+
+
+class NoAnswerError(SlurmError):
+    """A command of Slurm that did not get its answer in time: whether it has done its work nobody knows."""
+
+
+_UNSURE = re.compile("(?i)timed out|zero bytes|reset by peer")
+"""In what Slurm's commands say when the controller has heard them, perhaps, and they not it."""
+
+_AWAY = re.compile(f"{_UNSURE.pattern}|unable to contact|connection refused")
+"""In what they say when there is no controller to be heard, or none in time."""
+
+_IS_UP = "sinfo: is the controller up?"
 
 
 @dataclass(frozen=True)
@@ -78,26 +91,26 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith("SLURM_")}
 
 
-def submit(script: Path) -> str:
+def submit(script: Path, name: str) -> str:
     """Submit a batch script; return the job's number.
+
+    Its name is said once more: that counts, whatever SBATCH_JOB_NAME says, or another one has just written as script.
 
     Raises
     ------
+    NoAnswerError
+        If it may have been taken all the same.
     SlurmError
         With what sbatch says.
     """
-    return call("sbatch", "--parsable", str(script)).strip().split(";")[0]
+    return call("sbatch", "--parsable", f"--job-name={name}", str(script)).strip().split(";")[0]
 
 
 def look(patience: float = PATIENCE) -> dict[str, BatchJob]:
     """Return this user's jobs by their numbers, those that ended a short while ago too."""
     text = call("squeue", "--noheader", f"--user={os.geteuid()}", "--states=all", "--format=%i|%T|%r|%j",
                 patience=patience)  # fmt: skip
-    found = {}
-    for line in text.splitlines():
-        number, state, reason, name = line.split("|", 3)
-        found[number] = BatchJob(number, name, state, reason)
-    return found
+    return {number: BatchJob(number, name, state, reason) for number, state, reason, name in _fields(text)}
 
 
 def look_back(ids: Iterable[str]) -> dict[str, BatchJob]:
@@ -108,11 +121,31 @@ def look_back(ids: Iterable[str]) -> dict[str, BatchJob]:
                     f"--jobs={wanted}") if wanted else ""  # fmt: skip
     except SlurmError:
         return {}
-    found = {}
+    said = _fields(text)
+    return {number: BatchJob(number, name, state.split()[0], f"exit code {code}") for number, state, code, name in said}
+
+
+_JOB = re.compile(r"(\d+)\|([A-Z_]+(?: [^|]*)?)\|([^|]*)\|(.*)")
+"""A line about a job: number, state, reason or exit code, name."""
+
+
+def _fields(text: str) -> Iterator[tuple[str, ...]]:
+    """Yield what lines about jobs say; others are left out.
+
+    None is about ours: another job's name may have a line break, an array's number more than digits.
+    """
     for line in text.splitlines():
-        number, state, code, name = line.split("|", 3)
-        found[number] = BatchJob(number, name, state.split()[0], f"exit code {code}")
-    return found
+        if job := _JOB.fullmatch(line):
+            yield job.groups()
+
+
+def find(jobs: dict[str, BatchJob], number: str, name: str | None) -> BatchJob | None:
+    """Return what the queue says of a job in its answer `jobs`, else the accounts.
+
+    None too if its number is by now that of a job with another name; a `name` of None is any.
+    """
+    job = jobs.get(number) or look_back([number]).get(number)
+    return job if job is not None and name in (None, job.name) else None
 
 
 def cancel(ids: Iterable[str], *, signal: str | None = None, patience: float = PATIENCE) -> None:
@@ -128,19 +161,25 @@ def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.
 
     Raises
     ------
+    NoAnswerError
+        If it does not end in `patience` seconds, or has waited for the controller in vain.
     SlurmError
-        If it is not installed, fails with a message that is not `allowed`, or does not end in `patience` seconds.
+        If it is not installed, or fails with a message that is not `allowed`.
     """
     try:
         done = subprocess.run(
-            [command, *arguments], capture_output=True, text=True, timeout=patience, env=environment(), check=False
-        )
+            [command, *arguments], capture_output=True, text=True, errors="replace", timeout=patience,
+            env=environment(), check=False,
+        )  # fmt: skip
     except FileNotFoundError:
         hint = "run this on a login node of the cluster, or module load slurm"
         raise SlurmError(f"{command} is not on this machine's PATH", hint) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command} did not answer within {patience:g} s", "sinfo: is the controller up?") from None
+        raise NoAnswerError(f"{command} did not answer within {patience:g} s", hint=_IS_UP) from None
     if done.returncode and not (allowed and allowed.search(done.stderr)):
         said = done.stderr.strip() or f"exit code {done.returncode}"
-        raise SlurmError(f"{command}: {said}", hint="the partition, account and sizes in the profile; sinfo, sacctmgr")
+        kind = NoAnswerError if _UNSURE.search(said) else SlurmError
+        wrong = command == "sbatch" and not _AWAY.search(said)
+        hint = "the partition, account and sizes in the profile; sinfo, sacctmgr" if wrong else _IS_UP
+        raise kind(f"{command}: {said}", hint=hint)
     return done.stdout
