@@ -15,6 +15,7 @@ from typing import ClassVar
 import psutil
 
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
+from dneuro.cluster.births import birth_of, is_alive
 from dneuro.errors import DneuroError, UsageError
 
 LOG = "driver.log"
@@ -65,8 +66,7 @@ def this_process(backend: str, *, attended: bool = False) -> DriverRef:
 
 
 def _ref(backend: str, pid: int) -> DriverRef:
-    details = {"host": socket.gethostname(), "boot": psutil.boot_time(), "started": _started(pid)}
-    return DriverRef(backend, str(pid), details)
+    return DriverRef(backend, str(pid), {"host": socket.gethostname(), **birth_of(pid)})
 
 
 def state(ref: DriverRef) -> DriverState:
@@ -135,20 +135,11 @@ def _children(process: psutil.Process) -> set[psutil.Process]:
         return set()
 
 
-def _started(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:  # over already
-        return 0.0
-
-
 def _process(ref: DriverRef) -> psutil.Process | None:
     """Return the process, unless it has ended and its number is another's."""
     _reap(int(ref.id))
     try:
-        process = psutil.Process(int(ref.id))
-        same = abs(process.create_time() - ref.details["started"]) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        return psutil.Process(int(ref.id)) if is_alive(int(ref.id), ref.details) else None
     except psutil.NoSuchProcess:
         return None
 
