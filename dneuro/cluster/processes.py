@@ -53,8 +53,12 @@ def log_of(job_folder: Folder) -> Path:
     """
     if isinstance(job_folder, Path):
         return job_folder / LOG
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "dneuro" / "drivers" / f"{Path(str(job_folder)).name}.log"
+    return cache() / "drivers" / f"{Path(str(job_folder)).name}.log"
+
+
+def cache() -> Path:
+    """Return the folder of this user's cache that is dneuro's."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dneuro"
 
 
 def this_process(backend: str, *, attended: bool = False) -> DriverRef:
