@@ -17,7 +17,8 @@ import psutil
 
 from dneuro.cluster import processes
 from dneuro.cluster.machines import DaskMachines
-from dneuro.cluster.security import make_credentials, read_credentials
+from dneuro.cluster.record import job_folder_of
+from dneuro.cluster.security import make_credentials, place_of_keys, read_credentials, remove_keys
 from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.memory import available
@@ -101,8 +102,10 @@ class LocalBackend(processes.DriversHere):
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-", ignore_cleanup_errors=True))
             stack.enter_context(dask.config.set(settings))
             security = None
+            if folder is not None:
+                remove_keys(job_folder_of(folder) or folder)  # of an attempt whose driver was killed
             if self.profile.security.tls == "required":
-                keys = make_credentials((folder or Path(scratch)) / "keys")
+                keys = make_credentials(place_of_keys(folder or Path(scratch), self.profile.security.folder))
                 stack.callback(shutil.rmtree, keys, ignore_errors=True)
                 security = read_credentials(keys)
             workers = {

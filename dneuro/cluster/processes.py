@@ -16,6 +16,7 @@ import psutil
 
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.births import birth_of, is_alive
+from dneuro.cluster.security import remove_keys
 from dneuro.errors import DneuroError, UsageError
 
 LOG = "driver.log"
@@ -181,7 +182,9 @@ class DriversHere:
         stop(ref, grace)
 
     def clean_up(self, job_folder: Folder) -> list[str]:
-        """Return nothing: no machine is left behind."""
+        """Remove the keys of runs that were killed; return nothing: no machine is left behind."""
+        if isinstance(job_folder, Path):
+            remove_keys(job_folder)
         return []
 
     def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:

@@ -22,6 +22,7 @@ from dneuro.cluster import processes, whereabouts
 from dneuro.cluster.address import connect_to
 from dneuro.cluster.backends import DriverRef, DriverState, backend_of
 from dneuro.cluster.profiles import profile_folders
+from dneuro.cluster.security import note_keys
 from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.files import write_atomically
 from dneuro.quantities import format_duration
@@ -163,8 +164,6 @@ def down(profile: Target) -> list[str]:
     ended = backend.clean_up(folder)
     for file in (DRIVER, CLUSTER, PROFILE):
         (folder / file).unlink(missing_ok=True)
-    for keys in ("credentials", "keys"):
-        shutil.rmtree(folder / keys, ignore_errors=True)
     whereabouts.forget(path, folder)
     return ended
 
@@ -220,9 +219,10 @@ def hold(folder: Path) -> None:
     spec = ProfileSpec.model_validate_json((folder / PROFILE).read_text())
     with backend_of(spec).open(folder=folder, name=folder.name) as machines:
         client = machines.client
-        keys, credentials = folder / "keys", folder / "credentials"
+        keys, credentials = Path(client.security.tls_client_key).parent, folder / "credentials"
         if spec.security.folder is not None:
-            keys = Path(client.security.tls_client_key).parent
+            credentials = keys.with_name(f"{keys.name}-credentials")
+            note_keys(folder, credentials)
         shutil.rmtree(credentials, ignore_errors=True)
         credentials.mkdir(mode=0o700)
         for file in ("ca.pem", "client.pem", "client.key"):  # the scheduler's own stay with it

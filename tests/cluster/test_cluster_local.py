@@ -14,6 +14,7 @@ import pytest
 import dneuro as dn
 from dneuro.cluster import WorkerSizes, backend_of, profile_folders
 from dneuro.cluster.profiles import shipped
+from dneuro.cluster.security import make_credentials
 from dneuro.engine.executors import DaskExecutor, ThreadExecutor, get_executor
 from dneuro.errors import DneuroError
 from dneuro.jobs.driver import run_job
@@ -21,6 +22,7 @@ from dneuro.jobs.face import extract
 from dneuro.quantities import GiB
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import PoolSpec, ProfileSpec
+from dneuro.spec.sites import SecuritySpec
 
 MakeJob = Callable[..., JobSpec]
 
@@ -139,6 +141,21 @@ def test_cluster__without_workers_in_time_says_so() -> None:
         backend_of(hasty).open(),
     ):
         raise AssertionError("there can be no worker yet")
+
+
+def test_keys__lie_where_the_profile_asks_for_them_and_those_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    left = make_credentials(tmp_path / "job" / "attempts" / "001" / "keys")
+    asked = profile(workers=1, memory="1GiB").model_copy(
+        update={"security": SecuritySpec(tls="required", folder=str(tmp_path / "own"))}
+    )
+    with backend_of(asked).open(folder=tmp_path / "job" / "attempts" / "002") as machines:
+        assert not left.exists()
+        (keys,) = (tmp_path / "own").iterdir()
+        assert keys.name.startswith("002-")
+        assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}
+        assert list((tmp_path / "job").rglob("*.key")) == []
+        assert machines.client.submit(sum, [1, 2]).result() == 3
+    assert list((tmp_path / "own").iterdir()) == []
 
 
 def test_profiles__are_looked_for_here_then_among_those_shipped(

@@ -141,6 +141,23 @@ def test_up__whose_state_cannot_be_written_is_refused(tmp_path: Path) -> None:
     assert str(caught.value.hint).startswith("state: in the profile")
 
 
+def test_up__keeps_its_keys_where_the_profile_asks_for_them(tmp_path: Path) -> None:
+    path, own = tmp_path / "careful.yaml", tmp_path / "own"
+    path.write_text(
+        f"backend: local\nstate: {tmp_path}/state\npools: {{extract: {{workers: 1, memory: 1GiB}}}}\n"
+        f"security: {{folder: {own}}}\n"
+    )
+    found = standing.up(path)
+    try:
+        assert Path(found.credentials).parent == own
+        assert list((tmp_path / "state").rglob("*.key")) == []
+        with dn.connect(path) as client:
+            assert client.submit(sum, [1, 2]).result() == 3
+    finally:
+        standing.down(path)
+    assert list(own.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     "edited",
     ["backend: local\nstate: {}/other\n", "backend: slurm\nstate: {}/state\npools: {{extract: {{memory: 1GiB}}}}\n"],
