@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 import dneuro as dn
+from dneuro import events
 from dneuro.cluster import WorkerSizes, backend_of, profile_folders
 from dneuro.cluster.profiles import shipped
 from dneuro.cluster.security import make_credentials
@@ -132,6 +133,19 @@ def test_sizes__of_pools_that_are_the_same_processes_are_the_same(monkeypatch: p
     monkeypatch.setattr("dneuro.cluster.local.available", lambda: next(free))
     backend = backend_of(ProfileSpec(backend="local"))
     assert backend.sizes("extract") == backend.sizes("memory")
+
+
+@pytest.mark.parametrize(("memory", "said"), [("4TiB", ["8 TiB together, and this machine has 10 GiB"]), ("5GiB", [])])
+def test_sizes__that_this_machine_does_not_have_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, memory: str, said: list[str]
+) -> None:
+    monkeypatch.setattr("dneuro.cluster.local.installed", lambda: 10 * GiB)
+    seen: list[events.Event] = []
+    backend = backend_of(profile(workers=2, memory=memory))
+    with events.listening(seen.append):
+        assert backend.sizes("extract") == backend.sizes("memory")
+    assert [event.kind for event in seen] == ["warning"] * len(said)
+    assert all(words in event.message for words, event in zip(said, seen, strict=True))
 
 
 def test_cluster__without_workers_in_time_says_so() -> None:
