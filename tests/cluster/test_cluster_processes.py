@@ -19,14 +19,15 @@ from dneuro.cluster.births import birth_of, is_alive
 def driver(tmp_path: Path) -> Iterator[DriverRef]:
     found = processes.start("local", tmp_path, [sys.executable, "-c", "import time; time.sleep(600)"])
     yield found
-    processes.stop(found, 0)
+    processes.stop(found, 10)
 
 
 def test_driver__lives_though_the_clock_was_set(driver: DriverRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    process, began = psutil.Process(int(driver.id)), psutil.Process.create_time
+    process = psutil.Process(int(driver.id))
+    began, boot = psutil.Process.create_time, psutil.boot_time()
     with monkeypatch.context() as later:
         later.setattr(psutil.Process, "create_time", lambda self: began(self) - 7)
-        later.setattr(psutil, "boot_time", lambda at=psutil.boot_time(): at - 7)
+        later.setattr(psutil, "boot_time", lambda: boot - 7)
         assert processes.state(driver) == "running"
         processes.stop(driver, 10)
         assert processes.state(driver) == "gone"

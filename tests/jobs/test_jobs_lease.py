@@ -115,9 +115,9 @@ def test_lease__of_a_run_that_lives_is_respected_though_the_clock_was_set(
     folder: Path, living: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leave(folder, 0, {"pid": living["pid"], **birth_of(living["pid"])})
-    began = psutil.Process.create_time
+    began, boot = psutil.Process.create_time, psutil.boot_time()
     monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + 7)
-    monkeypatch.setattr(psutil, "boot_time", lambda at=psutil.boot_time(): at + 7)
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + 7)
     with pytest.raises(BusyError):
         Lease.acquire(folder)
     assert [path.name for path in folder.iterdir()] == ["001"]
