@@ -151,6 +151,23 @@ def test_commands__cancel_a_job_that_waits_and_name_what_is_not_there(
     assert "lost" in call("status", name).out
 
 
+def test_hints__are_commands_that_find_the_job_of_another_profile(
+    call: Call, drivers: Drivers, write_job: Callable[..., Path], tmp_path: Path
+) -> None:
+    profile = tmp_path / "my profile.yaml"
+    profile.write_text(f"backend: local\nstate: {tmp_path}/elsewhere\n")
+    name = call("submit", write_job(), "--cluster", profile).out.strip()
+    of = f"--cluster '{profile}'"
+    for command in (("resume", name), ("submit", tmp_path / "job.yaml")):
+        busy = call(*command, "--cluster", profile)
+        assert busy.code == 4
+        assert f"hint: dneuro logs {name} -f {of} follows it, dneuro cancel {name} {of} ends it\n" in busy.err
+    drivers.state = "gone"
+    assert f"hint: dneuro resume {name} {of}\n" in call("retry", name, "--failed", "--cluster", profile).err
+    assert f"hint: dneuro retry {name} --failed {of}\n" in call("retry", name, "--cluster", profile).err
+    assert call("cancel", name, "--cluster", profile).code == 0
+
+
 def test_submit__refuses_what_plan_refuses_and_leaves_nothing(
     call: Call, drivers: Drivers, write_job: Callable[..., Path], tmp_path: Path
 ) -> None:

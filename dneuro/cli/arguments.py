@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +26,22 @@ def set_by(cluster: str | None) -> str:
     import shlex
 
     return "" if cluster is None else f" --cluster {shlex.quote(cluster)}"
+
+
+@contextlib.contextmanager
+def hints_for(cluster: str | None) -> Iterator[None]:
+    """Complete the commands in the hint of an error: without the profile they would look for the job elsewhere."""
+    import re
+
+    from dneuro.errors import DneuroError
+
+    try:
+        yield
+    except DneuroError as error:
+        if error.hint and "--cluster" not in error.hint:
+            commands = r"\bdneuro (?:submit|status|logs|cancel|resume|retry) [^\s,;`]+(?: -f| --failed)*"
+            error.hint = re.sub(commands, lambda found: found[0] + set_by(cluster), error.hint)
+        raise
 
 
 def find_job(job: str) -> Path:

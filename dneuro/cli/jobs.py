@@ -16,6 +16,7 @@ from dneuro.cli.arguments import (
     Set,
     find_folder,
     find_job,
+    hints_for,
     print_json,
     set_by,
     state_of,
@@ -30,7 +31,7 @@ def submit(job: Job, cluster: Cluster = None, settings: Set = None, json: AsJson
     from dneuro.quantities import format_bytes
     from dneuro.spec import store_pattern
 
-    with showing(quiet=True):
+    with showing(quiet=True), hints_for(cluster):
         folder, plan = start(*read_both(str(find_job(job)), cluster or "local", settings or ()))
     store = store_pattern(folder.read_job())
     if json:
@@ -112,7 +113,8 @@ def cancel(job: JobId, cluster: OfCluster = None, json: AsJson = False) -> None:
     """End a job and all its machines, its driver alive or dead; what is done stays done."""
     from dneuro.jobs.ending import cancel as end
 
-    found = end(find_folder(job, cluster))
+    with hints_for(cluster):
+        found = end(find_folder(job, cluster))
     if json:
         print_json({**found.status.to_dict(), "machines_ended": found.ended})
         return
@@ -126,7 +128,7 @@ def resume(job: JobId, cluster: OfCluster = None, json: AsJson = False) -> None:
     from dneuro.progress import showing
 
     folder = find_folder(job, cluster)
-    with showing(quiet=True):
+    with showing(quiet=True), hints_for(cluster):
         plan = start(folder)
     if json:
         print_json({"id": folder.id, "units": plan.units, "units_done": plan.done})
@@ -150,7 +152,7 @@ def retry(
     folder = find_folder(job, cluster)
     if not failed:
         raise UsageError("what is to be tried again?", hint=f"dneuro retry {folder.id} --failed{set_by(cluster)}")
-    with showing(quiet=True):
+    with showing(quiet=True), hints_for(cluster):
         count = start(folder)
     if json:
         print_json({"id": folder.id, "units": count})

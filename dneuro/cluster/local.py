@@ -15,12 +15,14 @@ from typing import Any
 
 import psutil
 
+from dneuro import events
 from dneuro.cluster import processes
 from dneuro.cluster.machines import DaskMachines
-from dneuro.cluster.security import make_credentials, read_credentials
+from dneuro.cluster.record import job_folder_of
+from dneuro.cluster.security import make_credentials, place_of_keys, read_credentials, remove_keys
 from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
-from dneuro.engine.memory import available
+from dneuro.engine.memory import available, installed
 from dneuro.errors import DneuroError
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.profile import PoolSpec, ProfileSpec
@@ -70,7 +72,11 @@ class LocalBackend(processes.DriversHere):
             for name, pool in groups.items()
         }
         # Results are held beside the workers; the profile may give those more than there is, and they not take it.
-        driver = max(there - free, there - sum(size.workers * size.memory for size in found.values()))
+        asked, whole = sum(size.workers * size.memory for size in found.values()), installed()
+        if asked > whole:
+            given = f"the workers are given {format_bytes(asked)} together, and this machine has {format_bytes(whole)}"
+            events.emit("warning", message=f"{given}: what is planned for them may not fit")
+        driver = max(there - free, there - asked)
         return {name: replace(size, driver=driver) for name, size in found.items()}
 
     @contextlib.contextmanager
@@ -101,8 +107,10 @@ class LocalBackend(processes.DriversHere):
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-", ignore_cleanup_errors=True))
             stack.enter_context(dask.config.set(settings))
             security = None
+            if folder is not None:
+                remove_keys(job_folder_of(folder) or folder)  # of an attempt whose driver was killed
             if self.profile.security.tls == "required":
-                keys = make_credentials((folder or Path(scratch)) / "keys")
+                keys = make_credentials(place_of_keys(folder or Path(scratch), self.profile.security.folder))
                 stack.callback(shutil.rmtree, keys, ignore_errors=True)
                 security = read_credentials(keys)
             workers = {

@@ -15,6 +15,8 @@ from typing import ClassVar
 import psutil
 
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
+from dneuro.cluster.births import birth_of, is_alive
+from dneuro.cluster.security import remove_keys
 from dneuro.errors import DneuroError, UsageError
 
 LOG = "driver.log"
@@ -52,8 +54,12 @@ def log_of(job_folder: Folder) -> Path:
     """
     if isinstance(job_folder, Path):
         return job_folder / LOG
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "dneuro" / "drivers" / f"{Path(str(job_folder)).name}.log"
+    return cache() / "drivers" / f"{Path(str(job_folder)).name}.log"
+
+
+def cache() -> Path:
+    """Return the folder of this user's cache that is dneuro's."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dneuro"
 
 
 def this_process(backend: str, *, attended: bool = False) -> DriverRef:
@@ -65,8 +71,7 @@ def this_process(backend: str, *, attended: bool = False) -> DriverRef:
 
 
 def _ref(backend: str, pid: int) -> DriverRef:
-    details = {"host": socket.gethostname(), "boot": psutil.boot_time(), "started": _started(pid)}
-    return DriverRef(backend, str(pid), details)
+    return DriverRef(backend, str(pid), {"host": socket.gethostname(), **birth_of(pid)})
 
 
 def state(ref: DriverRef) -> DriverState:
@@ -135,20 +140,11 @@ def _children(process: psutil.Process) -> set[psutil.Process]:
         return set()
 
 
-def _started(pid: int) -> float:
-    try:
-        return float(psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:  # over already
-        return 0.0
-
-
 def _process(ref: DriverRef) -> psutil.Process | None:
     """Return the process, unless it has ended and its number is another's."""
     _reap(int(ref.id))
     try:
-        process = psutil.Process(int(ref.id))
-        same = abs(process.create_time() - ref.details["started"]) < 1
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        return psutil.Process(int(ref.id)) if is_alive(int(ref.id), ref.details) else None
     except psutil.NoSuchProcess:
         return None
 
@@ -186,7 +182,9 @@ class DriversHere:
         stop(ref, grace)
 
     def clean_up(self, job_folder: Folder) -> list[str]:
-        """Return nothing: no machine is left behind."""
+        """Remove the keys of runs that were killed; return nothing: no machine is left behind."""
+        if isinstance(job_folder, Path):
+            remove_keys(job_folder)
         return []
 
     def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:

@@ -6,17 +6,62 @@ does not compare the host's name with the certificate's, so none is in it.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
+from dneuro.cluster.record import Record, entries
 from dneuro.errors import DneuroError, UsageError
 
 ROLES = ("scheduler", "worker", "client")
 
 VALID = datetime.timedelta(days=90)
 """How long certificates are good for; every run makes its own."""
+
+FILES = ("ca.pem", *(f"{role}.{ending}" for role in ROLES for ending in ("pem", "key")))
+"""What is in a folder of keys, and in one of credentials some of it."""
+
+
+def place_of_keys(folder: Path, own: str | None) -> Path:
+    """Return the folder for the keys of a run: in its own one, or a new one where the profile asks for them.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's; a place outside it is written down there, for `remove_keys` to find.
+    own : str or None
+        ``security.folder`` of the profile.
+    """
+    if own is None:
+        return folder / "keys"
+    keys = Path(own).absolute() / f"{folder.name}-{secrets.token_hex(4)}"
+    note_keys(folder, keys)
+    return keys
+
+
+def note_keys(folder: Path, keys: Path) -> None:
+    """Write down in a run's folder that it has keys outside of it."""
+    Record(folder).write(kind="keys", path=str(keys))
+
+
+def remove_keys(job_folder: Path) -> None:
+    """Remove the keys that runs have left which were killed; they are worth nothing any more.
+
+    Parameters
+    ----------
+    job_folder : Path
+        A job's, or a standing cluster's; none of its runs goes on.
+    """
+    elsewhere = [Path(entry["path"]) for entry in entries(job_folder) if entry.get("kind") == "keys"]
+    here = [job_folder / "keys", job_folder / "credentials", *(job_folder / "attempts").glob("*/keys")]
+    for folder in (*here, *elsewhere):
+        with contextlib.suppress(OSError):  # it is not there, or holds something else too
+            for name in FILES:
+                (folder / name).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def make_credentials(folder: Path) -> Path:

@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dneuro.cluster import processes
+from dneuro.cluster import processes, whereabouts
 from dneuro.cluster.address import connect_to
 from dneuro.cluster.backends import DriverRef, DriverState, backend_of
 from dneuro.cluster.profiles import profile_folders
+from dneuro.cluster.security import note_keys
 from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.files import write_atomically
 from dneuro.quantities import format_duration
@@ -92,11 +93,14 @@ def up(profile: Target) -> StandingCluster:
     DneuroError
         If it does not come up: with the last lines of its log.
     """
-    name, spec, folder = _find(profile)
+    path, spec, folder = _find(profile)
     if spec.backend == "address":
         raise UsageError("this profile is of a cluster that stands already", hint=f"dneuro run JOB --cluster {profile}")
     try:
-        _refuse_a_second(profile, name, spec, folder)
+        before = _kept(folder) or spec
+        _refuse_a_second(profile, path.stem, before, folder)
+        if folder.is_dir():
+            backend_of(before).clean_up(folder)  # what a dead one has left is known by its folder alone
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True, mode=0o700)
     except OSError as error:
@@ -110,8 +114,9 @@ def up(profile: Target) -> StandingCluster:
     _write(folder / PROFILE, spec.model_dump_json(indent=1))
     command = [sys.executable, "-m", "dneuro.cluster.standing", str(folder)]
     backend = backend_of(spec)
-    ref = backend.start_driver(folder, command, f"dneuro-cluster-{name}")
+    ref = backend.start_driver(folder, command, f"dneuro-cluster-{path.stem}")
     _write(folder / DRIVER, json.dumps(ref.to_dict()))
+    whereabouts.remember(path, folder)
     try:
         _wait(spec, folder, ref)
     except BaseException:
@@ -129,8 +134,8 @@ def status(profile: Target) -> StandingCluster:
     UsageError
         If none was started from this profile.
     """
-    name, spec, folder = _find(profile)
-    _require(profile, name, folder)
+    path, spec, folder = _find_started(profile)
+    _require(profile, path.stem, folder)
     state, said = _state(spec, folder), _read(folder / CLUSTER)
     workers: dict[str, int] = {}
     if state == "running" and said:
@@ -139,7 +144,7 @@ def status(profile: Target) -> StandingCluster:
         for group in spec.groups:
             workers[group] = sum(group in worker.get("resources", {}) for worker in there)
     here = said if state == "running" else {}
-    return StandingCluster(name, state, here.get("address", ""), here.get("credentials", ""),
+    return StandingCluster(path.stem, state, here.get("address", ""), here.get("credentials", ""),
                            here.get("dashboard", ""), str(folder), workers)  # fmt: skip
 
 
@@ -151,16 +156,15 @@ def down(profile: Target) -> list[str]:
     UsageError
         If none was started from this profile.
     """
-    name, spec, folder = _find(profile)
-    _require(profile, name, folder)
+    path, spec, folder = _find_started(profile)
+    _require(profile, path.stem, folder)
     backend, ref = backend_of(spec), _driver(folder)
     if ref is not None:
         backend.stop_driver(ref, grace=GRACE)
     ended = backend.clean_up(folder)
-    for file in (DRIVER, CLUSTER):
+    for file in (DRIVER, CLUSTER, PROFILE):
         (folder / file).unlink(missing_ok=True)
-    for keys in ("credentials", "keys"):
-        shutil.rmtree(folder / keys, ignore_errors=True)
+    whereabouts.forget(path, folder)
     return ended
 
 
@@ -193,12 +197,13 @@ def connect(cluster: Target, *, credentials: Target | None = None, timeout: floa
     if "://" in text:
         said = {"address": text, "credentials": os.fspath(credentials) if credentials else _known(text)}
         return connect_to(_address(said), timeout=timeout)
-    name, spec, folder = _find(cluster)
+    path, spec, folder = _find(cluster)
     if spec.address is not None:
         return connect_to(spec.address, timeout=timeout)
+    *_, folder = _find_started(cluster)
     said = _read(folder / CLUSTER)
     if not said:
-        raise UsageError(f"no cluster of the profile {name} stands", hint=f"dneuro cluster up {text}")
+        raise UsageError(f"no cluster of the profile {path.stem} stands", hint=f"dneuro cluster up {text}")
     return connect_to(_address(said | ({"credentials": os.fspath(credentials)} if credentials else {})),
                       timeout=timeout)  # fmt: skip
 
@@ -214,9 +219,10 @@ def hold(folder: Path) -> None:
     spec = ProfileSpec.model_validate_json((folder / PROFILE).read_text())
     with backend_of(spec).open(folder=folder, name=folder.name) as machines:
         client = machines.client
-        keys, credentials = folder / "keys", folder / "credentials"
+        keys, credentials = Path(client.security.tls_client_key).parent, folder / "credentials"
         if spec.security.folder is not None:
-            keys = Path(client.security.tls_client_key).parent
+            credentials = keys.with_name(f"{keys.name}-credentials")
+            note_keys(folder, credentials)
         shutil.rmtree(credentials, ignore_errors=True)
         credentials.mkdir(mode=0o700)
         for file in ("ca.pem", "client.pem", "client.key"):  # the scheduler's own stay with it
@@ -228,10 +234,27 @@ def hold(folder: Path) -> None:
         (folder / CLUSTER).unlink(missing_ok=True)
 
 
-def _find(profile: Target) -> tuple[str, ProfileSpec, Path]:
+def _find(profile: Target) -> tuple[Path, ProfileSpec, Path]:
+    """Return a profile's file, what it says, and the folder of the cluster that `up` would start."""
     path = find_profile(os.fspath(profile), profile_folders())
     spec = read_profile(path)
-    return path.stem, spec, processes.as_path(spec.state).absolute() / "clusters" / path.stem
+    return path, spec, processes.as_path(spec.state).absolute() / "clusters" / path.stem
+
+
+def _find_started(profile: Target) -> tuple[Path, ProfileSpec, Path]:
+    """Return a profile's file, and settings and folder of the cluster that was started from it, be it edited since."""
+    path, spec, folder = _find(profile)
+    if not (folder / DRIVER).is_file():
+        folder = next((one for one in whereabouts.folders_of(path) if (one / DRIVER).is_file()), folder)
+    return path, _kept(folder) or spec, folder
+
+
+def _kept(folder: Path) -> ProfileSpec | None:
+    """Return the settings that a cluster was started with; None if none was, or they are another version's."""
+    try:
+        return ProfileSpec.model_validate_json((folder / PROFILE).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
 
 
 def _require(profile: Target, name: str, folder: Path) -> None:
@@ -317,7 +340,7 @@ def _folders() -> Iterator[Path]:
     for place in profile_folders():
         for path in sorted(place.glob("*.yaml")):
             with contextlib.suppress(DneuroError):
-                yield _find(path)[2]
+                yield _find_started(path)[2]
 
 
 def _read(path: Path) -> dict[str, Any]:

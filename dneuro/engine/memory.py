@@ -19,19 +19,41 @@ def available() -> int:
     return max(0, min([int(psutil.virtual_memory().available), *_left()]))
 
 
+def installed() -> int:
+    """Return the bytes that this process could take if no other were there."""
+    return min([int(psutil.virtual_memory().total), *_limits()])
+
+
+def _limits() -> Iterator[int]:
+    """Yield the limit of every control group that this process is in and that has one."""
+    for folder, limit_name, *_ in _groups():
+        limit = _limit(folder / limit_name)
+        if limit is not None:
+            yield limit
+
+
+def _limit(file: Path) -> int | None:
+    """Return what a file with a limit says; None if there is no limit, or it cannot be read."""
+    try:
+        text = file.read_text().strip()
+        return None if text == "max" or int(text) >= _UNLIMITED else int(text)
+    except (OSError, ValueError):  # no such file here, or no leave to read it: nothing is known of this group
+        return None
+
+
 def _left() -> Iterator[int]:
     """Yield what is left of the limit of every control group that this process is in, its own and those above."""
     for folder, limit_name, used_name, cache_name in _groups():
+        limit = _limit(folder / limit_name)
+        if limit is None:
+            continue
         try:
-            limit = (folder / limit_name).read_text().strip()
-            if limit == "max" or int(limit) >= _UNLIMITED:
-                continue
             used = int((folder / used_name).read_text())
             lines = (folder / "memory.stat").read_text().splitlines()
             cache = next((int(line.split()[1]) for line in lines if line.split()[:1] == [cache_name]), 0)
-        except (OSError, ValueError):  # no such file here, or no leave to read it: nothing is known of this group
+        except (OSError, ValueError):
             continue
-        yield int(limit) - max(0, used - cache)  # of files read, what nobody needs is given up first
+        yield limit - max(0, used - cache)  # of files read, what nobody needs is given up first
 
 
 def _groups() -> Iterator[tuple[Path, str, str, str]]:

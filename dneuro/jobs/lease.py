@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from dneuro.cluster.births import birth_of, is_alive
 from dneuro.errors import BusyError, StoreError
 from dneuro.extract.work import Attempt
 from dneuro.quantities import format_duration
@@ -141,8 +140,7 @@ def _myself() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "started": psutil.Process().create_time(),
-        "boot": psutil.boot_time(),
+        **birth_of(os.getpid()),
         "batch": os.environ.get("DNEURO_DRIVER") or os.environ.get("SLURM_JOB_ID"),
         "life": os.environ.get("DNEURO_DRIVER_LIFE") or os.environ.get("SLURM_RESTART_COUNT", "0"),
     }
@@ -211,7 +209,7 @@ def _lives(found: Holder, path: Location) -> bool | None:
         return False
     if lease["host"] == socket.gethostname():
         here = lease["pid"] == os.getpid() and path not in _held
-        return abs(lease["boot"] - psutil.boot_time()) < 5 and _is_running(lease) and not here
+        return is_alive(lease["pid"], lease) and not here
     return None if found.silence < SILENCE else False
 
 
@@ -229,12 +227,3 @@ def _is_earlier_life(lease: dict[str, Any]) -> bool:
 
 def _process(lease: dict[str, Any]) -> tuple[Any, ...]:
     return lease["host"], lease["pid"], lease["started"]
-
-
-def _is_running(lease: dict[str, Any]) -> bool:
-    try:
-        process = psutil.Process(lease["pid"])
-        same = bool(abs(process.create_time() - lease["started"]) < 1)
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 import dneuro as dn
+from dneuro import events
 from dneuro.cluster import WorkerSizes, backend_of, profile_folders
 from dneuro.cluster.profiles import shipped
+from dneuro.cluster.security import make_credentials
 from dneuro.engine.executors import DaskExecutor, ThreadExecutor, get_executor
 from dneuro.errors import DneuroError
 from dneuro.jobs.driver import run_job
@@ -21,6 +23,7 @@ from dneuro.jobs.face import extract
 from dneuro.quantities import GiB
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import PoolSpec, ProfileSpec
+from dneuro.spec.sites import SecuritySpec
 
 MakeJob = Callable[..., JobSpec]
 
@@ -132,6 +135,19 @@ def test_sizes__of_pools_that_are_the_same_processes_are_the_same(monkeypatch: p
     assert backend.sizes("extract") == backend.sizes("memory")
 
 
+@pytest.mark.parametrize(("memory", "said"), [("4TiB", ["8 TiB together, and this machine has 10 GiB"]), ("5GiB", [])])
+def test_sizes__that_this_machine_does_not_have_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch, memory: str, said: list[str]
+) -> None:
+    monkeypatch.setattr("dneuro.cluster.local.installed", lambda: 10 * GiB)
+    seen: list[events.Event] = []
+    backend = backend_of(profile(workers=2, memory=memory))
+    with events.listening(seen.append):
+        assert backend.sizes("extract") == backend.sizes("memory")
+    assert [event.kind for event in seen] == ["warning"] * len(said)
+    assert all(words in event.message for words, event in zip(said, seen, strict=True))
+
+
 def test_cluster__without_workers_in_time_says_so() -> None:
     hasty = ProfileSpec(backend="local", pools={"extract": PoolSpec(workers=1, memory="1GiB")}, start_timeout=0.001)
     with (
@@ -139,6 +155,21 @@ def test_cluster__without_workers_in_time_says_so() -> None:
         backend_of(hasty).open(),
     ):
         raise AssertionError("there can be no worker yet")
+
+
+def test_keys__lie_where_the_profile_asks_for_them_and_those_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    left = make_credentials(tmp_path / "job" / "attempts" / "001" / "keys")
+    asked = profile(workers=1, memory="1GiB").model_copy(
+        update={"security": SecuritySpec(tls="required", folder=str(tmp_path / "own"))}
+    )
+    with backend_of(asked).open(folder=tmp_path / "job" / "attempts" / "002") as machines:
+        assert not left.exists()
+        (keys,) = (tmp_path / "own").iterdir()
+        assert keys.name.startswith("002-")
+        assert {path.stat().st_mode & 0o777 for path in keys.iterdir()} == {0o600}
+        assert list((tmp_path / "job").rglob("*.key")) == []
+        assert machines.client.submit(sum, [1, 2]).result() == 3
+    assert list((tmp_path / "own").iterdir()) == []
 
 
 def test_profiles__are_looked_for_here_then_among_those_shipped(

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from dneuro.cluster.security import ROLES, check_readable, make_credentials, read_credentials
+from dneuro.cluster import backend_of
+from dneuro.cluster.security import ROLES, check_readable, make_credentials, place_of_keys, read_credentials
 from dneuro.errors import DneuroError, UsageError
+from dneuro.spec import ProfileSpec
 
 
 def test_credentials__are_readable_by_their_owner_only(tmp_path: Path) -> None:
@@ -66,3 +68,19 @@ def test_credentials__where_nothing_can_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DneuroError, match="no keys can be kept in"):
         make_credentials(tmp_path / "file" / "keys")
+
+
+@pytest.mark.parametrize("own", [None, "own"])
+@pytest.mark.parametrize("backend", ["local", "slurm"])
+def test_keys__that_a_killed_run_has_left_are_removed_with_its_machines(
+    tmp_path: Path, backend: str, own: str | None
+) -> None:
+    attempt = tmp_path / "job" / "attempts" / "001"
+    keys = make_credentials(place_of_keys(attempt, None if own is None else str(tmp_path / own)))
+    assert keys.is_relative_to(attempt if own is None else tmp_path / own)
+    (attempt / "events.jsonl").write_text("")
+    profile = ProfileSpec.model_validate({"backend": backend, "pools": {"extract": {"memory": "4GiB"}}})
+    assert backend_of(profile).clean_up(tmp_path / "job") == []
+    assert not keys.exists()
+    assert list(tmp_path.rglob("*.key")) == []
+    assert (attempt / "events.jsonl").is_file()

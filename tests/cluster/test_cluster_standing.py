@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,7 +13,9 @@ import psutil
 import pytest
 
 import dneuro as dn
-from dneuro.cluster import standing
+from dneuro.cluster import DriverRef, processes, standing
+from dneuro.cluster.local import LocalBackend
+from dneuro.cluster.record import Record
 from dneuro.cluster.standing import StandingCluster
 from dneuro.errors import BusyError, DneuroError, UsageError
 
@@ -136,6 +139,74 @@ def test_up__whose_state_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"cannot be written to {tmp_path}/file/state") as caught:
         standing.up(path)
     assert str(caught.value.hint).startswith("state: in the profile")
+
+
+def test_up__keeps_its_keys_where_the_profile_asks_for_them(tmp_path: Path) -> None:
+    path, own = tmp_path / "careful.yaml", tmp_path / "own"
+    path.write_text(
+        f"backend: local\nstate: {tmp_path}/state\npools: {{extract: {{workers: 1, memory: 1GiB}}}}\n"
+        f"security: {{folder: {own}}}\n"
+    )
+    found = standing.up(path)
+    try:
+        assert Path(found.credentials).parent == own
+        assert list((tmp_path / "state").rglob("*.key")) == []
+        with dn.connect(path) as client:
+            assert client.submit(sum, [1, 2]).result() == 3
+    finally:
+        standing.down(path)
+    assert list(own.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "edited",
+    ["backend: local\nstate: {}/other\n", "backend: slurm\nstate: {}/state\npools: {{extract: {{memory: 1GiB}}}}\n"],
+    ids=["state", "backend"],
+)
+def test_commands__are_about_the_cluster_that_was_started_though_its_profile_was_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
+) -> None:
+    def start(self: LocalBackend, folder: Path, command: list[str], name: str) -> DriverRef:
+        (folder / "cluster.json").write_text("{}")  # as if it listened
+        return processes.start("local", folder, [sys.executable, "-c", "import time; time.sleep(600)"])
+
+    monkeypatch.setattr(LocalBackend, "start_driver", start)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))  # there is no Slurm
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/state\n")
+    began = standing.up(path)
+    process = psutil.Process(int(json.loads((Path(began.folder) / "driver.json").read_text())["id"]))
+    path.write_text(edited.format(tmp_path))
+    try:
+        assert standing.status(path) == began
+        assert standing.down(path) == []
+        assert not process.is_running()
+    finally:
+        if process.is_running():
+            process.kill()
+    with pytest.raises(UsageError, match="no cluster was started from the profile mine"):
+        standing.status(path)
+    assert list((tmp_path / "cache" / "dneuro" / "clusters").iterdir()) == []
+
+
+def test_up__over_a_dead_cluster_ends_what_that_has_left_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = {"squeue": "echo '18|PENDING|Priority|left-over'", "scancel": f'echo "$@" >>{tmp_path}/told',
+                "sacct": "exit 1", "sbatch": "echo 'sbatch: error: no' >&2; exit 1"}  # fmt: skip
+    for name, shell in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{shell}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path, folder = tmp_path / "far.yaml", tmp_path / "state" / "clusters" / "far"
+    path.write_text(f"backend: slurm\nstate: {tmp_path}/state\npools: {{extract: {{memory: 1GiB}}}}\n")
+    Record(folder).write(kind="slurm", role="worker", name="left-over", id="18")
+    ref = DriverRef("slurm", "17", {"name": "gone"})
+    (folder / "driver.json").write_text(json.dumps(ref.to_dict()))
+    with pytest.raises(DneuroError, match="sbatch: error: no"):
+        standing.up(path)
+    assert (tmp_path / "told").read_text() == "18\n"
 
 
 def test_up__of_a_scheduler_that_stands_is_refused(tmp_path: Path) -> None:

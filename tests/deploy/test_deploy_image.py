@@ -50,10 +50,10 @@ def test_copies__only_what_there_is_and_what_the_context_has() -> None:
             assert f"!{name}" in ignore, name
 
 
-def test_image__has_the_extras_that_pods_need_and_pinned_packages() -> None:
+def test_image__has_what_drivers_need_on_every_cluster_and_pinned_packages() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"s3", "kubernetes"} <= set(extras)
+    assert {"s3", "kubernetes", "slurm"} <= set(extras)
     installs = re.findall(r"pip install (.+?)(?=\n[A-Z#]|\Z)", TEXT, re.DOTALL)
     assert len(installs) == 4
     assert all("--constraint constraints.txt" in one for one in installs)
-    assert TEXT.count('".[s3,kubernetes]"') == 2
+    assert TEXT.count('".[s3,kubernetes,slurm]"') == 2, "a driver in Apptainer writes batch scripts"

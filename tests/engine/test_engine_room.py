@@ -21,7 +21,7 @@ from dneuro.quantities import GiB, MiB
 
 
 class Machine:
-    available = 4 * GiB
+    available, total = 4 * GiB, 8 * GiB
 
 
 @pytest.fixture
@@ -53,6 +53,15 @@ def test_available__within_the_limit_of_any_group_above(groups: Path) -> None:
     write(groups / "user.slice", memory__max=3 * GiB, memory__current=2 * GiB,
           memory__stat=f"anon 1\ninactive_file {GiB // 2}")  # fmt: skip
     assert memory.available() == 3 * GiB - (2 * GiB - GiB // 2), "files that were read make room"
+
+
+def test_installed__is_what_the_machine_has_within_the_limit_of_any_group(groups: Path) -> None:
+    assert memory.installed() == 8 * GiB
+    write(groups, own="0::/user.slice/job")
+    write(groups / "user.slice" / "job", memory__max="max", memory__current=GiB, memory__stat="inactive_file 0")
+    assert memory.installed() == 8 * GiB
+    write(groups / "user.slice", memory__max=3 * GiB)
+    assert memory.installed() == 3 * GiB, "whatever of it is in use"
 
 
 def test_available__in_groups_of_version_1(groups: Path) -> None:

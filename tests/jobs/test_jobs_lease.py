@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from dneuro.cluster.births import birth_of
 from dneuro.errors import BusyError
 from dneuro.extract.work import Attempt
 from dneuro.jobs import lease
@@ -105,6 +106,18 @@ def test_lease__of_a_run_that_lives_is_respected(
     folder: Path, living: dict[str, Any], lives: bool, content: dict[str, Any], age: float
 ) -> None:
     leave(folder, age, {**(living if lives else {}), **content})
+    with pytest.raises(BusyError):
+        Lease.acquire(folder)
+    assert [path.name for path in folder.iterdir()] == ["001"]
+
+
+def test_lease__of_a_run_that_lives_is_respected_though_the_clock_was_set(
+    folder: Path, living: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(folder, 0, {"pid": living["pid"], **birth_of(living["pid"])})
+    began, boot = psutil.Process.create_time, psutil.boot_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + 7)
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + 7)
     with pytest.raises(BusyError):
         Lease.acquire(folder)
     assert [path.name for path in folder.iterdir()] == ["001"]

@@ -33,7 +33,7 @@ from dneuro.cluster.kubernetes.names import CLUSTER, label, slug
 from dneuro.cluster.kubernetes.pods import JOB_LABEL, Manifest, section
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import Record, job_folder_of
-from dneuro.cluster.security import make_credentials
+from dneuro.cluster.security import make_credentials, place_of_keys, remove_keys
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import check_versions
 from dneuro.errors import UsageError
@@ -113,7 +113,10 @@ class KubernetesBackend:
                 f"kubectl exec -it -n {self.site.namespace} deploy/dneuro-login -- dneuro run …",
             )
         with contextlib.ExitStack() as stack:
-            keys = make_credentials(self._keys(stack, folder))
+            if folder is not None:
+                remove_keys(job_folder_of(folder) or folder)  # of an attempt whose driver was killed
+            place = folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-")))
+            keys = make_credentials(place_of_keys(place, self.profile.security.folder))
             stack.callback(shutil.rmtree, keys, ignore_errors=True)  # worth nothing any more
             cluster = self._cluster(folder, name)
             with self.api:
@@ -189,6 +192,8 @@ class KubernetesBackend:
             name = one["metadata"]["name"]
             if name != os.environ.get(OWN_JOB) and self.api.delete("Job", name) and not _is_over(one):
                 ended.append(f"job/{name}")
+        if isinstance(job_folder, Path):
+            remove_keys(job_folder)
         return ended
 
     def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
@@ -241,13 +246,6 @@ class KubernetesBackend:
         unique = f"{slug(name, CLUSTER - 7)}-{secrets.token_hex(3)}"
         sizes = {group: self.sizes(group) for group in self.profile.groups}
         return Cluster(self.profile, unique, label(whose or unique), sizes)
-
-    def _keys(self, stack: contextlib.ExitStack, folder: Path | None) -> Path:
-        if self.profile.security.folder is not None:
-            return Path(self.profile.security.folder) / f"{(folder or Path('run')).name}-{secrets.token_hex(4)}"
-        if folder is not None:
-            return folder / "keys"
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="dneuro-"))) / "keys"
 
     def _make(self, cluster: Cluster, keys: Path) -> None:
         mine = _own()

@@ -19,7 +19,7 @@ from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import Record, entries, job_folder_of
-from dneuro.cluster.security import make_credentials, read_credentials
+from dneuro.cluster.security import make_credentials, place_of_keys, read_credentials, remove_keys
 from dneuro.cluster.settings import scheduler_settings, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.slurm import queue
@@ -78,8 +78,10 @@ class SlurmBackend:
         from distributed import Client, Scheduler, SpecCluster
 
         folder = self._folder(folder, name)
-        end_jobs(job_folder_of(folder) or folder, {"worker"})  # of an attempt whose driver was killed
-        keys = make_credentials(self._keys(folder))
+        whole = job_folder_of(folder) or folder
+        end_jobs(whole, {"worker"})  # of an attempt whose driver was killed
+        remove_keys(whole)
+        keys = make_credentials(place_of_keys(folder, self.profile.security.folder))
         security = read_credentials(keys)
         groups = self.profile.groups
         self._write_settings(folder)
@@ -181,8 +183,11 @@ class SlurmBackend:
             queue.cancel([ref.id])
 
     def clean_up(self, job_folder: Folder) -> list[str]:
-        """Cancel every batch job of a job that is left, the driver's too; return their numbers."""
-        return end_jobs(processes.as_path(job_folder), {"worker", "driver"})
+        """Cancel every batch job of a job that is left, the driver's too, and remove keys; return their numbers."""
+        folder = processes.as_path(job_folder)
+        ended = end_jobs(folder, {"worker", "driver"})
+        remove_keys(folder)
+        return ended
 
     def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
         """Return the batch scripts of the driver and of one worker of each pool."""
@@ -207,10 +212,6 @@ class SlurmBackend:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)
         return folder
-
-    def _keys(self, folder: Path) -> Path:
-        own = self.profile.security.folder
-        return folder / "keys" if own is None else Path(own) / f"{folder.name}-{secrets.token_hex(4)}"
 
     def _write_settings(self, folder: Path) -> None:
         settings = {
