@@ -44,7 +44,7 @@ def entries(folder: Path) -> Iterator[dict[str, Any]]:
 
 def driver_may_be_left(job_folder: Folder) -> bool:
     """Return whether a driver was written down in a job's own folder of which nobody wrote that it was ``refused``."""
-    written = list(_read(job_folder / FILE))
+    written = [entry for entry in _read(job_folder / FILE) if entry.get("role") == "driver"]
     refused = {entry["name"] for entry in written if "refused" in entry}
     return any(entry["name"] not in refused for entry in written)
 
