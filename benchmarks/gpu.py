@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.measure import Clock, free_cores
-from benchmarks.photographs import COUNT, decoded, extraction, network, photographs, scaling
+from benchmarks.photographs import COUNT, SQUEEZENET, decoded, extraction, network, photographs, scaling
 from benchmarks.question import Candidate, Question
 from benchmarks.setting import Setting
 
@@ -20,7 +20,7 @@ DEVICE = "cuda"
 
 def ours(setting: Setting, clock: Clock) -> Callable[[], Any]:
     """Extract with dneuro, two units at a time, decoding on all cores."""
-    return extraction(setting, device=DEVICE, batch=BATCH, unit=UNIT, slots=2, threads=free_cores())
+    return extraction(SQUEEZENET, setting, device=DEVICE, batch=BATCH, unit=UNIT, slots=2, threads=free_cores())
 
 
 def bare(setting: Setting, clock: Clock) -> Callable[[], Any]:
@@ -28,7 +28,7 @@ def bare(setting: Setting, clock: Clock) -> Callable[[], Any]:
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
-    module, count = network("channels_last", DEVICE), len(photographs(setting))
+    module, count = network(SQUEEZENET, "channels_last", DEVICE), len(photographs(setting))
     batch = torch.randn(BATCH, 3, 224, 224, device=DEVICE).contiguous(memory_format=torch.channels_last)
 
     def call() -> int:
@@ -47,7 +47,7 @@ def with_decoding(setting: Setting, clock: Clock) -> Callable[[], Any]:
     import torch
 
     torch.backends.cudnn.allow_tf32 = False
-    module, paths = network("channels_last", DEVICE), photographs(setting)
+    module, paths = network(SQUEEZENET, "channels_last", DEVICE), photographs(setting)
     mean, std = (values.to(DEVICE) for values in scaling())
     pieces = [paths[i : i + BATCH] for i in range(0, len(paths), BATCH)]
 

@@ -12,8 +12,9 @@ import functools
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,28 +24,65 @@ from benchmarks.measure import Clock, free_cores
 from benchmarks.question import Candidate, Question
 from benchmarks.setting import Setting
 
-NETWORK = "squeezenet1_1"
-LAYERS = {
-    "features.3.expand3x3_activation": "max",
-    "features.6.expand3x3_activation": "max",
-    "features.9.expand3x3_activation": "max",
-    "features.12.expand3x3_activation": "full",
-}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "4000"))
 """Photographs taken, evenly from all there are, or all of them many times over."""
-UNIT = 256
-"""Images per unit: half of what 50,000 images have, so that so few make enough units for all cores."""
 
 
-def photographs(setting: Setting) -> list[Path]:
+@dataclass(frozen=True)
+class Case:
+    """A network over photographs.
+
+    Parameters
+    ----------
+    name : str
+        As torchvision has it.
+    weights : str
+        Its file below ``weights/``, without the suffix.
+    layers : mapping of str to str
+        What is kept of each.
+    count : int
+        Photographs.
+    unit : int
+        Images per unit: so few that there are enough units for all cores.
+    headless : bool
+        Only its convolutions.
+    """
+
+    name: str
+    weights: str
+    layers: Mapping[str, str]
+    count: int
+    unit: int
+    headless: bool = False
+
+
+SQUEEZENET = Case(
+    "squeezenet1_1", "squeezenet1_1",
+    {
+        "features.3.expand3x3_activation": "max",
+        "features.6.expand3x3_activation": "max",
+        "features.9.expand3x3_activation": "max",
+        "features.12.expand3x3_activation": "full",
+    },
+    COUNT, unit=256,
+)  # fmt: skip
+CONVOLUTIONS = (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29)
+"""The ReLUs behind those of VGG16."""
+VGG16 = Case(
+    "vgg16", "vgg16_features", {f"features.{number}": "stats" for number in CONVOLUTIONS}, COUNT // 8, unit=64,
+    headless=True,
+)  # fmt: skip
+
+
+def photographs(setting: Setting, count: int = COUNT) -> list[Path]:
     """Return the files: real ones, or JPEGs of 375 × 500 pixels with about the bytes of photographs."""
     data = os.environ.get("DNEURO_TEST_DATA")
     folder = Path(data) / "photos" if data else setting.path.parent / "made-photos"
     if not data and not folder.exists():
         _make(folder)
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
-    return [found[i * len(found) // COUNT] for i in range(COUNT)]
+    return [found[i * len(found) // count] for i in range(count)]
 
 
 def _make(folder: Path) -> None:
@@ -59,19 +97,21 @@ def _make(folder: Path) -> None:
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number:04d}.jpg", quality=90)
 
 
-def weights() -> str:
-    """Return SqueezeNet's weights; random ones where there are none: the arithmetic is the same."""
+def weights(case: Case) -> str:
+    """Return a network's weights; random ones where there are none: the arithmetic is the same."""
     data = os.environ.get("DNEURO_TEST_DATA")
-    return str(Path(data) / "weights" / f"{NETWORK}.safetensors") if data else "none"
+    return str(Path(data) / "weights" / f"{case.weights}.safetensors") if data else "none"
 
 
-def network(memory_format: str, device: str = "cpu") -> Any:
+def network(case: Case, memory_format: str, device: str = "cpu") -> Any:
     """Return the network, as dneuro loads it."""
     from dneuro.nets.load import load
     from dneuro.spec import NetworkSpec
 
-    named = {"name": f"torchvision:{NETWORK}", "weights": weights()}
-    return load(NetworkSpec.model_validate({**named, "memory_format": memory_format, "device": device})).module
+    named = {"name": f"torchvision:{case.name}", "weights": weights(case)}
+    spec = NetworkSpec.model_validate({**named, "memory_format": memory_format, "device": device})
+    module = load(spec, partial_for=list(case.layers) if case.headless else None).module
+    return module.features if case.headless else module
 
 
 def scaling() -> tuple[Any, Any]:
@@ -82,16 +122,16 @@ def scaling() -> tuple[Any, Any]:
     return mean, std
 
 
-def ours(setting: Setting, clock: Clock) -> Callable[[], Any]:
+def ours(case: Case, setting: Setting, clock: Clock) -> Callable[[], Any]:
     """Extract with dneuro: one unit per core at a time, one thread each."""
     import torch
 
     torch.set_num_threads(1)
-    return extraction(setting, device="cpu", batch=16, unit=UNIT, slots=free_cores(), threads=1)
+    return extraction(case, setting, device="cpu", batch=16, unit=case.unit, slots=free_cores(), threads=1)
 
 
 def extraction(
-    setting: Setting, *, device: str, batch: int, unit: int, slots: int, threads: int
+    case: Case, setting: Setting, *, device: str, batch: int, unit: int, slots: int, threads: int
 ) -> Callable[[], Any]:
     """Return the run of a job, planned: extraction, statistics, thumbnails, read-back."""
     from dneuro.engine import ThreadExecutor
@@ -101,14 +141,14 @@ def extraction(
 
     folder = Path(tempfile.mkdtemp(dir=setting.path.parent))
     (folder / "photos").mkdir()
-    for number, path in enumerate(photographs(setting)):
+    for number, path in enumerate(photographs(setting, case.count)):
         (folder / "photos" / f"{number:06d}.jpg").symlink_to(path)
     job = JobSpec.model_validate({
         "name": "benchmark", "images": {"source": "files", "root": str(folder / "photos")},
-        "network": {"name": f"torchvision:{NETWORK}", "weights": weights(), "device": device},
+        "network": {"name": f"torchvision:{case.name}", "weights": weights(case), "device": device},
         "store": str(folder / "store.zarr"),
         "steps": [{"extract": {
-            "layers": {name: {"keep": keep} for name, keep in LAYERS.items()},
+            "layers": {name: {"keep": keep} for name, keep in case.layers.items()},
             "batch": batch, "images_per_unit": unit,
         }}],
     })  # fmt: skip
@@ -139,7 +179,7 @@ def decoded_alike(path: Path) -> Any:
 
 
 def plain_loop(
-    how: str, batch: int, setting: Setting, clock: Clock, *, kept: bool = False, alike: bool = False
+    case: Case, how: str, batch: int, setting: Setting, clock: Clock, *, kept: bool = False, alike: bool = False
 ) -> Callable[[], Any]:
     """Decode and run the network channels last, in float32; store nothing.
 
@@ -153,7 +193,7 @@ def plain_loop(
 
     if kept:
         keep_memory()  # before there are threads
-    module, paths = network("channels_last"), photographs(setting)
+    module, paths = network(case, "channels_last"), photographs(setting, case.count)
     mean, std = scaling()
     see = decoded_alike if alike else decoded
     pieces = [paths[i : i + batch] for i in range(0, len(paths), batch)]
@@ -184,9 +224,7 @@ def plain_loop(
     return lanes if how == "lanes" else threads
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, pieces: list[list[Path]], see: Callable[[Path], Any]
-) -> Iterator[list[Any]]:
+def _ahead(pool: ThreadPoolExecutor, pieces: list[list[Path]], see: Callable[[Path], Any]) -> Iterator[list[Any]]:
     waiting: deque[list[Any]] = deque()
     for piece in pieces:
         waiting.append([pool.submit(see, path) for path in piece])
@@ -196,24 +234,24 @@ def _ahead(
         yield [future.result() for future in waiting.popleft()]
 
 
-def usual_loop(setting: Setting, clock: Clock) -> Callable[[], Any]:
+def usual_loop(case: Case, setting: Setting, clock: Clock) -> Callable[[], Any]:
     """PIL and torchvision's transform, the default layout, batches of 32, hooks, ``numpy.save`` at the end."""
     import torch
     from PIL import Image
     from torchvision import transforms
 
-    module, paths = network("contiguous"), photographs(setting)
+    module, paths = network(case, "contiguous"), photographs(setting, case.count)
     folder = Path(tempfile.mkdtemp(dir=setting.path.parent))
     transform = transforms.Compose([
         transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), transforms.Normalize(MEAN, STD),
     ])  # fmt: skip
-    kept: dict[str, list[Any]] = {name: [] for name in LAYERS}
-    for name, keep in LAYERS.items():
+    kept: dict[str, list[Any]] = {name: [] for name in case.layers}
+    for name, keep in case.layers.items():
 
         def hook(_module: Any, _inputs: Any, output: Any, name: str = name, keep: str = keep) -> None:
             kept[name].append((output if keep == "full" else output.amax((2, 3))).numpy().copy())
 
-        module.get_submodule(name).register_forward_hook(hook)
+        module.get_submodule(name.removeprefix("features.") if case.headless else name).register_forward_hook(hook)
     torch.set_num_threads(free_cores())
 
     def call() -> int:
@@ -232,29 +270,33 @@ VARIANTS = (("lanes", 8), ("lanes", 16), ("lanes", 32), ("threads", 8), ("thread
 KEPT = (("lanes", 8), ("lanes", 16), ("lanes", 32))
 ALIKE = (("lanes", 16), ("lanes", 32))
 
+
+def _candidates(case: Case) -> tuple[Candidate, ...]:
+    """Return dneuro, the variants of the best plain loop, and the usual loop."""
+
+    def loops(variants: Sequence[tuple[str, int]], how: str, **settings: Any) -> Iterator[Candidate]:
+        for name, batch in variants:
+            made = functools.partial(plain_loop, case, name, batch, **settings)
+            yield Candidate(f"plain loop, {name} of {batch}{how}, nothing stored", made, "threads")
+
+    return (
+        Candidate("dneuro extract, stored", functools.partial(ours, case), "threads"),
+        *loops(VARIANTS, ""),
+        *loops(KEPT, ", memory kept", kept=True),
+        *loops(ALIKE, ", memory kept, pictures as dneuro decodes them", kept=True, alike=True),
+        Candidate("usual loop, numpy.save", functools.partial(usual_loop, case), "memory"),
+    )
+
+
 QUESTIONS = (
     Question(
-        f"SqueezeNet over {COUNT:,} photographs in one process, four layers: the best plain loop is the fastest of its "
-        "variants (each core batches of its own, or all cores one batch; images per batch; freed memory kept or not; "
-        "pictures decoded by torchvision, or as dneuro does it)",
-        (
-            Candidate("dneuro extract, stored", ours, "threads"),
-            *(
-                Candidate(f"plain loop, {how} of {batch}, nothing stored",
-                          functools.partial(plain_loop, how, batch), "threads")
-                for how, batch in VARIANTS
-            ),
-            *(
-                Candidate(f"plain loop, {how} of {batch}, memory kept, nothing stored",
-                          functools.partial(plain_loop, how, batch, kept=True), "threads")
-                for how, batch in KEPT
-            ),
-            *(
-                Candidate(f"plain loop, {how} of {batch}, memory kept, pictures as dneuro decodes them, nothing stored",
-                          functools.partial(plain_loop, how, batch, kept=True, alike=True), "threads")
-                for how, batch in ALIKE
-            ),
-            Candidate("usual loop, numpy.save", usual_loop, "memory"),
-        ),
+        f"SqueezeNet over {SQUEEZENET.count:,} photographs in one process, four layers, one of them in full: the best "
+        "plain loop is the fastest of its variants (each core batches of its own, or all cores one batch; images per "
+        "batch; freed memory kept or not; pictures decoded by torchvision, or as dneuro does it)",
+        _candidates(SQUEEZENET),
     ),
-)  # fmt: skip
+    Question(
+        f"VGG16 over {VGG16.count:,} photographs in one process, statistics of its thirteen convolutions",
+        _candidates(VGG16),
+    ),
+)
