@@ -26,7 +26,10 @@ RUNS = 64
 """At most about this many runs per pass: one task each, whose state lives across its blocks."""
 
 FEW_RUNS = 16
-"""As many where the states of all runs would be larger than the array itself: each is written, sent and merged."""
+"""As many where states are large: each is written, sent and merged, and three tasks see to that."""
+
+STATES_SHARE = 1 / 8
+"""States are large where those of all runs would take more than this share of the array."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import xarray as xr
 
 from dneuro import events
 from dneuro.engine.behind import WORTH_SAYING, times_over
-from dneuro.engine.blocks import BLOCK_BYTES, FEW_RUNS, RUNS, Grid, cut
+from dneuro.engine.blocks import BLOCK_BYTES, FEW_RUNS, RUNS, STATES_SHARE, Grid, cut
 from dneuro.engine.device import chosen_name, device_limit, held_on_device, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.errors import MemoryLimitError
@@ -173,7 +173,8 @@ def fit(
     target = BLOCK_BYTES
     while True:
         grid = cut(xs, whole_rows=whole, pooled=pooled, target=target)
-        if RUNS * _memory(grid, math.ceil(images / RUNS), kernels)[0] > size:
+        merged, _ = _memory(grid, math.ceil(images / RUNS), kernels, per_run=0)  # without rows of images
+        if RUNS * merged > STATES_SHARE * size:
             grid = cut(xs, whole_rows=whole, pooled=pooled, target=target, runs=FEW_RUNS)
         elif all(getattr(kernel, "long_runs", False) for kernel in kernels.values()):
             # What such kernels find is the same however the images are cut, so it may depend on the workers.

@@ -119,7 +119,7 @@ def test_fit__counts_every_thread_of_a_process() -> None:
     assert 3.5 * one < four < 4.5 * one
 
 
-def test_fit__few_runs_where_states_are_larger_than_the_array() -> None:
+def test_fit__few_runs_where_states_are_large() -> None:
     executor = ThreadExecutor(2, memory=64 * GiB)
     many, _ = fit([empty(400_000, 100)], {"p": CrossProducts()}, executor)
     few, _ = fit([empty(100_000, 4000)], {"p": CrossProducts()}, executor)
