@@ -22,6 +22,7 @@ from dneuro.cluster import processes, whereabouts
 from dneuro.cluster.address import connect_to
 from dneuro.cluster.backends import DriverRef, DriverState, backend_of
 from dneuro.cluster.profiles import profile_folders
+from dneuro.cluster.record import STANDING
 from dneuro.cluster.security import note_keys
 from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.files import write_atomically
@@ -238,7 +239,7 @@ def _find(profile: Target) -> tuple[Path, ProfileSpec, Path]:
     """Return a profile's file, what it says, and the folder of the cluster that `up` would start."""
     path = find_profile(os.fspath(profile), profile_folders())
     spec = read_profile(path)
-    return path, spec, processes.as_path(spec.state).absolute() / "clusters" / path.stem
+    return path, spec, processes.as_path(spec.state).absolute() / STANDING / path.stem
 
 
 def _find_started(profile: Target) -> tuple[Path, ProfileSpec, Path]:
