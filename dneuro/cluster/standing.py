@@ -190,7 +190,7 @@ def connect(cluster: Target, *, credentials: Target | None = None, timeout: floa
     Raises
     ------
     UsageError
-        If there is no such cluster, or no credentials for it.
+        If there is no such cluster, no credentials for it, or its profile asks for encryption and it has none.
     DneuroError
         If it does not answer.
     """
@@ -200,7 +200,7 @@ def connect(cluster: Target, *, credentials: Target | None = None, timeout: floa
         return connect_to(_address(said), timeout=timeout)
     path, spec, folder = _find(cluster)
     if spec.address is not None:
-        return connect_to(spec.address, timeout=timeout)
+        return connect_to(spec.address, timeout=timeout, tls=spec.security.tls)
     *_, folder = _find_started(cluster)
     said = _read(folder / CLUSTER)
     if not said:

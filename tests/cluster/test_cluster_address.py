@@ -13,7 +13,7 @@ import dask
 import pytest
 
 from dneuro import events
-from dneuro.cluster import backend_of, versions
+from dneuro.cluster import backend_of, standing, versions
 from dneuro.cluster.security import make_credentials, read_credentials
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB
@@ -112,6 +112,33 @@ def test_address__wants_its_files(profile: Any, keys: Path) -> None:
         backend_of(
             profile(address={"scheduler": "tcp://127.0.0.1:9"}, security={"tls": "required"})
         ).sizes("extract")  # fmt: skip
+
+
+def test_connect__is_as_careful_as_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    connected, said, path = [], [], tmp_path / "there.yaml"
+    monkeypatch.setattr(distributed, "Client", lambda address, **settings: connected.append(address))
+    text = "backend: address\naddress: {scheduler: tcp://10.1.2.3:8786}\n"
+    path.write_text(f"{text}security: {{tls: required}}\n")
+    with pytest.raises(UsageError, match=r"tcp://10\.1\.2\.3:8786 is not encrypted"):
+        standing.connect(path)
+    assert connected == []
+    path.write_text(text)
+    with events.listening(lambda event: said.append((event.kind, event.message))):
+        standing.connect(path)
+        standing.connect("tcp://10.1.2.3:8786")
+        standing.connect("tcp://127.0.0.1:8786")
+    assert said == [("warning", "tcp://10.1.2.3:8786: whoever reaches it can run code on its workers")] * 2
+    assert len(connected) == 3
+
+
+def test_address__key_that_others_may_read_is_refused_whatever_it_is_called(profile: Any, tmp_path: Path) -> None:
+    own = make_credentials(tmp_path / "own")
+    key = (own / "client.key").rename(own / "client-key.pem")
+    key.chmod(0o644)
+    with pytest.raises(UsageError, match=r"client-key\.pem: others may read this key \(mode 644\)"):
+        backend_of(profile(address={"key": str(key)})).sizes("extract")
 
 
 def test_workers__of_other_versions_are_refused_by_name(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
