@@ -19,7 +19,7 @@ from dneuro.cluster.versions import check_versions, watched_for_others
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB, format_duration
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.sites import AddressSpec
+from dneuro.spec.sites import FILES_HINT, AddressSpec
 
 
 class AddressBackend(processes.DriversHere):
@@ -154,12 +154,8 @@ def _security(address: AddressSpec) -> Any:
     from distributed import Security
 
     files = {"ca": address.ca, "cert": address.cert, "key": address.key}
-    missing = [f"address.{name}" for name, path in files.items() if path is None]
-    if missing:
-        raise UsageError(
-            f"{address.scheduler} needs {', '.join(missing)}",
-            hint="the files that `dneuro cluster up` names: ca.pem, client.pem, client.key",
-        )
+    if address.missing:
+        raise UsageError(f"{address.scheduler} needs {', '.join(address.missing)}", hint=FILES_HINT)
     for name, path in files.items():
         check_readable(Path(str(path)), private=name == "key")
     return Security(

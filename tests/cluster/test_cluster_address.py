@@ -14,10 +14,12 @@ import pytest
 
 from dneuro import events
 from dneuro.cluster import backend_of, standing, versions
+from dneuro.cluster.address import connect_to
 from dneuro.cluster.security import make_credentials, read_credentials
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB
 from dneuro.spec import ProfileSpec
+from dneuro.spec.sites import AddressSpec
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +109,7 @@ def test_address__nobody_answers(profile: Any) -> None:
 
 def test_address__wants_its_files(profile: Any, keys: Path) -> None:
     with pytest.raises(UsageError, match=r"needs address\.ca, address\.key"):
-        backend_of(profile(address={"ca": None, "key": None})).sizes("extract")
+        connect_to(AddressSpec(scheduler="tls://127.0.0.1:9", cert=str(keys / "client.pem")), timeout=1)
     with pytest.raises(UsageError, match="is not encrypted"):
         backend_of(
             profile(address={"scheduler": "tcp://127.0.0.1:9"}, security={"tls": "required"})
