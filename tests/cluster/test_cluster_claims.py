@@ -39,7 +39,7 @@ def test_claim__is_held_while_the_block_lasts_and_leaves_nothing(tmp_path: Path)
     for _ in range(2):
         with claimed(place, "mine is being made"):
             with (
-                pytest.raises(BusyError, match=f"mine is being made by process {os.getpid()}$"),
+                pytest.raises(BusyError, match=f"mine is being made by process {os.getpid()}"),
                 claimed(place, "mine is being made"),
             ):
                 raise AssertionError("it is claimed")
