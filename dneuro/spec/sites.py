@@ -6,7 +6,7 @@ import re
 import shlex
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from dneuro.quantities import format_bytes
 from dneuro.spec.base import Bytes, Count, Memory, OrBlank, PathText, Positive, SomeSeconds, Spec
