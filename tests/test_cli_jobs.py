@@ -182,3 +182,13 @@ def test_drive__of_no_job_says_so(call: Call, tmp_path: Path) -> None:
     done: Any = call("drive", tmp_path)
     assert done.code == 2
     assert "is no folder of a job" in done.err
+
+
+@pytest.mark.parametrize("state", ["/dev/null/x", "file"])
+def test_list__of_a_state_that_can_be_no_folder_is_refused(call: Call, tmp_path: Path, state: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "p.yaml").write_text(f"backend: local\nstate: {state}\n")
+    for command in ("list", "gc"):
+        ended = call(command, "--cluster", "p.yaml")
+        assert (ended.code, ended.out) == (2, "")
+        assert f"state: {state} is no folder" in ended.err

@@ -19,7 +19,7 @@ from dneuro.cluster.versions import check_versions, watched_for_others
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB, format_duration
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.sites import AddressSpec
+from dneuro.spec.sites import FILES_HINT, AddressSpec
 
 
 class AddressBackend(processes.DriversHere):
@@ -85,11 +85,8 @@ class AddressBackend(processes.DriversHere):
 
     @contextlib.contextmanager
     def _connected(self) -> Iterator[Any]:
-        if self.profile.security.tls == "required" and not self.address.scheduler.startswith("tls://"):
-            raise UsageError(f"{self.address.scheduler} is not encrypted", hint="security: {tls: auto}, or tls://…")
-        if not self.address.scheduler.startswith("tls://") and not is_loopback(self.address.scheduler):
-            events.emit("warning", message=f"{self.address.scheduler}: whoever reaches it can run code on its workers")
-        with connect_to(self.address, timeout=min(30.0, self.profile.timeout("extract"))) as client:
+        timeout = min(30.0, self.profile.timeout("extract"))
+        with connect_to(self.address, timeout=timeout, tls=self.profile.security.tls) as client:
             yield client
 
     def _nobody(self, group: str) -> DneuroError:
@@ -102,17 +99,35 @@ class AddressBackend(processes.DriversHere):
         )
 
 
-def connect_to(address: AddressSpec, *, timeout: float) -> Any:
+def connect_to(address: AddressSpec, *, timeout: float, tls: str = "auto") -> Any:
     """Return a synchronous `distributed.Client` of a scheduler, to be closed or used in a ``with`` block.
+
+    One without encryption that is reached from other machines is warned of.
+
+    Parameters
+    ----------
+    address : AddressSpec
+        The scheduler's, and the files that it asks for.
+    timeout : float
+        Seconds to wait for an answer.
+    tls : str
+        ``security.tls`` of the profile: where it is ``"required"`` nothing else is used.
 
     Raises
     ------
+    UsageError
+        If it is not encrypted and must be, or a file is missing.
     DneuroError
         If nobody answers, or the certificates do not fit.
     """
     import dask
     from distributed import Client
 
+    if not address.scheduler.startswith("tls://"):
+        if tls == "required":
+            raise UsageError(f"{address.scheduler} is not encrypted", hint="security: {tls: auto}, or tls://…")
+        if not is_loopback(address.scheduler):
+            events.emit("warning", message=f"{address.scheduler}: whoever reaches it can run code on its workers")
     security, before = _security(address), dask.config.get("scheduler", None)
     try:
         return Client(address.scheduler, security=security, timeout=timeout)
@@ -139,14 +154,10 @@ def _security(address: AddressSpec) -> Any:
     from distributed import Security
 
     files = {"ca": address.ca, "cert": address.cert, "key": address.key}
-    missing = [f"address.{name}" for name, path in files.items() if path is None]
-    if missing:
-        raise UsageError(
-            f"{address.scheduler} needs {', '.join(missing)}",
-            hint="the files that `dneuro cluster up` names: ca.pem, client.pem, client.key",
-        )
-    for path in files.values():
-        check_readable(Path(str(path)))
+    if address.missing:
+        raise UsageError(f"{address.scheduler} needs {', '.join(address.missing)}", hint=FILES_HINT)
+    for name, path in files.items():
+        check_readable(Path(str(path)), private=name == "key")
     return Security(
         tls_ca_file=address.ca, tls_client_cert=address.cert, tls_client_key=address.key, require_encryption=True
     )

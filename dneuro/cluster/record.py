@@ -14,6 +14,9 @@ from dneuro.cluster.backends import Folder
 
 FILE = "machines.jsonl"
 
+STANDING = "clusters"
+"""Folder of all standing clusters in the state folder of a profile."""
+
 
 class Record:
     """A file with one JSON object per line, each on disk when `write` returns.

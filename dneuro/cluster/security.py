@@ -117,13 +117,20 @@ def read_credentials(folder: Path, roles: tuple[str, ...] = ROLES) -> Any:
     for role in roles:
         files[f"tls_{role}_cert"] = folder / f"{role}.pem"
         files[f"tls_{role}_key"] = folder / f"{role}.key"
-    for path in files.values():
-        check_readable(path)
+    for name, path in files.items():
+        check_readable(path, private=name.endswith("_key"))
     return Security(require_encryption=True, **{name: str(path) for name, path in files.items()})
 
 
-def check_readable(path: Path) -> None:
+def check_readable(path: Path, *, private: bool = False) -> None:
     """Refuse a file that is not there, and a key that others than its owner may read.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    private : bool
+        It holds a key, whatever it is called.
 
     Raises
     ------
@@ -134,7 +141,7 @@ def check_readable(path: Path) -> None:
         mode = path.stat().st_mode
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}", hint="the path that `dneuro cluster up` printed") from None
-    if path.suffix == ".key" and mode & 0o077:
+    if private and mode & 0o077:
         raise UsageError(f"{path}: others may read this key (mode {mode & 0o777:o})", hint=f"chmod 600 {path}")
 
 

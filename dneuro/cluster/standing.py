@@ -21,7 +21,9 @@ from typing import Any
 from dneuro.cluster import processes, whereabouts
 from dneuro.cluster.address import connect_to
 from dneuro.cluster.backends import DriverRef, DriverState, backend_of
+from dneuro.cluster.claims import claimed
 from dneuro.cluster.profiles import profile_folders
+from dneuro.cluster.record import STANDING
 from dneuro.cluster.security import note_keys
 from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.files import write_atomically
@@ -87,38 +89,32 @@ def up(profile: Target) -> StandingCluster:
     Raises
     ------
     BusyError
-        If it stands already, or nobody can tell whether it does.
+        If it stands already, another process is about to start it, or nobody can tell.
     UsageError
-        If its state cannot be written.
+        If its state cannot be written, or is no folder.
     DneuroError
         If it does not come up: with the last lines of its log.
     """
-    path, spec, folder = _find(profile)
-    if spec.backend == "address":
-        raise UsageError("this profile is of a cluster that stands already", hint=f"dneuro run JOB --cluster {profile}")
-    try:
-        before = _kept(folder) or spec
-        _refuse_a_second(profile, path.stem, before, folder)
-        if folder.is_dir():
-            backend_of(before).clean_up(folder)  # what a dead one has left is known by its folder alone
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, mode=0o700)
-    except OSError as error:
-        raise UsageError(
-            f"the state of the cluster cannot be written to {folder}: {error.strerror or error}",
-            hint="state: in the profile, a folder that you may write to",
-        ) from error
+    path, spec = _read_profile(profile)
+    folder = _own_folder(profile, path, spec)
     # Over loopback too: what stands for days is reached by everybody who is logged in to the machine.
-    spec = spec.model_copy(update={"security": spec.security.model_copy(update={"tls": "required"}),
-                                   "state": str(Path(spec.state).absolute())})  # fmt: skip
-    _write(folder / PROFILE, spec.model_dump_json(indent=1))
-    command = [sys.executable, "-m", "dneuro.cluster.standing", str(folder)]
-    backend = backend_of(spec)
-    ref = backend.start_driver(folder, command, f"dneuro-cluster-{path.stem}")
-    _write(folder / DRIVER, json.dumps(ref.to_dict()))
+    wanted = spec.model_copy(update={"security": spec.security.model_copy(update={"tls": "required"}),
+                                     "state": str(Path(spec.state).absolute())})  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        with _writing_to(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Nothing else tells others of it until its process is written down, and a queue takes its time.
+            stack.enter_context(claimed(folder, f"the cluster {path.stem} is being started"))
+            before = _kept(folder) or spec
+            _refuse_a_second(profile, path.stem, before, folder)
+            if folder.is_dir():
+                backend_of(before).clean_up(folder)  # what a dead one has left is known by its folder alone
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(mode=0o700)
+        ref = _start(wanted, folder, path.stem)
     whereabouts.remember(path, folder)
     try:
-        _wait(spec, folder, ref)
+        _wait(wanted, folder, ref)
     except BaseException:
         with contextlib.suppress(DneuroError):
             down(profile)
@@ -135,7 +131,6 @@ def status(profile: Target) -> StandingCluster:
         If none was started from this profile.
     """
     path, spec, folder = _find_started(profile)
-    _require(profile, path.stem, folder)
     state, said = _state(spec, folder), _read(folder / CLUSTER)
     workers: dict[str, int] = {}
     if state == "running" and said:
@@ -157,7 +152,6 @@ def down(profile: Target) -> list[str]:
         If none was started from this profile.
     """
     path, spec, folder = _find_started(profile)
-    _require(profile, path.stem, folder)
     backend, ref = backend_of(spec), _driver(folder)
     if ref is not None:
         backend.stop_driver(ref, grace=GRACE)
@@ -189,7 +183,7 @@ def connect(cluster: Target, *, credentials: Target | None = None, timeout: floa
     Raises
     ------
     UsageError
-        If there is no such cluster, or no credentials for it.
+        If there is no such cluster, no credentials for it, or its profile asks for encryption and it has none.
     DneuroError
         If it does not answer.
     """
@@ -197,13 +191,13 @@ def connect(cluster: Target, *, credentials: Target | None = None, timeout: floa
     if "://" in text:
         said = {"address": text, "credentials": os.fspath(credentials) if credentials else _known(text)}
         return connect_to(_address(said), timeout=timeout)
-    path, spec, folder = _find(cluster)
+    path, spec = _read_profile(cluster)
     if spec.address is not None:
-        return connect_to(spec.address, timeout=timeout)
-    *_, folder = _find_started(cluster)
-    said = _read(folder / CLUSTER)
+        return connect_to(spec.address, timeout=timeout, tls=spec.security.tls)
+    folder = _folder_started(path, spec)
+    said = _read(folder / CLUSTER) if folder else {}
     if not said:
-        raise UsageError(f"no cluster of the profile {path.stem} stands", hint=f"dneuro cluster up {text}")
+        raise _none(cluster, path, spec, "no cluster of the profile {} stands")
     return connect_to(_address(said | ({"credentials": os.fspath(credentials)} if credentials else {})),
                       timeout=timeout)  # fmt: skip
 
@@ -234,19 +228,78 @@ def hold(folder: Path) -> None:
         (folder / CLUSTER).unlink(missing_ok=True)
 
 
-def _find(profile: Target) -> tuple[Path, ProfileSpec, Path]:
-    """Return a profile's file, what it says, and the folder of the cluster that `up` would start."""
+def _read_profile(profile: Target) -> tuple[Path, ProfileSpec]:
+    """Return a profile's file, and what it says."""
     path = find_profile(os.fspath(profile), profile_folders())
-    spec = read_profile(path)
-    return path, spec, processes.as_path(spec.state).absolute() / "clusters" / path.stem
+    return path, read_profile(path)
+
+
+def _own_folder(profile: Target, path: Path, spec: ProfileSpec) -> Path:
+    """Return the folder of the cluster that `up` would start.
+
+    Raises
+    ------
+    UsageError
+        If it would start none.
+    """
+    if spec.backend == "address":
+        hint = f"dneuro run JOB --cluster {shlex.quote(os.fspath(profile))}"
+        raise UsageError("this profile is of a cluster that stands already", hint=hint)
+    if "://" in spec.state:
+        raise UsageError(
+            f"state: {spec.state} is no path, and a cluster that stands has its keys and its log in a folder",
+            hint="state: a folder that all its machines see; the jobs it works on may have theirs in s3://…",
+        )
+    return Path(spec.state).absolute() / STANDING / path.stem
+
+
+def _folder_started(path: Path, spec: ProfileSpec) -> Path | None:
+    """Return the folder of the cluster that was started from a profile, be it edited since; None if none was."""
+    own = [] if "://" in spec.state else [Path(spec.state).absolute() / STANDING / path.stem]
+    places = [*own, *whereabouts.folders_of(path)]
+    return next((one for one in places if (one / DRIVER).is_file()), None)
 
 
 def _find_started(profile: Target) -> tuple[Path, ProfileSpec, Path]:
-    """Return a profile's file, and settings and folder of the cluster that was started from it, be it edited since."""
-    path, spec, folder = _find(profile)
-    if not (folder / DRIVER).is_file():
-        folder = next((one for one in whereabouts.folders_of(path) if (one / DRIVER).is_file()), folder)
+    """Return a profile's file, and settings and folder of the cluster that was started from it.
+
+    Raises
+    ------
+    UsageError
+        If none was.
+    """
+    path, spec = _read_profile(profile)
+    folder = _folder_started(path, spec)
+    if folder is None:
+        raise _none(profile, path, spec, "no cluster was started from the profile {}")
     return path, _kept(folder) or spec, folder
+
+
+def _none(profile: Target, path: Path, spec: ProfileSpec, message: str) -> UsageError:
+    """Return the error that there is no cluster, with what to do; raises that of `up` where it would refuse."""
+    _own_folder(profile, path, spec)
+    return UsageError(message.format(path.stem), hint=f"dneuro cluster up {shlex.quote(os.fspath(profile))}")
+
+
+@contextlib.contextmanager
+def _writing_to(folder: Path) -> Iterator[None]:
+    """Say of an error of the file system what it means for the cluster."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(
+            f"the state of the cluster cannot be written to {folder}: {error.strerror or error}",
+            hint="state: in the profile, a folder that you may write to",
+        ) from error
+
+
+def _start(spec: ProfileSpec, folder: Path, name: str) -> DriverRef:
+    """Start the process that holds the scheduler, and write down where."""
+    _write(folder / PROFILE, spec.model_dump_json(indent=1))
+    command = [sys.executable, "-m", "dneuro.cluster.standing", str(folder)]
+    ref = backend_of(spec).start_driver(folder, command, f"dneuro-cluster-{name}")
+    _write(folder / DRIVER, json.dumps(ref.to_dict()))
+    return ref
 
 
 def _kept(folder: Path) -> ProfileSpec | None:
@@ -255,12 +308,6 @@ def _kept(folder: Path) -> ProfileSpec | None:
         return ProfileSpec.model_validate_json((folder / PROFILE).read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _require(profile: Target, name: str, folder: Path) -> None:
-    if not (folder / DRIVER).is_file():
-        hint = f"dneuro cluster up {shlex.quote(os.fspath(profile))}"
-        raise UsageError(f"no cluster was started from the profile {name}", hint=hint)
 
 
 def _refuse_a_second(profile: Target, name: str, spec: ProfileSpec, folder: Path) -> None:
@@ -340,7 +387,8 @@ def _folders() -> Iterator[Path]:
     for place in profile_folders():
         for path in sorted(place.glob("*.yaml")):
             with contextlib.suppress(DneuroError):
-                yield _find_started(path)[2]
+                if folder := _folder_started(*_read_profile(path)):
+                    yield folder
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class ExtractPlan:
         Device that the network runs on; empty for the processor.
     device_bytes : int
         What a worker process takes of it at most.
+    slots : int
+        Units that a process works on at a time.
     """
 
     images: int
@@ -83,6 +85,7 @@ class ExtractPlan:
     limit: int = 0
     device: str = ""
     device_bytes: int = 0
+    slots: int = 1
 
     @property
     def worker_bytes(self) -> int:
@@ -183,11 +186,12 @@ class ExtractPlan:
         """
         needed = self.besides_bytes + self.least_picture_bytes
         if needed > limit:
+            slots = f"fewer threads than {self.slots} (each has a batch of its own), " if self.slots > 1 else ""
             raise MemoryLimitError(
                 f"extract needs {format_bytes(needed)} per worker (batch of {self.batch}), the limit is "
                 f"{format_bytes(limit)}; nothing was started",
                 hint=f"extract: {{batch: {max(1, self.batch // 4)}}}, fewer layers at once, keep: max instead of full, "
-                f"or fewer workers with {format_bytes(1.05 * needed)} each (pools: in a profile)",
+                f"{slots}or fewer workers with {format_bytes(1.05 * needed)} each (pools: in a profile)",
             )
 
 
@@ -286,6 +290,7 @@ def plan_extraction(
         pictures_bytes=pictures.of(slots_per_process * readers),
         largest_picture=pictures.largest if pictures.looked_at else 0,
         limit=limit,
+        slots=slots_per_process,
     )
 
 

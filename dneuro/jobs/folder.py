@@ -158,8 +158,19 @@ class JobFolder:
 
 
 def folders(state: str | Location) -> Iterator[JobFolder]:
-    """Yield the folder of every job below a state folder, by name."""
+    """Yield the folder of every job below a state folder, by name.
+
+    Raises
+    ------
+    UsageError
+        If something else than a folder is there.
+    """
     top = locate(state).absolute() / JOBS
+    if isinstance(top, Path):
+        there = next(place for place in (top, *top.parents) if place.exists())
+        if not there.is_dir():
+            what = "" if there == top.parent else f": {there} is none"
+            raise UsageError(f"state: {locate(state)} is no folder{what}", hint="state: in the profile, a folder")
     if isinstance(top, RemotePath) or top.is_dir():
         below: list[Location] = list(top.iterdir())
         for path in sorted(below, key=lambda path: path.name):

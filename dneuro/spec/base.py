@@ -88,12 +88,17 @@ def _check_name(name: str) -> str:
 
 
 def _expand(text: str) -> str:
-    """Expand ``~`` and environment variables; name a variable that is not set."""
+    """Expand ``~`` and environment variables; name a variable that is not set, and a user that there is not."""
     if not text.strip():
         raise ValueError("must not be empty")
+    if "\0" in text:
+        raise ValueError(f"{shown(text)} has a null character in it, and cannot be the name of anything")
     expanded = os.path.expandvars(os.path.expanduser(text))  # noqa: PTH111 - URLs must stay as they are
     if "$" in expanded:
         raise ValueError(f"{text!r} names an environment variable that is not set")
+    if expanded.startswith("~"):
+        raise refusal(f"{shown(text)} begins with the home of a user that this machine does not know",
+                      f"the path in full; ./{text} is what is called so here")  # fmt: skip
     return expanded
 
 
@@ -126,6 +131,7 @@ PositiveNumber = Annotated[float, Field(gt=0), no_bool]
 NotNegative = Annotated[float, Field(ge=0), no_bool]
 Share = Annotated[float, Field(gt=0, lt=1), no_bool]
 Positive = Annotated[int, Field(gt=0), no_bool]
+Count = Annotated[int, Field(ge=0), no_bool]
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1), no_bool]
 """What every random generator in use accepts."""
 

@@ -6,12 +6,22 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dneuro.errors import UsageError, nearest, suggest
-from dneuro.spec.base import Memory, Name, OrBlank, PathText, Positive, SomeSeconds, Spec
+from dneuro.spec.base import Memory, Name, OrBlank, Positive, SomeSeconds, Spec, no_bool
 from dneuro.spec.problems import Problem, ProblemsError, refusal, shown
-from dneuro.spec.sites import AddressSpec, Directive, DriverSpec, KubernetesSpec, SecuritySpec, SlurmSpec, Text
+from dneuro.spec.sites import (
+    FILES_HINT,
+    AddressSpec,
+    Directive,
+    DriverSpec,
+    KubernetesSpec,
+    SecuritySpec,
+    SlurmSpec,
+    StateText,
+    Text,
+)
 
 Backend = Literal["local", "slurm", "kubernetes", "address"]
 
@@ -33,10 +43,24 @@ def _check_pool_name(name: str) -> str:
 PoolName = Annotated[Name, AfterValidator(_check_pool_name), WithJsonSchema({"type": "string"})]
 
 
+def _refuse_flag(value: object) -> object:
+    if isinstance(value, bool):
+        raise refusal(f"must be text or a number, not {shown(value)}",
+                      f'write the text that is meant in quotes: "{shown(value)}"')  # fmt: skip
+    return value
+
+
+Variable = Annotated[str | int | float, BeforeValidator(_refuse_flag)]
+"""Value of an environment variable."""
+
+
 def _check_variables(env: dict[str, str | int | float]) -> dict[str, str | int | float]:
-    for name in env:
+    for name, value in env.items():
         if not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", name):
             raise refusal(f"{shown(name)} is no name of an environment variable", "letters, digits and `_`")
+        if "\0" in str(value):
+            raise refusal(f"{shown(value)} has a null character in it, which no environment variable can hold",
+                          "take it away", (name,))  # fmt: skip
     return env
 
 
@@ -51,9 +75,9 @@ class PoolSpec(Spec):
     """Cores per worker; torch and BLAS use them all for one unit, or share them among `threads` units."""
     memory: Memory | None = None
     """Memory per worker; the default, on this machine only, shares 80 % of what it has free."""
-    gpus: Annotated[int, Field(ge=0, le=1)] = 0
+    gpus: Annotated[int, Field(ge=0, le=1), no_bool] = 0
     """GPUs per worker, 0 or 1: a process drives one GPU, several GPUs are several workers."""
-    env: Annotated[dict[str, str | int | float], AfterValidator(_check_variables), OrBlank()] = Field({})
+    env: Annotated[dict[str, Variable], AfterValidator(_check_variables), OrBlank()] = Field({})
     """Environment variables of the workers, set before Python starts."""
     start_timeout: SomeSeconds | None = None
     """How long to wait for the first worker of this pool, on this machine for all of them; the default is the
@@ -94,7 +118,7 @@ class ProfileSpec(Spec):
 
     backend: Backend
     """``local``: this machine, over loopback; ``slurm``; ``kubernetes``; ``address``: a dask scheduler that runs."""
-    state: PathText = ".dneuro"
+    state: StateText = ".dneuro"
     """Folder for the states of jobs (attempts, progress, logs); on a cluster one that all its machines see."""
     pools: Annotated[dict[PoolName, Annotated[PoolSpec, OrBlank()]], OrBlank()] = Field({})
     """Kinds of workers; ``extract`` and ``memory`` always exist, and one left empty has the workers of the other."""
@@ -168,7 +192,10 @@ class ProfileSpec(Spec):
                     yield Problem("missing: how much memory each of its workers is given", "add `memory: 8GiB`",
                                   ("pools", name, "memory"))  # fmt: skip
         if self.backend == "address" and self.address is None:
-            yield Problem("missing: the scheduler to use", "address: {scheduler: tls://host:8786}", ("address",))
+            hint = "address: {scheduler: tls://host:8786, ca: …, cert: …, key: …}"
+            yield Problem("missing: the scheduler to use", hint, ("address",))
+        if self.backend == "address" and self.address is not None and (missing := self.address.missing):
+            yield Problem(f"{self.address.scheduler} needs {', '.join(missing)}", FILES_HINT, ("address",))
         if self.backend == "kubernetes" and (self.kubernetes is None or self.kubernetes.image is None):
             yield Problem("missing: the image that all pods run", "kubernetes: {image: registry/dneuro@sha256:…}",
                           ("kubernetes",))  # fmt: skip

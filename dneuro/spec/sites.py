@@ -6,15 +6,15 @@ import re
 import shlex
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator
 
 from dneuro.quantities import format_bytes
-from dneuro.spec.base import Bytes, Memory, OrBlank, PathText, Positive, SomeSeconds, Spec
+from dneuro.spec.base import Bytes, Count, Memory, OrBlank, PathText, Positive, SomeSeconds, Spec
 from dneuro.spec.problems import refusal, shown
 
 
 def _one_line(text: str) -> str:
-    if not text.strip() or "\n" in text:
+    if not text.strip() or "\n" in text or "\0" in text:
         raise ValueError(f"must be one line of text, not {shown(text)}")
     return text.strip()
 
@@ -22,9 +22,28 @@ def _one_line(text: str) -> str:
 def _check_address(address: str) -> str:
     scheme, separator, rest = address.partition("://")
     host, colon, port = rest.rpartition(":")
-    if scheme not in ("tls", "tcp") or not (separator and colon and host and port.isdigit()):
+    number = re.fullmatch("[0-9]{1,5}", port)
+    if scheme not in ("tls", "tcp") or not (separator and colon and host and number):
         raise refusal(f"{shown(address)} is no address of a dask scheduler", "such as tls://host:8786")
+    if not 0 < int(port) <= 65535:
+        raise refusal(f"{shown(address)}: a port is a number from 1 to 65535", "such as tls://host:8786")
     return address
+
+
+_BUCKETS = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Schemes of object stores, in which something can be made if it is not there, in one step."""
+
+
+def _check_state(state: str) -> str:
+    scheme, separator, rest = state.partition("://")
+    if not separator:
+        return state
+    if scheme not in (*_BUCKETS, "memory") and scheme.lower() != "file":
+        raise refusal(f"{shown(state)}: nothing can be kept at {scheme}://",
+                      "a folder, or s3://bucket/folder; others are gs:// and az://")  # fmt: skip
+    if scheme in _BUCKETS and not rest.partition("/")[0]:
+        raise refusal(f"{shown(state)} names no bucket", f"such as {scheme}://bucket/folder")
+    return state
 
 
 def _check_image(image: str) -> str:
@@ -100,6 +119,9 @@ def _own_option(word: str) -> str | None:
     return next((own for own in _OWN_OPTIONS if len(given) > 4 and own.startswith(given)), None)
 
 
+StateText = Annotated[PathText, AfterValidator(_check_state)]
+"""A folder, or a URL of an object store below which objects can be made."""
+
 Text = Annotated[str, AfterValidator(_one_line)]
 """One line; it goes as it is into a batch script or a manifest."""
 
@@ -108,6 +130,10 @@ Directive = Annotated[Text, AfterValidator(_check_directive)]
 
 ObjectName = Annotated[str, AfterValidator(_check_label)]
 """Name of an object in Kubernetes, a DNS label."""
+
+
+FILES_HINT = "the files that `dneuro cluster up` names: ca.pem, client.pem, client.key"
+"""Which files a tls:// address needs."""
 
 
 class SecuritySpec(Spec):
@@ -132,7 +158,7 @@ class DriverSpec(Spec):
     """Memory; at least 512 MiB, which is what a driver takes before it has anything to do."""
     walltime: SomeSeconds | None = None
     """Time limit; a driver that reaches it is queued again and goes on."""
-    max_restarts: Annotated[int, Field(ge=0)] = 5
+    max_restarts: Count = 5
     """How often a lost driver is started again by the cluster."""
     partition: Text | None = None
     """Slurm partition (queue) of the driver."""
@@ -220,3 +246,9 @@ class AddressSpec(Spec):
     """File with this client's certificate."""
     key: PathText | None = None
     """File with this client's key."""
+
+    @property
+    def missing(self) -> list[str]:
+        """The settings that a tls:// address needs, and that were not given."""
+        files = {"ca": self.ca, "cert": self.cert, "key": self.key} if self.scheduler.startswith("tls://") else {}
+        return [f"address.{name}" for name, path in files.items() if path is None]

@@ -13,11 +13,13 @@ import dask
 import pytest
 
 from dneuro import events
-from dneuro.cluster import backend_of, versions
+from dneuro.cluster import backend_of, standing, versions
+from dneuro.cluster.address import connect_to
 from dneuro.cluster.security import make_credentials, read_credentials
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB
 from dneuro.spec import ProfileSpec
+from dneuro.spec.sites import AddressSpec
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +109,38 @@ def test_address__nobody_answers(profile: Any) -> None:
 
 def test_address__wants_its_files(profile: Any, keys: Path) -> None:
     with pytest.raises(UsageError, match=r"needs address\.ca, address\.key"):
-        backend_of(profile(address={"ca": None, "key": None})).sizes("extract")
+        connect_to(AddressSpec(scheduler="tls://127.0.0.1:9", cert=str(keys / "client.pem")), timeout=1)
     with pytest.raises(UsageError, match="is not encrypted"):
         backend_of(
             profile(address={"scheduler": "tcp://127.0.0.1:9"}, security={"tls": "required"})
         ).sizes("extract")  # fmt: skip
+
+
+def test_connect__is_as_careful_as_a_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import distributed
+
+    connected, said, path = [], [], tmp_path / "there.yaml"
+    monkeypatch.setattr(distributed, "Client", lambda address, **settings: connected.append(address))
+    text = "backend: address\naddress: {scheduler: tcp://10.1.2.3:8786}\n"
+    path.write_text(f"{text}security: {{tls: required}}\n")
+    with pytest.raises(UsageError, match=r"tcp://10\.1\.2\.3:8786 is not encrypted"):
+        standing.connect(path)
+    assert connected == []
+    path.write_text(text)
+    with events.listening(lambda event: said.append((event.kind, event.message))):
+        standing.connect(path)
+        standing.connect("tcp://10.1.2.3:8786")
+        standing.connect("tcp://127.0.0.1:8786")
+    assert said == [("warning", "tcp://10.1.2.3:8786: whoever reaches it can run code on its workers")] * 2
+    assert len(connected) == 3
+
+
+def test_address__key_that_others_may_read_is_refused_whatever_it_is_called(profile: Any, tmp_path: Path) -> None:
+    own = make_credentials(tmp_path / "own")
+    key = (own / "client.key").rename(own / "client-key.pem")
+    key.chmod(0o644)
+    with pytest.raises(UsageError, match=r"client-key\.pem: others may read this key \(mode 644\)"):
+        backend_of(profile(address={"key": str(key)})).sizes("extract")
 
 
 def test_workers__of_other_versions_are_refused_by_name(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -180,3 +180,20 @@ def test_profiles__are_looked_for_here_then_among_those_shipped(
     assert profile_folders()[:2] == [tmp_path, Path("cluster")]
     assert any((folder / "local.yaml").is_file() for folder in profile_folders())
     assert any((folder / "demo.yaml").is_file() for folder in shipped("jobs"))
+
+
+def test_shipped__are_found_wherever_they_were_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    package, share = tmp_path / "lib" / "python3" / "site-packages", tmp_path / "share" / "dneuro"
+    for kind in ("cluster", "jobs"):
+        (share / kind).mkdir(parents=True)
+        (share / kind / "own.yaml").write_text("")
+    record = "".join(f"{path},,\n" for path in ("dneuro/jobs/face.py", "../../../share/dneuro/cluster/own.yaml",
+                                                "../../../share/dneuro/jobs/own.yaml"))  # fmt: skip
+    for name, text in (("METADATA", "Metadata-Version: 2.1\nName: dneuro\nVersion: 0\n"), ("RECORD", record)):
+        file = package / "dneuro-0.dist-info" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    monkeypatch.syspath_prepend(str(package))
+    assert shipped("cluster")[:2] == [Path("cluster"), share / "cluster"], "not only below sys.prefix: pip --user"
+    assert shipped("jobs")[:2] == [Path("jobs"), share / "jobs"]
+    assert len(set(shipped("jobs"))) == len(shipped("jobs")), "each is named once where none has it"

@@ -82,6 +82,35 @@ def test_up__twice_is_refused(cluster: StandingCluster, profile: Path) -> None:
     assert standing.status(profile) == cluster
 
 
+def test_up__at_the_same_moment_as_another_one_is_refused_and_takes_nothing_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "both.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/state\n")
+
+    def start(self: LocalBackend, folder: Path, command: list[str], name: str) -> DriverRef:
+        before = {file.name: file.read_text() for file in folder.iterdir()}
+        with pytest.raises(BusyError, match=f"the cluster both is being started by process {os.getpid()}"):
+            standing.up(path)
+        assert {file.name: file.read_text() for file in folder.iterdir()} == before != {}
+        raise DneuroError("not today")
+
+    monkeypatch.setattr(LocalBackend, "start_driver", start)
+    for _ in range(2):
+        with pytest.raises(DneuroError, match="not today"):
+            standing.up(path)
+    assert [found.name for found in (tmp_path / "state" / "clusters").iterdir()] == ["both"], "no claim is left"
+
+
+def test_up__with_its_state_in_an_object_store_is_told_what_a_cluster_needs(tmp_path: Path) -> None:
+    path = tmp_path / "far.yaml"
+    path.write_text("backend: local\nstate: s3://bucket/state\n")
+    for command in (standing.up, standing.status, standing.down, standing.connect):
+        with pytest.raises(UsageError, match="s3://bucket/state is no path, and a cluster that stands") as caught:
+            command(path)
+        assert str(caught.value.hint).startswith("state: a folder that all its machines see")
+
+
 @pytest.mark.parametrize(
     ("settings", "driver", "said"),
     [
@@ -212,5 +241,7 @@ def test_up__over_a_dead_cluster_ends_what_that_has_left_in_the_queue(
 def test_up__of_a_scheduler_that_stands_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "there.yaml"
     path.write_text("backend: address\naddress: {scheduler: tcp://127.0.0.1:8786}\n")
-    with pytest.raises(UsageError, match="stands already"):
-        standing.up(path)
+    for command in (standing.up, standing.status, standing.down):
+        with pytest.raises(UsageError, match="stands already") as caught:
+            command(path)
+        assert caught.value.hint == f"dneuro run JOB --cluster {path}"

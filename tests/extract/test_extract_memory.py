@@ -20,7 +20,7 @@ from dneuro.extract.plan import ExtractPlan, plan_extraction, to_dict
 from dneuro.extract.work import ExtractWork
 from dneuro.kernels import Moments
 from dneuro.kernels.feeds import Feed
-from dneuro.quantities import MiB
+from dneuro.quantities import GiB, MiB
 from dneuro.spec import JobSpec
 
 # What a worker of a cluster does, without the rest of it: unpickle the work, extract each unit.
@@ -141,6 +141,10 @@ def test_plan__refuses_what_does_not_fit_with_the_numbers() -> None:
         plan().check(300 * MiB)
     assert "nothing was started" in caught.value.message
     assert "batch: 8" in str(caught.value.hint)
+    assert "threads" not in str(caught.value.hint)
+    with pytest.raises(MemoryLimitError) as caught:
+        plan(slots_per_process=1000).check(8 * GiB)
+    assert "fewer threads than 1000" in str(caught.value.hint)
     plan().check(plan().worker_bytes)
 
 

@@ -57,6 +57,20 @@ def errors(tmp_path: Path, text: str) -> str:
         ("backend: address\n", "1:1: address: missing: the scheduler to use"),
         ("backend: address\naddress: {scheduler: host}\n", "'host' is no address of a dask scheduler"),
         ("backend: kubernetes\npools: {extract: {memory: 1GiB}}\n", "kubernetes: missing: the image"),
+        ("backend: address\naddress: {scheduler: \"tcp://host:65536\"}\n", "a port is a number from 1 to 65535"),
+        ("backend: address\naddress: {scheduler: \"tcp://host:0\"}\n", "a port is a number from 1 to 65535"),
+        ("backend: address\naddress: {scheduler: \"tls://host:1\", cert: c.pem}\n",
+         "2:1: address: tls://host:1 needs address.ca, address.key"),
+        ("backend: local\nstate: nosuch://x\n", "2:1: state: 'nosuch://x': nothing can be kept at nosuch://"),
+        ("backend: local\nstate: http://host/x\n", "2:1: state: 'http://host/x': nothing can be kept at http://"),
+        ("backend: local\nstate: s3://\n", "2:1: state: 's3://' names no bucket"),
+        ("backend: local\nstate: ~nobody-is-called-so/x\n",
+         "2:1: state: '~nobody-is-called-so/x' begins with the home of a user"),
+        ("backend: local\nstate: \"a\\0b\"\n", "2:1: state: 'a\\x00b' has a null character in it"),
+        ("backend: local\npools: {extract: {gpus: true}}\n", "pools.extract.gpus: must be a number, not true"),
+        ("backend: local\npools: {extract: {env: {A: true}}}\n",
+         "env.A: must be text or a number, not true\nhint: write the text that is meant in quotes: \"true\""),
+        ("backend: local\npools: {extract: {env: {A: \"x\\0y\"}}}\n", "pools.extract.env.A: 'x\\x00y' has a null"),
         ("backend: local\npools: {extract: {gpus: 2}}\n", "pools.extract.gpus: must be at most 1, not 2"),
         ("backend: local\npools: {a b: {}}\n", "is no name"),
         ("backend: slurm\npools: {extract: {memory: 1GiB}}\nslurm: {setup: [\"a\\nb\"]}\n", "must be one line of text"),
@@ -112,6 +126,11 @@ def test_directives__of_a_name_that_begins_in_the_same_way_are_taken() -> None:
     pools = {"extract": {"memory": "1GiB", "directives": given}}
     profile = ProfileSpec.model_validate({"backend": "slurm", "pools": pools})
     assert list(profile.pools["extract"].directives) == given
+
+
+@pytest.mark.parametrize("state", ["s3://bucket", "gs://bucket/a", "memory://a", "file:///tmp/a", "a", "./~b"])
+def test_state__is_a_folder_or_in_an_object_store(state: str) -> None:
+    assert ProfileSpec(backend="local", state=state).state == state
 
 
 def test_pools__may_have_any_name() -> None:

@@ -39,6 +39,7 @@ from dneuro.cluster.versions import check_versions
 from dneuro.errors import UsageError
 from dneuro.quantities import MiB
 from dneuro.spec.profile import ProfileSpec
+from dneuro.spec.sites import VolumeSpec
 
 NANNY = 192 * MiB
 """Of a pod's memory, what the process takes that watches over the worker (120 MiB measured)."""
@@ -186,7 +187,7 @@ class KubernetesBackend:
 
     def clean_up(self, job_folder: Folder) -> list[str]:
         """Delete every Job and cluster of a job, with their pods and keys; return their names."""
-        job = label(Path(str(job_folder)).name)
+        job = self._label(job_folder)
         ended = self._end_clusters(job)
         for one in self.api.list("Job", {JOB_LABEL: job}):
             name = one["metadata"]["name"]
@@ -199,7 +200,7 @@ class KubernetesBackend:
     def preview(self, job_folder: Folder, command: Sequence[str], name: str) -> str:
         """Return the manifests: the Job that is sent from here, and what its driver sends."""
         self._check_folder(job_folder)
-        job, unique = label(Path(str(job_folder)).name), f"{slug(name, CLUSTER)}-000000"
+        job, unique = self._label(job_folder), f"{slug(name, CLUSTER)}-000000"
         cluster = Cluster(self.profile, unique, job, {group: self.sizes(group) for group in self.profile.groups})
         mine = owner("batch/v1", "Job", unique, "00000000-0000-0000-0000-000000000000")
         files = dict.fromkeys(("ca.pem", "scheduler.pem", "scheduler.key", "worker.pem", "worker.key"), b"of each run")
@@ -216,7 +217,12 @@ class KubernetesBackend:
 
     def _driver(self, job_folder: Folder, command: Sequence[str], unique: str) -> Manifest:
         log = None if "://" in str(job_folder) else str(Path(str(job_folder)) / processes.LOG)
-        return driver_job(self.profile, command, unique, label(Path(str(job_folder)).name), log)
+        return driver_job(self.profile, command, unique, self._label(job_folder), log)
+
+    def _label(self, folder: Folder) -> str:
+        """Return the label of what belongs to a job's folder, or a standing cluster's."""
+        over = self._volumes_over(Path(str(folder)))
+        return label(str(folder), over[-1].claim if over else "")
 
     def _check_folder(self, job_folder: Folder) -> None:
         """Refuse a folder that the driver's pod would not find."""
@@ -229,23 +235,28 @@ class KubernetesBackend:
 
         With `below` it may not be a volume itself, since something is written beside it, too.
         """
-        over = [volume for volume in self.site.volumes if path.is_relative_to(volume.path)]
+        over = self._volumes_over(path)
         if not over:
             fit = [volume.path for volume in self.site.volumes if not (written and volume.read_only)]
             return "is on no volume that the pods can " + ("write to" if written else "read") + (
                 f" ({', '.join(fit)})" if fit else "; the profile names none")
-        nearest = max(over, key=lambda volume: len(Path(volume.path).parts))
+        nearest = over[-1]
         if written and nearest.read_only:
             return f"is on the volume {nearest.path}, which is mounted read-only"
         if below and path == Path(nearest.path):
             return "is a volume itself, and what is written beside it would be on none"
         return ""
 
+    def _volumes_over(self, path: Path) -> list[VolumeSpec]:
+        """Return the volumes that a path is below, the nearest last."""
+        over = [volume for volume in self.site.volumes if path.is_relative_to(volume.path)]
+        return sorted(over, key=lambda volume: len(Path(volume.path).parts))
+
     def _cluster(self, folder: Path | None, name: str) -> Cluster:
-        whose = "" if folder is None else (job_folder_of(folder) or folder).name
         unique = f"{slug(name, CLUSTER - 7)}-{secrets.token_hex(3)}"
         sizes = {group: self.sizes(group) for group in self.profile.groups}
-        return Cluster(self.profile, unique, label(whose or unique), sizes)
+        job = unique if folder is None else self._label(job_folder_of(folder) or folder)
+        return Cluster(self.profile, unique, job, sizes)
 
     def _make(self, cluster: Cluster, keys: Path) -> None:
         mine = _own()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from dneuro.cluster.record import STANDING
 from dneuro.errors import UsageError, suggest
 from dneuro.quantities import GiB, MiB
 
@@ -34,9 +37,24 @@ def slug(text: str, longest: int) -> str:
     return f"{plain[: longest - 7].strip('-')}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
 
 
-def label(text: str) -> str:
-    """Return a text as the value of a label."""
-    return slug(text, 63)
+def label(folder: str, claim: str = "") -> str:
+    """Return the value of the label that everything has which belongs to a job or to a standing cluster.
+
+    The name of a job's folder has in it which store the job is about. That of a standing cluster is its profile's
+    alone, which others in the namespace may have too: theirs lies in another `state`, or on another volume.
+
+    Parameters
+    ----------
+    folder : str
+        Path or URL of its folder.
+    claim : str
+        Of the volume that the folder is on, if it is on one.
+    """
+    place = Path(folder)
+    if place.parent.name != STANDING:
+        return slug(place.name, 63)
+    whole = folder if "://" in folder else os.path.normpath(place.absolute())
+    return f"{slug(place.name, 54)}-{hashlib.sha256(f'{claim}:{whole}'.encode()).hexdigest()[:8]}"
 
 
 def group_names(cluster: str, pools: Iterable[str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ import yaml
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.machines import DaskMachines
-from dneuro.cluster.record import Record, entries, job_folder_of
+from dneuro.cluster.record import STANDING, Record, entries, job_folder_of
 from dneuro.cluster.security import make_credentials, place_of_keys, read_credentials, remove_keys
 from dneuro.cluster.settings import scheduler_settings, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
@@ -207,7 +207,7 @@ class SlurmBackend:
 
     def _folder(self, folder: Path | None, name: str) -> Path:
         if folder is None:
-            folder = processes.as_path(self.profile.state) / "clusters" / f"{name}-{secrets.token_hex(4)}"
+            folder = processes.as_path(self.profile.state) / STANDING / f"{name}-{secrets.token_hex(4)}"
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "logs").mkdir(exist_ok=True)

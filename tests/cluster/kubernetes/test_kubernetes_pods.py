@@ -122,6 +122,53 @@ def test_driver_state__is_what_its_job_says(objects: Any, state: str, monkeypatc
     assert KubernetesBackend(profile).driver_state(DriverRef("kubernetes", "d", {"uid": "1"})) == state
 
 
+class Several:
+    """A namespace that several people use: what has these labels is listed, what is deleted is noted."""
+
+    def __init__(self) -> None:
+        self.objects: list[Manifest] = []
+        self.deleted: list[str] = []
+
+    def create(self, manifest: Manifest) -> Manifest:
+        made = {**manifest, "metadata": {**manifest["metadata"], "uid": "1"}}
+        self.objects.append(made)
+        return made
+
+    def list(self, kind: str, labels: dict[str, str]) -> list[Manifest]:
+        return [one for one in self.objects
+                if one["kind"] == kind and labels.items() <= one["metadata"]["labels"].items()]  # fmt: skip
+
+    def delete(self, kind: str, name: str) -> bool:
+        self.deleted.append(f"{kind}/{name}")
+        return True
+
+
+@pytest.mark.parametrize(
+    ("claim", "state"), [("scratch", "/state/bob"), ("home-bob", "/state/alice")], ids=["state", "volume"]
+)
+def test_standing_cluster__of_a_name_that_another_one_has_leaves_that_alone(
+    claim: str, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def backend(claim: str, state: str) -> tuple[KubernetesBackend, Path]:
+        site = {"image": IMAGE, "volumes": [{"claim": claim, "path": "/state"}]}
+        profile = ProfileSpec.model_validate({"backend": "kubernetes", "state": state, "kubernetes": site,
+                                              "pools": {"extract": {"memory": "1GiB"}}})  # fmt: skip
+        return KubernetesBackend(profile), Path(state, "clusters", "a" * 60)
+
+    api = Several()
+    monkeypatch.setattr(KubernetesBackend, "api", api)
+    hers, her_folder = backend("scratch", "/state/alice")
+    his, his_folder = backend(claim, state)
+    job = hers.start_driver(her_folder, ["python", "-m", "x"], "dneuro-cluster-a").id
+    cluster = hers._cluster(her_folder, "a")
+    api.create(cluster.dask_cluster(None))
+    assert len(cluster.job) <= 63
+    assert his.clean_up(his_folder) == api.deleted == []
+    assert hers.clean_up(Path("/state/alice/x/../clusters") / her_folder.name) == [
+        f"daskcluster/{cluster.name}", f"job/{job}"
+    ], "however its path is written"  # fmt: skip
+
+
 def test_this_driver__is_the_job_whose_pod_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = ProfileSpec.model_validate(
         {"backend": "kubernetes", "pools": {"extract": {"memory": "1GiB"}}, "kubernetes": {"image": IMAGE}}
