@@ -92,7 +92,7 @@ def _is_dead(path: Path, what: str) -> bool:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        kept: dict[str, Any] = json.loads(path.read_text())
+        kept: Any = json.loads(path.read_text())
     except ValueError:
         return {}
     return kept if isinstance(kept, dict) and {"host", "pid"} <= kept.keys() else {}
