@@ -65,12 +65,12 @@ class Unit:
         return self.folder / f"{self.name}.{suffix}"
 
     def marker(self, wanted: str) -> dict[str, Any] | None:
-        """Return the marker if it is whole and carries the fingerprint `wanted`, else None.
+        """Return the marker if it is whole, of this unit, and carries the fingerprint `wanted`, else None.
 
         Partial statistics that the marker speaks of must be there, with the size it names.
         """
         found = self.read()
-        if found is None or found.get("fingerprint") != wanted:
+        if found is None or found.get("fingerprint") != wanted or self.named_instead(found):
             return None
         size = found.get("partial_bytes")
         if size is not None:
@@ -83,6 +83,14 @@ class Unit:
         """Return the marker, whatever its fingerprint; None if there is none or it is not whole."""
         found = read_json(self._file("done"))
         return found if isinstance(found, dict) else None
+
+    def named_instead(self, marker: Mapping[str, Any]) -> str:
+        """Return which other unit a marker names that lies here; empty if it is this one's, or names none.
+
+        Markers of older stores name none.
+        """
+        named = str(marker.get("unit", self.name))
+        return "" if named == self.name else named
 
     def withdraw(self) -> None:
         """Take the marker away: the unit is not done."""

@@ -133,6 +133,8 @@ def check(one: Check) -> list[Finding]:
     if marker is None or marker.get("fingerprint") != one.fingerprint:
         why = "is not marked as done" if marker is None else "its marker belongs to another extraction"
         return [Finding("missing", name, why, **of_unit)]  # type: ignore[arg-type]
+    if other := one.unit.named_instead(marker):
+        return [Finding("damaged", name, f"its marker is that of unit {other}", **of_unit)]  # type: ignore[arg-type]
     wanted: Mapping[str, int] = marker.get("checksums", {})
     found = []
     for path in one.arrays:

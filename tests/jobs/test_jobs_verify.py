@@ -76,6 +76,15 @@ def flip_partial(store: Path) -> None:
     flip(units_folder(store) / "extract/fc/00001.npz")
 
 
+def exchange_units(store: Path) -> None:
+    folder = units_folder(store) / "extract/fc"
+    for suffix in ("npz", "done"):
+        one, other = (folder / f"0000{number}.{suffix}" for number in (0, 1))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+
+
 def alter_result(store: Path) -> None:
     zarr.open_array(store, path="results/svd/relu1/score", mode="r+")[3, 0] = 0.5
 
@@ -107,6 +116,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[tuple[str, int | None]]]] =
     "a deleted chunk": (delete, [("layers/relu1/activation", 1)]),
     "two chunks swapped": (swap, [("layers/relu1/activation", 0), ("layers/relu1/activation", 1)]),
     "a flipped bit of partial statistics": (flip_partial, [("layers/fc", 1)]),
+    "two units of partial statistics exchanged": (exchange_units, [("layers/fc", 0), ("layers/fc", 1)]),
     "another result": (alter_result, [("results/svd/relu1/score", None)]),
     "a result gone": (drop_result, [("results/moments/fc", None)]),
     "other statistics": (alter_statistics, [("layers/relu2/mean", None)]),
@@ -267,6 +277,29 @@ def test_verify__repairs_what_was_made_before_metadata_were_kept(
     assert verify(store, client=threads).ok
     before = zarr.open_array(store.with_name("as-written.zarr"), path="layers/relu1/activation", mode="r")
     np.testing.assert_array_equal(zarr.open_array(store, path="layers/relu1/activation", mode="r")[:], before[:])
+
+
+def test_a_unit_under_anothers_number__is_not_done(
+    job: JobSpec, store: Path, threads: ThreadExecutor, make_job: MakeJob
+) -> None:
+    folder = units_folder(store) / "extract/fc"
+    for suffix in ("npz", "done"):
+        shutil.copy(folder / f"00001.{suffix}", folder / f"00000.{suffix}")
+    (finding,) = verify(store, client=threads).findings
+    assert str(finding) == "damaged: layers/fc, unit 0 (images 0 to 15): its marker is that of unit 00001"
+    again = run_job(make_job(*STEPS, {"moments": {"name": "again"}}, layers=LAYERS), threads)
+    assert again.outcome.images == 16
+    results = dn.open(store).results
+    assert results["again"]["fc"].load().equals(results["moments"]["fc"].load())
+
+
+def test_markers_that_name_no_unit__stay_valid(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    for path in units_folder(store).glob("extract/*/0*.done"):
+        marker = json.loads(path.read_text())
+        del marker["unit"]
+        path.write_text(json.dumps(marker))
+    assert verify(store, client=threads).findings == []
+    assert run_job(job, threads).outcome.images == 0
 
 
 def test_verify__tells_missing_from_damaged(store: Path, threads: ThreadExecutor) -> None:
