@@ -17,6 +17,7 @@ from dneuro.engine.window import each
 from dneuro.errors import PartialError, StoreError
 from dneuro.images.manifest import Manifest
 from dneuro.jobs.lease import Lease
+from dneuro.jobs.trained import TRAIN, trained
 from dneuro.store import metadata
 from dneuro.store import verify as parts
 from dneuro.store.catalogue import Catalogue, catalogue
@@ -128,7 +129,7 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
 
     Notes
     -----
-    **Cost**: reads every chunk once; memory of one row of chunks per thread.
+    **Cost**: reads every chunk once; memory of one row of chunks per thread, or of trained weights.
     """
     path = locate(store)
     executor = get_executor(client)
@@ -164,7 +165,7 @@ def _verify(path: Location, executor: Executor) -> Verification:
             read[number] = future.result()
             events.emit("progress", "verify", done=len(read), total=len(todo), what="units")
     findings += [finding for number in sorted(read) for finding in read[number]]
-    findings += [*parts.statistics(path, found), *parts.results(path, found)]
+    findings += [*parts.statistics(path, found), *parts.results(path, found), *trained(path, found)]
     findings = [*parts.metadata(altered), *parts.besides(findings, altered)]
     damaged = sum(finding.kind == "damaged" for finding in findings)
     events.emit("finished", "verify", f"{damaged} damaged", done=len(todo), total=len(todo), what="units")
@@ -266,6 +267,8 @@ def _withdraw(path: Location, part: str, unit: int | None, found: Verification) 
         _write_labels(path)
     elif part == "statistics":
         Unit(units / "extract", part).withdraw()
+    elif step == TRAIN and rest:
+        Unit(units / TRAIN, rest).withdraw()
     elif step == "results" and rest:
         Unit(units / "results" / rest.partition("/")[0], rest.partition("/")[2]).withdraw()
         remove_group(path, part)

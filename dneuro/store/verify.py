@@ -42,7 +42,7 @@ class Finding:
         What is wrong.
     part : str
         What has to be made again: a layer, ``images``, ``results/<step>/<layer>``, ``statistics``, ``labels``,
-        ``metadata``; empty for what is foreign.
+        ``metadata``, ``records``, ``train/<weights>``; empty for what is foreign.
     unit : int or None
         Number of the unit.
     images : (int, int) or None

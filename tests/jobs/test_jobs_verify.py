@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 import dneuro as dn
@@ -340,3 +341,45 @@ def test_verify__refuses_what_is_no_store(path: str, tmp_path: Path, threads: Th
     with pytest.raises(StoreError, match="no store"):
         verify(tmp_path / path, repair=True, client=threads)
     assert not (tmp_path / f"{path}.units").exists()
+
+
+@pytest.fixture
+def trained_job(make_job: MakeJob) -> JobSpec:
+    torch.set_num_threads(1)  # extraction does so, and weights trained before it would have other last bits
+    return make_job({"train": {"epochs": 1}}, layers={"fc": {"keep": "max"}})
+
+
+def flip_weights(folder: Path) -> None:
+    flip(next(folder.glob("*.safetensors")))
+
+
+def drop_weights(folder: Path) -> None:
+    next(folder.glob("*.safetensors")).unlink()
+
+
+WEIGHTS: dict[str, tuple[Callable[[Path], None], str, int]] = {
+    "a flipped bit": (flip_weights, "not what was trained", 4),
+    "a file gone": (drop_weights, "marked as done and not there", 4),
+    "all gone": (shutil.rmtree, "not marked as done", 3),
+}
+
+
+@pytest.mark.parametrize("fault", WEIGHTS)
+def test_verify__compares_trained_weights(fault: str, trained_job: JobSpec, threads: ThreadExecutor) -> None:
+    store = run_job(trained_job, threads).store
+    assert verify(store, client=threads).findings == []
+    folder = units_folder(store) / "train"
+    assert isinstance(folder, Path)
+    weights = next(folder.glob("*.safetensors"))
+    before = weights.read_bytes()
+    alter, what, code = WEIGHTS[fault]
+    alter(folder)
+    found = verify(store, client=threads)
+    (finding,) = found.findings
+    assert finding.where.startswith("train")
+    assert what in finding.what
+    assert found.exit_code == code
+    assert verify(store, repair=True, client=threads).exit_code == 3
+    assert run_job(trained_job, threads).outcome.images == 0, "the weights are trained again, and are the same"
+    assert weights.read_bytes() == before
+    assert verify(store, client=threads).findings == []
