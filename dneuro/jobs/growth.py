@@ -100,6 +100,8 @@ def open_or_create(study: Study) -> None:
             remove(units_folder(path) / stale)
         coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
         create(path, coords, study.plan.root, _provenance(study), _described(study))
+    else:
+        metadata.remember_older(path)
     root = zarr.open_group(opened_by_zarr(path), mode="r+")
     for holder in dict.fromkeys(("layers", "results", *(array.group for array in study.plan.root if array.group))):
         if not (path / holder / "zarr.json").is_file():

@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from dneuro.errors import StoreError
 from dneuro.store.files import Location, append, locate, read_json, sizes, write_atomically, write_json
 
+IMAGES = "images"
+"""The part of the extraction with one entry per image; the others are layers."""
+
 MAX_ATTEMPTS = 3
 """A unit that was begun this often in one run and never finished is not begun again."""
 

@@ -265,6 +265,73 @@ def test_damaged_partial_statistics__are_named_or_taken_again(
     assert verify(store, client=threads).ok
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def truncate_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def alter_digit(path: Path) -> None:
+    path.write_text(path.read_text().replace('"zarr_format": 3', '"zarr_format": 4', 1))
+
+
+RECORDS = ["root", "layers/relu1", "layers/fc", "results/svd/relu1"]
+
+
+@pytest.mark.parametrize("alter", [drop, empty, truncate_file, alter_digit])
+def test_verify__misses_records_of_metadata_and_writes_them_anew(
+    alter: Callable[[Path], None], job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same
+) -> None:
+    places = [f"metadata/{name}.json" for name in RECORDS]
+    before = {place: (units_folder(store) / place).read_bytes() for place in places}
+    for place in places:
+        alter(units_folder(store) / place)
+    found = verify(store, client=threads)
+    assert sorted(finding.where for finding in found.findings) == sorted(places)
+    assert {finding.kind for finding in found.findings} == {"missing" if alter is drop else "damaged"}
+    assert "--repair" in found.advice
+    repaired = verify(store, repair=True, client=threads)
+    assert all("written anew" in finding.what for finding in repaired.findings)
+    assert {place: (units_folder(store) / place).read_bytes() for place in places} == before
+    assert verify(store, client=threads).findings == []
+    assert run_job(job, threads).outcome.images == 0
+    same_store(store, store.with_name("as-written.zarr"))
+
+
+def test_verify__makes_again_what_is_damaged_and_has_no_record(
+    job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same
+) -> None:
+    for name in RECORDS:
+        drop(units_folder(store) / f"metadata/{name}.json")
+    delete(store)
+    alter_result(store)
+    flip(chunk(store, 1, "pictures/picture"))
+    repaired = verify(store, repair=True, client=threads)
+    said = {finding.where: finding.what for finding in repaired.findings}
+    assert "written anew" in said["metadata/layers/fc.json"]
+    for name in ("root", "layers/relu1", "results/svd/relu1"):
+        assert "is removed" in said[f"metadata/{name}.json"]
+    assert run_job(job, threads).outcome.images == 40
+    assert verify(store, client=threads).findings == []
+    same_store(store, store.with_name("as-written.zarr"))
+
+
+def test_metadata__of_an_older_store_are_kept_from_its_next_run_on(
+    job: JobSpec, store: Path, threads: ThreadExecutor
+) -> None:
+    records = units_folder(store) / "metadata"
+    before = {path: path.read_bytes() for path in records.rglob("*.json")}
+    shutil.rmtree(records)
+    alter_labels(store)
+    assert verify(store, repair=True, client=threads).repaired == 1
+    assert not records.exists(), "with a few of them the others would be missed"
+    assert run_job(job, threads).outcome.images == 0
+    assert {path for path in records.rglob("*.json")} == before.keys()
+    assert verify(store, client=threads).findings == []
+
+
 def test_verify__repairs_what_was_made_before_metadata_were_kept(
     job: JobSpec, store: Path, threads: ThreadExecutor
 ) -> None:
@@ -313,6 +380,41 @@ def test_verify__tells_missing_from_damaged(store: Path, threads: ThreadExecutor
         "missing: results/svd/relu1: is not marked as done",
     ]
     assert found.exit_code == 3
+
+
+def test_verify__misses_the_marker_of_statistics(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    place = units_folder(store) / "extract/statistics.done"
+    marker = json.loads(place.read_text())
+    drop(place)
+    found = verify(store, client=threads)
+    layers = [f"layers/{layer}" for layer in sorted(LAYERS)]
+    assert [(one.kind, one.where, one.what) for one in found.findings] == [
+        ("missing", layer, "its statistics are not marked as done") for layer in layers
+    ]
+    assert found.exit_code == 3
+    assert run_job(job, threads).outcome.images == 0
+    assert json.loads(place.read_text())["checksums"] == marker["checksums"]
+    assert verify(store, client=threads).ok
+
+
+def test_verify__misses_checksums_in_markers(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    for name in ("extract/statistics", "results/moments/fc"):
+        place = units_folder(store) / f"{name}.done"
+        place.write_text(json.dumps({**json.loads(place.read_text()), "checksums": {}}))
+    found = verify(store, client=threads)
+    assert {where.rpartition("/")[0] for where, _ in places(found)} == {"layers", "results/moments/fc"}
+    assert verify(store, repair=True, client=threads).exit_code == 3
+    assert run_job(job, threads).outcome.images == 0
+    assert verify(store, client=threads).ok
+
+
+def test_statistics__of_layers_that_a_later_job_does_not_name_stay_compared(
+    store: Path, threads: ThreadExecutor, make_job: MakeJob
+) -> None:
+    run_job(make_job(layers={"fc": {"keep": "stats"}}, statistics=["moments"]), threads)
+    assert verify(store, client=threads).findings == []
+    alter_statistics(store)
+    assert places(verify(store, client=threads)) == [("layers/relu2/mean", None)]
 
 
 def test_verify__takes_another_extractions_marker_for_none(store: Path, threads: ThreadExecutor) -> None:
