@@ -208,7 +208,7 @@ def test_stats__are_kept_for_later_steps_alone(make_job: MakeJob, threads: Threa
     assert dn.verify(found, client=threads).findings == []
 
 
-@pytest.mark.parametrize("steps", [(), ({"top_images": {"layer": "relu1"}},), ("nmf",)])
+@pytest.mark.parametrize("steps", [(), ({"top_images": {"layer": "relu1"}},), ({"svd": {"rank": 2}},)])
 def test_stats__that_keep_nothing_are_refused(make_job: MakeJob, threads: ThreadExecutor, steps: Any) -> None:
     layers = {"relu1": {"keep": "full"}, "fc": {"keep": "stats"}}
     with pytest.raises(UsageError, match="keeps nothing of layer fc, for no statistics are taken") as caught:

@@ -328,7 +328,7 @@ def test_metadata__of_an_older_store_are_kept_from_its_next_run_on(
     assert verify(store, repair=True, client=threads).repaired == 1
     assert not records.exists(), "with a few of them the others would be missed"
     assert run_job(job, threads).outcome.images == 0
-    assert {path for path in records.rglob("*.json")} == before.keys()
+    assert set(records.rglob("*.json")) == before.keys()
     assert verify(store, client=threads).findings == []
 
 
