@@ -114,7 +114,8 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
         A store made by dneuro, or its URL.
     repair : bool
         Withdraw the markers of what is damaged, so that the next run of the job makes it again, and only that; names
-        and labels are written again from the list of images beside the store, metadata from what is kept of them.
+        and labels are written again from the list of images beside the store, metadata from what is kept of them, and
+        what is kept of them from the store where all else of a group is as it was.
     client : distributed.Client, optional
         Where to read; the default is the active dask client, else threads.
 

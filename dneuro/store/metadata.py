@@ -35,7 +35,6 @@ _GROUPS = re.compile(r"|layers/[^/]+|results/[^/]+/[^/]+")
 
 _HOLDERS = re.compile(r"layers|results|results/[^/]+|pictures")
 
-
 NOT_THERE, NOT_WHOLE = "is not there", "is not whole"
 """What may be wrong with a record."""
 
@@ -131,9 +130,7 @@ def altered(found: Catalogue, kept: Mapping[str, Mapping[str, Any]]) -> dict[str
     What is gone with all that lay in it is not among them: its chunks cannot be put back.
     """
     there = [*found.nodes, *found.broken]
-    before: dict[str, Any] = {
-        holder: PLAIN for node in there for holder in _holders(node) if holder not in found.nodes
-    }
+    before: dict[str, Any] = {h: PLAIN for node in there for h in _holders(node) if h not in found.nodes}
     for nodes in kept.values():
         before |= nodes
     changed: dict[str, Altered] = {}
@@ -177,7 +174,7 @@ def _record(path: Location, group: str) -> Location:
 
 
 def _keep(path: Location, group: str, nodes: Mapping[str, Any]) -> None:
-    _write(_record(path, group), {**nodes, CHECKSUM: _checksum(nodes)})
+    _write(_record(path, group), {**dict(sorted(nodes.items())), CHECKSUM: _checksum(nodes)})
 
 
 def _recorded(path: Location, group: str) -> dict[str, Any]:
