@@ -24,7 +24,7 @@ from dneuro.store.catalogue import METADATA, Catalogue, catalogue
 from dneuro.store.creating import add_variables, remove_group, root_coords
 from dneuro.store.files import Location, locate, opened_by_zarr, remove
 from dneuro.store.remote import RemotePath
-from dneuro.store.units import IMAGES, Unit, units_folder
+from dneuro.store.units import IMAGES, Unit, units_folder, withdraw_statistics
 from dneuro.store.verify import Finding
 
 LABELS = "labels"
@@ -314,7 +314,7 @@ def _withdraw(path: Location, part: str, unit: int | None, found: Verification) 
                 remove_group(path, array)
     elif part:  # metadata of a layer: without them its chunks are nothing
         remove(units / "extract" / part)
-        Unit(units / "extract", "statistics").withdraw()
+        withdraw_statistics(path, part)
         remove_group(path, f"layers/{part}")
 
 

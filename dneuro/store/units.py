@@ -150,6 +150,17 @@ class Unit:
         self._file("attempts").unlink(missing_ok=True)
 
 
+def withdraw_statistics(store: Location, layer: str) -> None:
+    """Have the statistics taken along written again; the checksums of other layers' stay, to be compared with."""
+    unit = Unit(units_folder(store) / "extract", "statistics")
+    kept = (unit.read() or {}).get("checksums") or {}
+    others = {name: checksums for name, checksums in kept.items() if name != layer}
+    if others:
+        unit.publish({"fingerprint": "", "checksums": others})
+    else:
+        unit.withdraw()
+
+
 def any_marker(folder: Location) -> dict[str, Any] | None:
     """Return one of the markers in the folder of a part, for all speak of the same arrays; None if there is none."""
     names = (name.removesuffix(".done") for name in sizes(folder) if name.endswith(".done"))
