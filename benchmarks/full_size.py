@@ -68,11 +68,12 @@ def main() -> None:
     plan, foretold = _foretell(_job(asked, "whole"), profile, asked.calibrate)
     whole = _run(_job(asked, "whole"), profile, kill_at=None)
     killed = _run(_job(asked, "killed"), profile, kill_at=asked.kill_at)
+    compared = _compare(whole, killed)
     title = f"{asked.images:,} images, {len(plan.extract.layers)} layers of SqueezeNet"
     title += f"; {asked.workers} workers of {asked.memory}"
     show(f"\n### {title}\n")
     lines = show(f"{said('benchmarks.full_size', _words())}.", "")
-    lines += show(*_table(asked, plan, foretold, whole, killed, _compare(whole, killed)))
+    lines += show(*_table(asked, plan, foretold, whole, killed, compared))
     if asked.keep:
         keep("full_size", {title: "\n".join(lines)})
 
