@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import pkgutil
-import platform
 import re
 import shlex
 import statistics
@@ -15,10 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
-
 import benchmarks
-from benchmarks.measure import Measured, free_cores, measure
+from benchmarks.keeping import keep, row, said, show
+from benchmarks.measure import Measured, measure
 from benchmarks.question import Question, run
 from benchmarks.setting import Setting
 from dneuro.quantities import format_bytes, format_duration, parse_bytes
@@ -39,30 +37,26 @@ def main() -> None:
             setting.make()
         for name in asked.what:
             began = time.monotonic()
-            _show(f"\n## {name}")
+            show(f"\n## {name}")
             sections = {}
             for setting in settings:
                 questions = [q for q in groups[name] if q.large or setting.images == asked.images]
                 if questions:
                     title = f"{setting.images:,} images × {setting.neurons:,} neurons, {format_bytes(setting.nbytes)}"
                     title += f"; {setting.workers} workers of {format_bytes(setting.memory)}"
-                    _show(f"\n### {title}\n")
-                    lines = _show(_said(name, asked))
+                    show(f"\n### {title}\n")
+                    lines = show(_said(name, asked))
                     for question in questions:
                         lines += _table(question, setting, asked)
                     sections[title] = "\n".join(lines)
             print(f"\n{name} took {format_duration(time.monotonic() - began)}", flush=True)
             if asked.keep:
-                _keep(name, sections)
+                keep(name, sections)
 
 
 def _said(group: str, asked: argparse.Namespace) -> str:
     """Return how tables came about."""
-    command, memory = shlex.join([group, *_options()]), format_bytes(psutil.virtual_memory().total)
-    return (
-        f"`python -m benchmarks {command}`, Python {platform.python_version()}, {free_cores()} cores, {memory}; "
-        f"medians of {asked.rounds}."
-    )
+    return f"{said('benchmarks', [group, *_options()])}; medians of {asked.rounds}."
 
 
 def _options() -> list[str]:
@@ -70,25 +64,6 @@ def _options() -> list[str]:
     first = next((i for i, word in enumerate(sys.argv) if word.startswith("--")), len(sys.argv))
     words = " ".join(shlex.quote(word) for word in sys.argv[first:])
     return shlex.split(re.sub(r"--folder \S+", "", words))
-
-
-def _keep(group: str, sections: dict[str, str]) -> None:
-    """Put a group's tables into RESULTS.md, in place of those that it has of this group and such arrays and workers."""
-    path = Path(__file__).with_name("RESULTS.md")
-    kept = _below("##", path.read_text() if path.exists() else "")
-    whole = {name: _below("###", text) for name, text in kept.items()}
-    whole[group] = {**whole.get(group, {}), **sections}
-    lines = ["# Results", "What the columns mean: README.md."]
-    for name in sorted(whole):
-        lines.append(f"## {name}")
-        for title, text in whole[name].items():
-            lines += [f"### {title}", text.strip()]
-    path.write_text("\n\n".join(lines) + "\n")
-
-
-def _below(level: str, text: str) -> dict[str, str]:
-    """Return what stands below each heading of a level, by its title."""
-    return dict(re.findall(rf"^{level} ([^\n]+)\n(.*?)(?=^{level} |\Z)", text, re.M | re.S))
 
 
 def _groups() -> dict[str, tuple[Question, ...]]:
@@ -148,15 +123,15 @@ def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> l
             if not any(one.failure for one in found[i]):  # once dead is enough
                 found[i].append(measure(run, setting, question, i, patience=asked.patience))
     truth = question.reference(setting) if question.reference else found[chosen[0]][0].value
-    lines = _show(f"\n#### {question.name.format(rank=setting.rank)}\n")
-    lines += _show(_row(HEADINGS), _row(["---"] * len(HEADINGS)))
+    lines = show(f"\n#### {question.name.format(rank=setting.rank)}\n")
+    lines += show(row(HEADINGS), row(["---"] * len(HEADINGS)))
     for i in named:
         name, where = candidates[i].name.replace("{device}", setting.device), candidates[i].where
         if i in left_out:
             cells = [f"left out: {left_out[i]}", *[""] * (len(HEADINGS) - 3)]
         else:
             cells = _cells(question, found[i], found[chosen[0]], truth)
-        lines += _show(_row([name, where, *cells]))
+        lines += show(row([name, where, *cells]))
     return lines
 
 
@@ -180,15 +155,6 @@ def _memory(runs: list[Measured]) -> list[str]:
     """Return the cells of what was held, of all processes and of a worker, each with what was planned beside it."""
     sizes = (max(getattr(one, name) for one in runs) for name in ("peak", "planned", "worker", "planned_worker"))
     return [f"{size / 2**20:.0f}" if size else "" for size in sizes]
-
-
-def _row(cells: list[str] | tuple[str, ...]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _show(*lines: str) -> list[str]:
-    print(*lines, sep="\n", flush=True)
-    return list(lines)
 
 
 if __name__ == "__main__":

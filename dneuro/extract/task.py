@@ -121,6 +121,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         unit = work.unit(part, number)
         marker = {
             "fingerprint": work.fingerprints[part],
+            "unit": unit.name,
             "attempt": work.attempt.number,
             "tries": tries,
             "images": stop - start,

@@ -114,7 +114,8 @@ def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Qu
     Raises
     ------
     UsageError
-        If a layer does not keep what a step needs, and it cannot be taken along either.
+        If a layer does not keep what a step needs, and it cannot be taken along either; or if nothing at all would
+        be kept of a layer.
     MemoryLimitError
         If that would be too large.
     """
@@ -134,6 +135,7 @@ def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Qu
         for plan in study.plan.layers:
             if named is None or plan.name in named:
                 questions += _ask(along, step, plan, named=named is not None)
+    _refuse_nothing_kept(along)
     for layer, feeds in along.required.items():
         if redone := along.units_without(layer, feeds):
             events.emit(
@@ -149,6 +151,17 @@ def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Qu
         plan=study.plan.feeding(along.feeds, sizes(study.job.extract.pool_name).slots_per_process),
     )
     return settled, questions
+
+
+def _refuse_nothing_kept(along: Along) -> None:
+    """Refuse layers whose activations nobody stores and of which nothing is taken along."""
+    nothing = [plan.name for plan in along.study.plan.layers if plan.keep == "stats" and not along.feeds[plan.name]]
+    if nothing:
+        raise UsageError(
+            f"extract: keep: stats keeps nothing of layer {', '.join(nothing)}, for no statistics are taken, and no "
+            "later step takes anything along",
+            hint=f"statistics: [moments], or layers: {{{nothing[0]}: {{keep: full}}}}",
+        )
 
 
 def _ask(along: Along, step: AnalysisStep, plan: LayerPlan, *, named: bool) -> Iterator[Question]:

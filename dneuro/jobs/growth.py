@@ -20,7 +20,7 @@ from dneuro.store.codecs import FIRST_CODEC
 from dneuro.store.creating import add_group, create, create_arrays, exists, root_coords
 from dneuro.store.files import Location, opened_by_zarr, remove, sweep
 from dneuro.store.layout import ArrayPlan, LayerPlan
-from dneuro.store.units import Unit, any_marker, units_folder
+from dneuro.store.units import any_marker, units_folder, withdraw_statistics
 
 VERSIONS = ("dneuro", "torch", "torchvision", "numpy", "zarr", "xarray", "dask")
 
@@ -100,6 +100,8 @@ def open_or_create(study: Study) -> None:
             remove(units_folder(path) / stale)
         coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
         create(path, coords, study.plan.root, _provenance(study), _described(study))
+    else:
+        metadata.remember_older(path)
     root = zarr.open_group(opened_by_zarr(path), mode="r+")
     for holder in dict.fromkeys(("layers", "results", *(array.group for array in study.plan.root if array.group))):
         if not (path / holder / "zarr.json").is_file():
@@ -142,7 +144,7 @@ def _withdraw(study: Study, part: str, nodes: list[str]) -> None:
     units = units_folder(study.store) / "extract"
     partials_answer = any(plan.name == part and plan.keep == "stats" for plan in study.plan.layers)
     if part != IMAGES:
-        Unit(units, "statistics").withdraw()
+        withdraw_statistics(study.store, part)
     if not partials_answer:
         remove(units / part)
     again = "its statistics are written again" if partials_answer else "its units are extracted again"

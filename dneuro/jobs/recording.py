@@ -31,12 +31,12 @@ def record(study: Study, work: ExtractWork, executor: Executor) -> None:
     if not any(wanted.values()) or unit.marker(mark) is not None:
         return
     work.attempt.refuse_if_overtaken("the statistics")  # before the marker is withdrawn: it may be the later run's
+    written: dict[str, dict[str, int]] = (unit.read() or {}).get("checksums") or {}  # also of layers of other jobs
     unit.begin(work.attempt.number)
     numbers = np.arange(study.plan.images)
     classes = study.source.manifest.labels
     merged = merge_feeds(work, [(layer, feed) for layer, feeds in wanted.items() for feed in feeds], executor)
     work.attempt.refuse_if_overtaken("the statistics")
-    written: dict[str, dict[str, int]] = {}
     for plan in study.plan.layers:
         labels = Labels(
             dims=("channel",),
@@ -58,7 +58,8 @@ def record(study: Study, work: ExtractWork, executor: Executor) -> None:
         if parts:
             taken = xr.merge(parts)
             add_variables(study.store, plan.group, taken)
-            written[plan.name] = checksums(study.store, plan.group, map(str, taken.variables))
+            now = checksums(study.store, plan.group, map(str, taken.variables))
+            written[plan.name] = written.get(plan.name, {}) | now
     unit.publish({"fingerprint": mark, "checksums": written})
 
 

@@ -17,13 +17,14 @@ from dneuro.engine.window import each
 from dneuro.errors import PartialError, StoreError
 from dneuro.images.manifest import Manifest
 from dneuro.jobs.lease import Lease
+from dneuro.jobs.trained import TRAIN, trained
 from dneuro.store import metadata
 from dneuro.store import verify as parts
-from dneuro.store.catalogue import Catalogue, catalogue
+from dneuro.store.catalogue import METADATA, Catalogue, catalogue
 from dneuro.store.creating import add_variables, remove_group, root_coords
 from dneuro.store.files import Location, locate, opened_by_zarr, remove
 from dneuro.store.remote import RemotePath
-from dneuro.store.units import Unit, units_folder
+from dneuro.store.units import IMAGES, Unit, units_folder, withdraw_statistics
 from dneuro.store.verify import Finding
 
 LABELS = "labels"
@@ -45,7 +46,8 @@ class Verification:
     units : int
         Units that were compared, of all layers and of the images together.
     repaired : int
-        Damaged parts whose markers were withdrawn, so that the next run makes them again, and metadata put back.
+        Damaged parts whose markers were withdrawn, so that the next run makes them again; metadata put back, and
+        records of metadata written again or removed.
     masked : dict of str to str
         Name and cause of each image that was left out when the store was made: nothing is wrong with the store.
     """
@@ -89,6 +91,8 @@ class Verification:
             return "move the store and its .units folder away and run the job again"
         if self._still_damaged:
             return f"dneuro verify {self.store} --repair withdraws what is damaged; then run the job again"
+        if not self.repaired and any(finding.part == parts.RECORDS for finding in self.missing):
+            return f"dneuro verify {self.store} --repair writes the records of metadata again"
         return "" if self.ok else _AGAIN
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,7 +114,8 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
         A store made by dneuro, or its URL.
     repair : bool
         Withdraw the markers of what is damaged, so that the next run of the job makes it again, and only that; names
-        and labels are written again from the list of images beside the store, metadata from what is kept of them.
+        and labels are written again from the list of images beside the store, metadata from what is kept of them, and
+        what is kept of them from the store where all else of a group is as it was.
     client : distributed.Client, optional
         Where to read; the default is the active dask client, else threads.
 
@@ -128,32 +133,41 @@ def verify(store: str | Location, *, repair: bool = False, client: Any = None) -
 
     Notes
     -----
-    **Cost**: reads every chunk once; memory of one row of chunks per thread.
+    **Cost**: reads every chunk once; memory of one row of chunks per thread, or of trained weights.
     """
     path = locate(store)
     executor = get_executor(client)
     if isinstance(path, RemotePath):
         path.check_bucket()
     if not repair:
-        return _verify(path, executor)
+        return _verify(path, executor)[0]
     if not metadata.is_known(path, ""):
         _listed(path)  # refuses what is no store, before anything is made beside it
     lease = Lease.acquire(units_folder(path) / "attempts")
     try:
+        known = metadata.has_records(path)
         restored = _restore(path)
-        found = _verify(path, executor)
-        made_again = {(finding.part, finding.unit) for finding in found.damaged if finding.part}
+        found, lost = _verify(path, executor)
+        spoilt = [group for group in lost if _is_spoilt(group, found)]
+        made_again = {(one.part, one.unit) for one in found.damaged if one.part and one.part != parts.RECORDS}
+        made_again |= {(_part_of(group), None) for group in spoilt}
         for part, unit in sorted(made_again, key=str):
             _withdraw(path, part, unit, found)
-        every = [*restored, *found.findings]
-        return replace(found, findings=every, repaired=len(restored) + len(made_again))
+        said = {metadata.record_name(group): _renew(path, group, anew=group not in spoilt) for group in lost}
+        if not known:
+            metadata.forget_all(path)  # a store without records is compared without them, not with a few
+        every = [replace(one, what=f"{one.what}; {said[one.where]}") if one.where in said else one
+                 for one in (*restored, *found.findings)]  # fmt: skip
+        return replace(found, findings=every, repaired=len(restored) + len(made_again) + len(lost))
     finally:
         lease.release()
 
 
-def _verify(path: Location, executor: Executor) -> Verification:
+def _verify(path: Location, executor: Executor) -> tuple[Verification, dict[str, str]]:
+    """Return what a verification finds, and the groups whose record of metadata is lost, with what is wrong."""
     found = _listed(path)
-    altered = metadata.altered(path, found)
+    kept = metadata.records(path)
+    altered, lost = metadata.altered(found, kept), metadata.lost(path, found, kept)
     findings = [*parts.structure(found), *parts.absent(path, found), *_labels(path, found)]
     todo = list(parts.checks(path, found))
     events.emit("started", "verify", total=len(todo), what="units")
@@ -164,18 +178,18 @@ def _verify(path: Location, executor: Executor) -> Verification:
             read[number] = future.result()
             events.emit("progress", "verify", done=len(read), total=len(todo), what="units")
     findings += [finding for number in sorted(read) for finding in read[number]]
-    findings += [*parts.statistics(path, found), *parts.results(path, found)]
-    findings = [*parts.metadata(altered), *parts.besides(findings, altered)]
+    findings += [*parts.statistics(path, found), *parts.results(path, found), *trained(path, found)]
+    findings = [*parts.metadata(altered), *parts.records(lost), *parts.besides(findings, altered)]
     damaged = sum(finding.kind == "damaged" for finding in findings)
     events.emit("finished", "verify", f"{damaged} damaged", done=len(todo), total=len(todo), what="units")
-    return Verification(path, findings, len(todo), masked=_masked(path, found))
+    return Verification(path, findings, len(todo), masked=_masked(path, found)), lost
 
 
 def _masked(path: Location, found: Catalogue) -> dict[str, str]:
     """Return name and cause of each image that is masked, as the markers of the units say it."""
     unit = found.attrs("")["dneuro"]["identity"].get("images_per_unit", 1)
     images = found.nodes.get("status", {}).get("shape", [0])[0]
-    folder = units_folder(path) / "extract" / parts.IMAGES
+    folder = units_folder(path) / "extract" / IMAGES
     markers = (Unit(folder, f"{number:05d}").read() or {} for number in range(-(-images // unit)))
     return {name: why for marker in markers for name, why in marker.get("masked", ())}
 
@@ -184,9 +198,29 @@ def _restore(path: Location) -> list[Finding]:
     """Put metadata back as they were written; the chunks that they are about are compared afterwards."""
     gone = "its metadata were not there or could not be read"
     root = [Finding("damaged", "the root", gone, part=parts.METADATA)] if metadata.restore_root(path) else []
-    altered = metadata.altered(path, catalogue(path))
+    altered = metadata.altered(catalogue(path), metadata.records(path))
     metadata.restore(path, altered)
     return [*root, *parts.metadata(altered)]
+
+
+def _part_of(group: str) -> str:
+    """Return the part that a group with a record of its own belongs to."""
+    return group.removeprefix("layers/") or IMAGES
+
+
+def _is_spoilt(group: str, found: Verification) -> bool:
+    """Return whether some of a group is not what was written: then its metadata may not be either."""
+    parts_of_it = {_part_of(group), *([""] if not group else [])}  # what no part makes again lies in the root
+    return any(finding.part in parts_of_it for finding in found.damaged)
+
+
+def _renew(path: Location, group: str, *, anew: bool) -> str:
+    """Write a record that is lost again, of what is there now; or remove it. Return which it was, in words."""
+    if anew and (path / group / METADATA if group else path / METADATA).is_file():
+        metadata.remember(path, group)
+        return "it is written anew, for all that was written there is as it was"
+    metadata.forget(path, group)
+    return "it is removed, and what it is about is made again"
 
 
 def _listed(path: Location) -> Catalogue:
@@ -266,19 +300,21 @@ def _withdraw(path: Location, part: str, unit: int | None, found: Verification) 
         _write_labels(path)
     elif part == "statistics":
         Unit(units / "extract", part).withdraw()
+    elif step == TRAIN and rest:
+        Unit(units / TRAIN, rest).withdraw()
     elif step == "results" and rest:
         Unit(units / "results" / rest.partition("/")[0], rest.partition("/")[2]).withdraw()
         remove_group(path, part)
     elif unit is not None:
         Unit(units / "extract" / part, f"{unit:05d}").withdraw()
-    elif part == parts.IMAGES:
+    elif part == IMAGES:
         remove(units / "extract" / part)
         for array in parts.IMAGE_ARRAYS:
-            if any(finding.where == array and finding.unit is None for finding in found.damaged):
+            if any(finding.where == array for finding in found.damaged):
                 remove_group(path, array)
     elif part:  # metadata of a layer: without them its chunks are nothing
         remove(units / "extract" / part)
-        Unit(units / "extract", "statistics").withdraw()
+        withdraw_statistics(path, part)
         remove_group(path, f"layers/{part}")
 
 

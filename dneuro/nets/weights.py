@@ -126,6 +126,11 @@ def state_sha256(state: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def file_sha256(path: str | Path) -> str:
+    """Return `state_sha256` of what a safetensors file holds, as it lies there."""
+    return state_sha256(safetensors.torch.load_file(path))
+
+
 def save_state(state: Mapping[str, Tensor], path: str | Path) -> None:
     """Write a state as safetensors; the file appears whole or not at all.
 

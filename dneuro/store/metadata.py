@@ -7,25 +7,36 @@ reader trusts. They are kept as they were written, for they are small, and so ca
     <store>.units/metadata/layers/<layer>.json    a layer, with its arrays
     <store>.units/metadata/results/<step>/<layer>.json
 
-A store that was made before there were such records has none, and what it has none of is not compared.
+Each record has a checksum of its own. A store that was made before there were records has none, and is not compared
+with them until a run keeps those of what is there. Where there is one, all must be there.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from dneuro.store.catalogue import METADATA, Catalogue
-from dneuro.store.files import Location, read_json, sizes, write_atomically
-from dneuro.store.units import Unit, units_folder
+from dneuro.store.catalogue import METADATA, Catalogue, catalogue
+from dneuro.store.files import Location, read_json, remove, sizes, write_atomically
+from dneuro.store.units import IMAGES, Unit, any_marker, units_folder
 
 ROOT = "root"
 PLAIN = {"attributes": {}, "zarr_format": 3, "node_type": "group"}
 """The metadata of a group that only holds others."""
 
+CHECKSUM = "crc32"
+"""Stands in a record beside the nodes: no node of the root is called so. Older records have none."""
+
+_GROUPS = re.compile(r"|layers/[^/]+|results/[^/]+/[^/]+")
+"""Groups that have a record of their own."""
+
 _HOLDERS = re.compile(r"layers|results|results/[^/]+|pictures")
+
+NOT_THERE, NOT_WHOLE = "is not there", "is not whole"
+"""What may be wrong with a record."""
 
 
 class Altered(NamedTuple):
@@ -39,7 +50,16 @@ def remember(path: Location, group: str, names: Collection[str] | None = None) -
     """Keep the metadata of a group as they are now, with those of its arrays: all, or of those named."""
     nodes = _nodes(path, group) if names is None else [group, *_within(group, names)]
     now = {node: json.loads((path / _file(node)).read_bytes()) for node in nodes}
-    _write(_record(path, group), (_recorded(path, group) if names is not None else {}) | now)
+    _keep(path, group, (_recorded(path, group) if names is not None else {}) | now)
+
+
+def remember_older(path: Location) -> None:
+    """Keep the metadata of a store of which none were kept, as they are now; what cannot be read is left out."""
+    if not has_records(path):
+        found = catalogue(path)
+        for group in _groups_done(path, found):
+            if not any(node in found.broken for node in _nodes(path, group)):
+                remember(path, group)
 
 
 def release(path: Location, group: str, names: Collection[str]) -> None:
@@ -47,7 +67,7 @@ def release(path: Location, group: str, names: Collection[str]) -> None:
     changing = {group, *_within(group, names)}
     kept = {node: metadata for node, metadata in _recorded(path, group).items() if node not in changing}
     if kept:
-        _write(_record(path, group), kept)
+        _keep(path, group, kept)
     else:
         forget(path, group)
 
@@ -57,20 +77,62 @@ def forget(path: Location, group: str) -> None:
     _record(path, group).unlink(missing_ok=True)
 
 
+def forget_all(path: Location) -> None:
+    """Forget all metadata that are kept."""
+    remove(units_folder(path) / "metadata")
+
+
+def has_records(path: Location) -> bool:
+    """Return whether the metadata of anything are kept, readable or not."""
+    return any(name.endswith(".json") for name in sizes(units_folder(path) / "metadata"))
+
+
+def record_name(group: str) -> str:
+    """Return where the record of a group lies in ``<store>.units``."""
+    return f"metadata/{group or ROOT}.json"
+
+
 def is_known(path: Location, group: str) -> bool:
     """Return whether there is a record of a group."""
     return _record(path, group).is_file()
 
 
-def altered(path: Location, found: Catalogue) -> dict[str, Altered]:
+def records(path: Location) -> dict[str, dict[str, Any]]:
+    """Return what the metadata of each group and its arrays were, by group; nothing of a record that is not whole.
+
+    Of results those that are done are returned, for others may be half replaced.
+    """
+    units = units_folder(path)
+    found = {}
+    for name in sizes(units / "metadata"):
+        if not name.endswith(".json"):
+            continue
+        group = name.removesuffix(".json")
+        top, _, rest = group.partition("/")
+        step, _, layer = rest.partition("/")
+        if top != "results" or Unit(units / "results" / step, layer).read() is not None:
+            group = "" if group == ROOT else group
+            found[group] = _recorded(path, group)
+    return found
+
+
+def lost(path: Location, found: Catalogue, kept: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the groups whose record is not there or not whole, and which it is; none of a store without records."""
+    if not kept:
+        return {}
+    wrong = {group: NOT_WHOLE for group, nodes in kept.items() if not nodes}
+    return wrong | dict.fromkeys(_groups_done(path, found, kept), NOT_THERE)
+
+
+def altered(found: Catalogue, kept: Mapping[str, Mapping[str, Any]]) -> dict[str, Altered]:
     """Return the nodes whose metadata are gone or others than were written; all of these can be put back.
 
     What is gone with all that lay in it is not among them: its chunks cannot be put back.
     """
     there = [*found.nodes, *found.broken]
-    before = {holder: PLAIN for node in there for holder in _holders(node) if holder not in found.nodes}
-    for group in _groups(path):
-        before |= _recorded(path, group)
+    before: dict[str, Any] = {h: PLAIN for node in there for h in _holders(node) if h not in found.nodes}
+    for nodes in kept.values():
+        before |= nodes
     changed: dict[str, Altered] = {}
     for node, metadata in before.items():
         if node in found.broken:
@@ -108,23 +170,40 @@ def _write(place: Location, value: Mapping[str, Any]) -> None:
 
 
 def _record(path: Location, group: str) -> Location:
-    return units_folder(path) / "metadata" / f"{group or ROOT}.json"
+    return units_folder(path) / record_name(group)
+
+
+def _keep(path: Location, group: str, nodes: Mapping[str, Any]) -> None:
+    _write(_record(path, group), {**dict(sorted(nodes.items())), CHECKSUM: _checksum(nodes)})
 
 
 def _recorded(path: Location, group: str) -> dict[str, Any]:
+    """Return what a record holds; nothing if there is none, or it is not whole."""
     found = read_json(_record(path, group))
-    return found if isinstance(found, dict) else {}
+    nodes = dict(found) if isinstance(found, dict) else {}
+    checksum = nodes.pop(CHECKSUM, None)
+    whole = checksum in (None, _checksum(nodes)) and all(isinstance(one, dict) for one in nodes.values())
+    return nodes if whole else {}
 
 
-def _groups(path: Location) -> Iterator[str]:
-    """Yield the groups that there are records of; of results those that are done, for others may be half replaced."""
+def _checksum(nodes: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(nodes, sort_keys=True).encode())
+
+
+def _groups_done(path: Location, found: Catalogue, besides: Collection[str] = ()) -> Iterator[str]:
+    """Yield the groups of a store that a marker says are done, wholly or in part, and so have a record."""
     units = units_folder(path)
-    for name in sizes(units / "metadata"):
-        group = name.removesuffix(".json")
-        top, _, rest = group.partition("/")
-        step, _, layer = rest.partition("/")
-        if top != "results" or Unit(units / "results" / step, layer).read() is not None:
-            yield "" if group == ROOT else group
+    for group, node in found.nodes.items():
+        if group in besides or node["node_type"] != "group" or not _GROUPS.fullmatch(group):
+            continue
+        top, _, part = group.partition("/")
+        if top == "results":
+            step, _, layer = part.partition("/")
+            marker = Unit(units / top / step, layer).read()
+        else:
+            marker = any_marker(units / "extract" / (part or IMAGES))
+        if marker is not None:
+            yield group
 
 
 def _nodes(path: Location, group: str) -> list[str]:

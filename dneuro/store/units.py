@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from dneuro.errors import StoreError
 from dneuro.store.files import Location, append, locate, read_json, sizes, write_atomically, write_json
 
+IMAGES = "images"
+"""The part of the extraction with one entry per image; the others are layers."""
+
 MAX_ATTEMPTS = 3
 """A unit that was begun this often in one run and never finished is not begun again."""
 
@@ -65,12 +68,12 @@ class Unit:
         return self.folder / f"{self.name}.{suffix}"
 
     def marker(self, wanted: str) -> dict[str, Any] | None:
-        """Return the marker if it is whole and carries the fingerprint `wanted`, else None.
+        """Return the marker if it is whole, of this unit, and carries the fingerprint `wanted`, else None.
 
         Partial statistics that the marker speaks of must be there, with the size it names.
         """
         found = self.read()
-        if found is None or found.get("fingerprint") != wanted:
+        if found is None or found.get("fingerprint") != wanted or self.named_instead(found):
             return None
         size = found.get("partial_bytes")
         if size is not None:
@@ -83,6 +86,14 @@ class Unit:
         """Return the marker, whatever its fingerprint; None if there is none or it is not whole."""
         found = read_json(self._file("done"))
         return found if isinstance(found, dict) else None
+
+    def named_instead(self, marker: Mapping[str, Any]) -> str:
+        """Return which other unit a marker names that lies here; empty if it is this one's, or names none.
+
+        Markers of older stores name none.
+        """
+        named = str(marker.get("unit", self.name))
+        return "" if named == self.name else named
 
     def withdraw(self) -> None:
         """Take the marker away: the unit is not done."""
@@ -137,6 +148,17 @@ class Unit:
         """Say that the unit is done; the last thing a worker does."""
         write_json(self._file("done"), dict(marker))
         self._file("attempts").unlink(missing_ok=True)
+
+
+def withdraw_statistics(store: Location, layer: str) -> None:
+    """Have the statistics taken along written again; the checksums of other layers' stay, to be compared with."""
+    unit = Unit(units_folder(store) / "extract", "statistics")
+    kept = (unit.read() or {}).get("checksums") or {}
+    others = {name: checksums for name, checksums in kept.items() if name != layer}
+    if others:
+        unit.publish({"fingerprint": "", "checksums": others})
+    else:
+        unit.withdraw()
 
 
 def any_marker(folder: Location) -> dict[str, Any] | None:

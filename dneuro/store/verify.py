@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -14,18 +15,20 @@ import zarr
 from dneuro.store.catalogue import Catalogue
 from dneuro.store.files import Location, opened_by_zarr, sizes
 from dneuro.store.layout import LayerPlan
-from dneuro.store.metadata import Altered
+from dneuro.store.metadata import NOT_THERE, Altered, record_name
 from dneuro.store.results import checksums
-from dneuro.store.units import Unit, any_marker, fingerprint, layer_identity, units_folder
-
-IMAGES = "images"
-"""The part with one entry per image; the others are layers."""
+from dneuro.store.units import IMAGES, Unit, any_marker, fingerprint, layer_identity, units_folder
 
 METADATA = "metadata"
 """The part of a finding about metadata that can be put back as they were."""
 
+RECORDS = "records"
+"""The part of a finding about what is kept of metadata."""
+
 IMAGE_ARRAYS = ("status", "checksum", "prediction", "correct", "pictures/picture")
 """Arrays with one entry per image that extraction writes."""
+
+NO_CHECKSUM = "its marker has no checksum of this array"
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Finding:
         What is wrong.
     part : str
         What has to be made again: a layer, ``images``, ``results/<step>/<layer>``, ``statistics``, ``labels``,
-        ``metadata``; empty for what is foreign.
+        ``metadata``, ``records``, ``train/<weights>``; empty for what is foreign.
     unit : int or None
         Number of the unit.
     images : (int, int) or None
@@ -133,6 +136,8 @@ def check(one: Check) -> list[Finding]:
     if marker is None or marker.get("fingerprint") != one.fingerprint:
         why = "is not marked as done" if marker is None else "its marker belongs to another extraction"
         return [Finding("missing", name, why, **of_unit)]  # type: ignore[arg-type]
+    if other := one.unit.named_instead(marker):
+        return [Finding("damaged", name, f"its marker is that of unit {other}", **of_unit)]  # type: ignore[arg-type]
     wanted: Mapping[str, int] = marker.get("checksums", {})
     found = []
     for path in one.arrays:
@@ -148,7 +153,7 @@ def check(one: Check) -> list[Finding]:
 def _compare(one: Check, path: str, wanted: int | None) -> str:
     """Return what is wrong with the rows of an array; empty if nothing."""
     if wanted is None:
-        return "its marker has no checksum of this array"
+        return NO_CHECKSUM
     begin, crc = one.start, 0
     try:
         array = zarr.open_array(opened_by_zarr(one.path), path=path, mode="r")
@@ -192,6 +197,14 @@ def metadata(nodes: Mapping[str, Altered]) -> Iterator[Finding]:
         yield Finding("damaged", node or "the root", one.what, part=METADATA)
 
 
+def records(lost: Mapping[str, str]) -> Iterator[Finding]:
+    """Yield the records of metadata that are gone or not whole."""
+    for group, what in lost.items():
+        kind: Literal["damaged", "missing"] = "missing" if what == NOT_THERE else "damaged"
+        said = f"{what}: the metadata of {group or 'the root'} were not compared"
+        yield Finding(kind, record_name(group), said, part=RECORDS)
+
+
 def besides(findings: Iterable[Finding], nodes: Mapping[str, Altered]) -> Iterator[Finding]:
     """Yield the findings that do not come of metadata that are others than were written."""
     for one in findings:
@@ -202,10 +215,39 @@ def besides(findings: Iterable[Finding], nodes: Mapping[str, Altered]) -> Iterat
 
 def statistics(path: Location, found: Catalogue) -> Iterator[Finding]:
     """Yield what is wrong with the statistics that were taken along."""
-    marker = Unit(units_folder(path) / "extract", "statistics").read() or {}
-    for layer, wanted in marker.get("checksums", {}).items():
-        if f"layers/{layer}" in found.nodes:
-            yield from _contents(path, f"layers/{layer}", "statistics", wanted)
+    part = "statistics"
+    marker = Unit(units_folder(path) / "extract", part).read()
+    written: Mapping[str, Mapping[str, int]] = (marker or {}).get("checksums") or {}
+    arrays = _arrays(found)
+    for layer in found.below("layers"):
+        node = f"layers/{layer}"
+        if node not in found.nodes:
+            continue
+        wanted = written.get(layer) or {}
+        yield from _contents(path, node, part, wanted)
+        if wanted or not arrays[node] - _kept_of(found, layer):
+            continue
+        if marker is None:
+            yield Finding("missing", node, "its statistics are not marked as done", part=part)
+        elif not written or layer in written:  # older runs named the layers of their own job only
+            yield Finding("damaged", node, "the marker of its statistics has no checksums of them", part=part)
+
+
+def _kept_of(found: Catalogue, layer: str) -> set[str]:
+    """Return the arrays of a layer that are no statistics: what was kept of it, and what it repeats of the root."""
+    attrs, total = found.attrs(f"layers/{layer}"), _images(found)
+    plan = LayerPlan(layer, attrs["keep"], tuple(attrs["shape"]), attrs["dtype"])
+    return {"image", "filename", "label", *(array.name for array in plan.arrays(total, max(1, total)))}
+
+
+def _arrays(found: Catalogue) -> Mapping[str, set[str]]:
+    """Return the names of the arrays directly in each group."""
+    arrays: dict[str, set[str]] = defaultdict(set)
+    for node, metadata in found.nodes.items():
+        if metadata["node_type"] == "array":
+            group, _, name = node.rpartition("/")
+            arrays[group].add(name)
+    return arrays
 
 
 def results(path: Location, found: Catalogue) -> Iterator[Finding]:
@@ -213,6 +255,7 @@ def results(path: Location, found: Catalogue) -> Iterator[Finding]:
     folder = units_folder(path) / "results"
     marked = {name.removesuffix(".done") for name in sizes(folder) if name.endswith(".done")}
     there = {f"{step}/{layer}" for step in found.below("results") for layer in found.below(f"results/{step}")}
+    arrays = _arrays(found)
     for name in sorted(marked | there):
         node = part = f"results/{name}"
         step, _, layer = name.partition("/")
@@ -226,7 +269,10 @@ def results(path: Location, found: Catalogue) -> Iterator[Finding]:
         elif found.attrs(node).get("fingerprint") != marker.get("fingerprint"):
             yield Finding("damaged", node, "is another result than its marker speaks of", part=part)
         else:
-            yield from _contents(path, node, part, marker.get("checksums", {}))
+            wanted = marker.get("checksums")
+            yield from _contents(path, node, part, wanted or {})
+            for array in sorted(arrays[node] - wanted.keys()) if wanted is not None else ():  # the first have none
+                yield Finding("damaged", f"{node}/{array}", NO_CHECKSUM, part=part)
 
 
 def _contents(path: Location, group: str, part: str, wanted: Mapping[str, int]) -> Iterator[Finding]:

@@ -200,6 +200,22 @@ def test_list__that_was_shorter_is_made_good_after_an_interruption(
     one._pool.shutdown()
 
 
+def test_stats__are_kept_for_later_steps_alone(make_job: MakeJob, threads: ThreadExecutor) -> None:
+    kept = {"fc": {"keep": "stats"}}
+    found = run_job(make_job({"top_images": {"k": 3}}, layers=kept, statistics=[]), threads).store
+    same = run_job(make_job({"top_images": {"k": 3}}, layers=kept, store="same.zarr"), threads).store
+    assert_same(dn.open(found).results["top_images"]["fc"], dn.open(same).results["top_images"]["fc"])
+    assert dn.verify(found, client=threads).findings == []
+
+
+@pytest.mark.parametrize("steps", [(), ({"top_images": {"layer": "relu1"}},), ({"svd": {"rank": 2}},)])
+def test_stats__that_keep_nothing_are_refused(make_job: MakeJob, threads: ThreadExecutor, steps: Any) -> None:
+    layers = {"relu1": {"keep": "full"}, "fc": {"keep": "stats"}}
+    with pytest.raises(UsageError, match="keeps nothing of layer fc, for no statistics are taken") as caught:
+        plan_job(make_job(*steps, layers=layers, statistics=[]), threads)
+    assert "statistics: [moments]" in str(caught.value.hint)
+
+
 def test_statistics__of_a_whole_run_serve_a_later_job(make_job: MakeJob, threads: ThreadExecutor) -> None:
     kept = {"relu1": {"keep": "stats"}}
     run_job(make_job({"moments": {"per": "neuron"}}, {"similarity": {}}, layers=kept), threads)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 import dneuro as dn
@@ -76,6 +77,15 @@ def flip_partial(store: Path) -> None:
     flip(units_folder(store) / "extract/fc/00001.npz")
 
 
+def exchange_units(store: Path) -> None:
+    folder = units_folder(store) / "extract/fc"
+    for suffix in ("npz", "done"):
+        one, other = (folder / f"0000{number}.{suffix}" for number in (0, 1))
+        content = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+
+
 def alter_result(store: Path) -> None:
     zarr.open_array(store, path="results/svd/relu1/score", mode="r+")[3, 0] = 0.5
 
@@ -107,6 +117,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], list[tuple[str, int | None]]]] =
     "a deleted chunk": (delete, [("layers/relu1/activation", 1)]),
     "two chunks swapped": (swap, [("layers/relu1/activation", 0), ("layers/relu1/activation", 1)]),
     "a flipped bit of partial statistics": (flip_partial, [("layers/fc", 1)]),
+    "two units of partial statistics exchanged": (exchange_units, [("layers/fc", 0), ("layers/fc", 1)]),
     "another result": (alter_result, [("results/svd/relu1/score", None)]),
     "a result gone": (drop_result, [("results/moments/fc", None)]),
     "other statistics": (alter_statistics, [("layers/relu2/mean", None)]),
@@ -254,6 +265,73 @@ def test_damaged_partial_statistics__are_named_or_taken_again(
     assert verify(store, client=threads).ok
 
 
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def truncate_file(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def alter_digit(path: Path) -> None:
+    path.write_text(path.read_text().replace('"zarr_format": 3', '"zarr_format": 4', 1))
+
+
+RECORDS = ["root", "layers/relu1", "layers/fc", "results/svd/relu1"]
+
+
+@pytest.mark.parametrize("alter", [drop, empty, truncate_file, alter_digit])
+def test_verify__misses_records_of_metadata_and_writes_them_anew(
+    alter: Callable[[Path], None], job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same
+) -> None:
+    places = [f"metadata/{name}.json" for name in RECORDS]
+    before = {place: (units_folder(store) / place).read_bytes() for place in places}
+    for place in places:
+        alter(units_folder(store) / place)
+    found = verify(store, client=threads)
+    assert sorted(finding.where for finding in found.findings) == sorted(places)
+    assert {finding.kind for finding in found.findings} == {"missing" if alter is drop else "damaged"}
+    assert "--repair" in found.advice
+    repaired = verify(store, repair=True, client=threads)
+    assert all("written anew" in finding.what for finding in repaired.findings)
+    assert {place: (units_folder(store) / place).read_bytes() for place in places} == before
+    assert verify(store, client=threads).findings == []
+    assert run_job(job, threads).outcome.images == 0
+    same_store(store, store.with_name("as-written.zarr"))
+
+
+def test_verify__makes_again_what_is_damaged_and_has_no_record(
+    job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same
+) -> None:
+    for name in RECORDS:
+        drop(units_folder(store) / f"metadata/{name}.json")
+    delete(store)
+    alter_result(store)
+    flip(chunk(store, 1, "pictures/picture"))
+    repaired = verify(store, repair=True, client=threads)
+    said = {finding.where: finding.what for finding in repaired.findings}
+    assert "written anew" in said["metadata/layers/fc.json"]
+    for name in ("root", "layers/relu1", "results/svd/relu1"):
+        assert "is removed" in said[f"metadata/{name}.json"]
+    assert run_job(job, threads).outcome.images == 40
+    assert verify(store, client=threads).findings == []
+    same_store(store, store.with_name("as-written.zarr"))
+
+
+def test_metadata__of_an_older_store_are_kept_from_its_next_run_on(
+    job: JobSpec, store: Path, threads: ThreadExecutor
+) -> None:
+    records = units_folder(store) / "metadata"
+    before = {path: path.read_bytes() for path in records.rglob("*.json")}
+    shutil.rmtree(records)
+    alter_labels(store)
+    assert verify(store, repair=True, client=threads).repaired == 1
+    assert not records.exists(), "with a few of them the others would be missed"
+    assert run_job(job, threads).outcome.images == 0
+    assert set(records.rglob("*.json")) == before.keys()
+    assert verify(store, client=threads).findings == []
+
+
 def test_verify__repairs_what_was_made_before_metadata_were_kept(
     job: JobSpec, store: Path, threads: ThreadExecutor
 ) -> None:
@@ -269,6 +347,29 @@ def test_verify__repairs_what_was_made_before_metadata_were_kept(
     np.testing.assert_array_equal(zarr.open_array(store, path="layers/relu1/activation", mode="r")[:], before[:])
 
 
+def test_a_unit_under_anothers_number__is_not_done(
+    job: JobSpec, store: Path, threads: ThreadExecutor, make_job: MakeJob
+) -> None:
+    folder = units_folder(store) / "extract/fc"
+    for suffix in ("npz", "done"):
+        shutil.copy(folder / f"00001.{suffix}", folder / f"00000.{suffix}")
+    (finding,) = verify(store, client=threads).findings
+    assert str(finding) == "damaged: layers/fc, unit 0 (images 0 to 15): its marker is that of unit 00001"
+    again = run_job(make_job(*STEPS, {"moments": {"name": "again"}}, layers=LAYERS), threads)
+    assert again.outcome.images == 16
+    results = dn.open(store).results
+    assert results["again"]["fc"].load().equals(results["moments"]["fc"].load())
+
+
+def test_markers_that_name_no_unit__stay_valid(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    for path in units_folder(store).glob("extract/*/0*.done"):
+        marker = json.loads(path.read_text())
+        del marker["unit"]
+        path.write_text(json.dumps(marker))
+    assert verify(store, client=threads).findings == []
+    assert run_job(job, threads).outcome.images == 0
+
+
 def test_verify__tells_missing_from_damaged(store: Path, threads: ThreadExecutor) -> None:
     (units_folder(store) / "extract/relu2/00002.done").unlink()
     (units_folder(store) / "results/svd/relu1.done").unlink()
@@ -279,6 +380,41 @@ def test_verify__tells_missing_from_damaged(store: Path, threads: ThreadExecutor
         "missing: results/svd/relu1: is not marked as done",
     ]
     assert found.exit_code == 3
+
+
+def test_verify__misses_the_marker_of_statistics(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    place = units_folder(store) / "extract/statistics.done"
+    marker = json.loads(place.read_text())
+    drop(place)
+    found = verify(store, client=threads)
+    layers = [f"layers/{layer}" for layer in sorted(LAYERS)]
+    assert [(one.kind, one.where, one.what) for one in found.findings] == [
+        ("missing", layer, "its statistics are not marked as done") for layer in layers
+    ]
+    assert found.exit_code == 3
+    assert run_job(job, threads).outcome.images == 0
+    assert json.loads(place.read_text())["checksums"] == marker["checksums"]
+    assert verify(store, client=threads).ok
+
+
+def test_verify__misses_checksums_in_markers(job: JobSpec, store: Path, threads: ThreadExecutor) -> None:
+    for name in ("extract/statistics", "results/moments/fc"):
+        place = units_folder(store) / f"{name}.done"
+        place.write_text(json.dumps({**json.loads(place.read_text()), "checksums": {}}))
+    found = verify(store, client=threads)
+    assert {where.rpartition("/")[0] for where, _ in places(found)} == {"layers", "results/moments/fc"}
+    assert verify(store, repair=True, client=threads).exit_code == 3
+    assert run_job(job, threads).outcome.images == 0
+    assert verify(store, client=threads).ok
+
+
+def test_statistics__of_layers_that_a_later_job_does_not_name_stay_compared(
+    store: Path, threads: ThreadExecutor, make_job: MakeJob
+) -> None:
+    run_job(make_job(layers={"fc": {"keep": "stats"}}, statistics=["moments"]), threads)
+    assert verify(store, client=threads).findings == []
+    alter_statistics(store)
+    assert places(verify(store, client=threads)) == [("layers/relu2/mean", None)]
 
 
 def test_verify__takes_another_extractions_marker_for_none(store: Path, threads: ThreadExecutor) -> None:
@@ -307,3 +443,45 @@ def test_verify__refuses_what_is_no_store(path: str, tmp_path: Path, threads: Th
     with pytest.raises(StoreError, match="no store"):
         verify(tmp_path / path, repair=True, client=threads)
     assert not (tmp_path / f"{path}.units").exists()
+
+
+@pytest.fixture
+def trained_job(make_job: MakeJob) -> JobSpec:
+    torch.set_num_threads(1)  # extraction does so, and weights trained before it would have other last bits
+    return make_job({"train": {"epochs": 1}}, layers={"fc": {"keep": "max"}})
+
+
+def flip_weights(folder: Path) -> None:
+    flip(next(folder.glob("*.safetensors")))
+
+
+def drop_weights(folder: Path) -> None:
+    next(folder.glob("*.safetensors")).unlink()
+
+
+WEIGHTS: dict[str, tuple[Callable[[Path], None], str, int]] = {
+    "a flipped bit": (flip_weights, "not what was trained", 4),
+    "a file gone": (drop_weights, "marked as done and not there", 4),
+    "all gone": (shutil.rmtree, "not marked as done", 3),
+}
+
+
+@pytest.mark.parametrize("fault", WEIGHTS)
+def test_verify__compares_trained_weights(fault: str, trained_job: JobSpec, threads: ThreadExecutor) -> None:
+    store = run_job(trained_job, threads).store
+    assert verify(store, client=threads).findings == []
+    folder = units_folder(store) / "train"
+    assert isinstance(folder, Path)
+    weights = next(folder.glob("*.safetensors"))
+    before = weights.read_bytes()
+    alter, what, code = WEIGHTS[fault]
+    alter(folder)
+    found = verify(store, client=threads)
+    (finding,) = found.findings
+    assert finding.where.startswith("train")
+    assert what in finding.what
+    assert found.exit_code == code
+    assert verify(store, repair=True, client=threads).exit_code == 3
+    assert run_job(trained_job, threads).outcome.images == 0, "the weights are trained again, and are the same"
+    assert weights.read_bytes() == before
+    assert verify(store, client=threads).findings == []

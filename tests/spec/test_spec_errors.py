@@ -353,12 +353,6 @@ CASES = {
         "without neighbours and threshold",
     ),
     "layer twice": ("layer: features.12", "¦layer: [features.9, features.9]", "named twice: features.9", ""),
-    "nothing kept": (
-        "keep: full}, features.9: }\n      statistics: [moments]",
-        "¦keep: stats}}\n      statistics: []",
-        "steps[0].extract.layers.features.12.keep: keeps nothing",
-        "statistics: [moments]",
-    ),
 }
 
 

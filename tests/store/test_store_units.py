@@ -29,6 +29,13 @@ def test_marker__counts_with_its_own_fingerprint_only(unit: Unit) -> None:
     assert unit.read() == {"fingerprint": "a", "images": 16}
 
 
+def test_marker__of_another_unit_does_not_count(unit: Unit) -> None:
+    unit.publish({"fingerprint": "a", "unit": "00001"})
+    assert unit.marker("a") is None
+    unit.publish({"fingerprint": "a", "unit": "00002"})
+    assert unit.marker("a") is not None
+
+
 @pytest.mark.parametrize("content", [b"", b'{"fingerprint": "a', b'["a"]', b'"a"', b"null", b"\xff\xfe", b"{}"])
 def test_marker__that_is_not_whole_does_not_count(unit: Unit, content: bytes) -> None:
     unit.publish({"fingerprint": "a"})

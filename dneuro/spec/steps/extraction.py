@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from dneuro.spec.base import OrBlank, OrWritten, Positive, PositiveNumber, Seed, Spec
 from dneuro.spec.problems import Problem, ProblemsError, refusal, repeated, shown
@@ -100,16 +100,3 @@ class ExtractStep(WorkersStep):
             below = 1 << count.bit_length() - 1
             raise refusal(f"must be a power of two, is {count}", f"take {below} or {2 * below}")
         return count
-
-    @model_validator(mode="after")
-    def _keep_something(self) -> ExtractStep:
-        if not self.statistics:
-            wrong = [
-                Problem("keeps nothing, for no statistics are taken", "add `statistics: [moments]`",
-                        ("layers", name, "keep"))
-                for name, layer in self.layers.items()
-                if layer.keep == "stats"
-            ]  # fmt: skip
-            if wrong:
-                raise ProblemsError(*wrong)
-        return self
