@@ -15,8 +15,8 @@ from dneuro.analysis.images import class_labels, taking_part
 from dneuro.analysis.quantiles import beyond, passes, select
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.top_images import MUCH_TO_ANSWER, TOO_LARGE, plan_top_images, top_images, view_for_order
-from dneuro.engine.executors import Executor, get_executor
-from dneuro.engine.plan import Plan
+from dneuro.engine.executors import Executor, Sizes, get_executor
+from dneuro.engine.plan import Plan, in_driver
 from dneuro.errors import ArrayError
 from dneuro.kernels.quantile import VALUES, CountAbove, Digits
 
@@ -165,11 +165,12 @@ def plan_cooccurrence(
     x, k, executor = told_apart(x, OWN), top_k(k, quantile), get_executor(client)
     if quantile is None:
         assert k is not None
-        return _counting(plan_top_images(x, k=k, per=per, pool=pool, client=executor), view_for_order(x, per, pool), k)
+        plan = plan_top_images(x, k=k, per=per, pool=pool, client=executor)
+        return _counting(plan, view_for_order(x, per, pool), k, executor)
     ask = _above(x, quantile, per, pool)
     if ask.images < LONGEST:
         plan = plan_top_images(x, k=ask.images + 1, per=per, pool=pool, client=executor)
-        plan = replace(_counting(plan, ask.seen, ask.images + 1), method=BY_TOP)
+        plan = replace(_counting(plan, ask.seen, ask.images + 1, executor), method=BY_TOP)
         if plan.fits(executor):
             return plan
     labels, names = class_labels(x)
@@ -189,13 +190,13 @@ def plan_cooccurrence(
     return digits.at_least(last)
 
 
-def _counting(plan: Plan, seen: View, k: int) -> Plan:
+def _counting(plan: Plan, seen: View, k: int, executor: Sizes) -> Plan:
     """Return the plan of top images whose classes are counted: of both ends, then of a table features × classes."""
     _, names = class_labels(seen.xs[0])
     size = (8 * len(names) + 4) * seen.labels.count
     # The lists of both ends stay; of the best, labels, which count, and place in the table; the table, and a copy.
     entries = min(k, len(seen.taking_part)) * seen.labels.count
-    driver = max(plan.driver_bytes, plan.result_bytes + 40 * entries + 2 * size)
+    driver = max(plan.driver_bytes, in_driver(plan.result_bytes + 40 * entries + 2 * size, executor))
     return replace(plan, operation="cooccurrence", result_bytes=size, driver_bytes=driver)
 
 

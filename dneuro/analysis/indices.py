@@ -13,14 +13,16 @@ from numpy.typing import ArrayLike, NDArray
 from dneuro.analysis.arrays import one_of
 from dneuro.analysis.images import taking_part
 from dneuro.engine.device import process_bytes
-from dneuro.engine.executors import get_executor
-from dneuro.engine.plan import Plan
+from dneuro.engine.executors import Sizes, get_executor
+from dneuro.engine.plan import Plan, in_driver
 from dneuro.errors import ArrayError, suggest
 from dneuro.kernels import indices
 from dneuro.quantities import MiB
 
 WORK_BYTES = 32 * MiB
 """What the slices of a table take while they are worked through, at most."""
+TOO_LARGE = "smaller chunks along the other dims, fewer threads per worker, or workers with more memory"
+MUCH_TO_ANSWER = "a selection of the array, or more memory for the process that asks"
 
 
 def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
@@ -42,13 +44,17 @@ def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     ------
     ArrayError
         If `x` has no such dim, or no entries along it.
+    MemoryLimitError
+        If `x` is backed by dask and its rows do not fit into a worker, or the result into this process; before
+        anything is read.
 
     Notes
     -----
     1 − 2 Σₖ (c₍ₖ₎ / ‖c‖₁)(N − k + ½) / N, entries ascending. With ``dim="image"``, masked images and those that
     `dneuro.select` leaves out take no part. Of a dask-backed array it is an expression, which dask computes with what
-    follows it: `dneuro.plan` says what it takes by itself, and nothing is refused. **Cost**: one read, with whole rows
-    in memory: twice the chunks that hold the rows of one chunk, and 32 MiB.
+    follows it: `dneuro.plan` says what it takes by itself on the active client, or on threads, and what does not fit
+    there is refused when it is asked for. **Cost**: one read, with whole rows in memory: twice the chunks that hold the
+    rows of one chunk, and 32 MiB.
 
     m equal entries of N, the others 0, have G = 1 − m / N. Source: Sadeghi, "Conceptual Content in Deep Convolutional
     Neural Networks", sparsity of a neuron's co-occurrence frequencies; the value of a row of zeros is dneuro's.
@@ -59,7 +65,7 @@ def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     >>> dn.gini([[1, 1, 1, 1], [0, 0, 0, 8]]).tolist()
     [0.0, 0.75]
     """
-    return _along(indices.gini, x, dim)
+    return _along("gini", indices.gini, x, dim)
 
 
 def spectral_flatness(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
@@ -81,6 +87,8 @@ def spectral_flatness(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     ------
     ArrayError
         If `x` has no such dim, or no entries along it.
+    MemoryLimitError
+        As `gini`.
 
     Notes
     -----
@@ -97,7 +105,7 @@ def spectral_flatness(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     >>> dn.spectral_flatness([[5, 5, 5, 5], [0, 0, 0, 0]]).tolist()
     [1.0, -1.0]
     """
-    return _along(indices.flatness, x, dim)
+    return _along("spectral_flatness", indices.flatness, x, dim)
 
 
 def class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
@@ -120,6 +128,8 @@ def class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     ------
     ArrayError
         If `x` has no such dim, or no entries along it.
+    MemoryLimitError
+        As `gini`.
 
     Notes
     -----
@@ -132,44 +142,46 @@ def class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     >>> dn.class_selectivity([[0, 0, 2], [1, 3, 1], [1, 1, 1]]).tolist()
     [1.0, 0.5, 0.0]
     """
-    return _along(indices.class_selectivity, x, dim)
+    return _along("class_selectivity", indices.class_selectivity, x, dim)
 
 
 def plan_gini(x: xr.DataArray | ArrayLike, dim: str = "class", *, client: Any = None) -> Plan:
     """Return the reading and the memory of `gini`; reads no data."""
-    return _plan("gini", x, dim, client)
+    return _plan("gini", _checked(x, dim), dim, get_executor(client))
 
 
 def plan_spectral_flatness(x: xr.DataArray | ArrayLike, dim: str = "class", *, client: Any = None) -> Plan:
     """Return the reading and the memory of `spectral_flatness`; reads no data."""
-    return _plan("spectral_flatness", x, dim, client)
+    return _plan("spectral_flatness", _checked(x, dim), dim, get_executor(client))
 
 
 def plan_class_selectivity(x: xr.DataArray | ArrayLike, dim: str = "class", *, client: Any = None) -> Plan:
     """Return the reading and the memory of `class_selectivity`; reads no data."""
-    return _plan("class_selectivity", x, dim, client)
+    return _plan("class_selectivity", _checked(x, dim), dim, get_executor(client))
 
 
-def _plan(name: str, x: xr.DataArray | ArrayLike, dim: str, client: Any) -> Plan:
-    rows = _checked(x, dim)
+def _plan(name: str, rows: xr.DataArray | NDArray[Any], dim: str, executor: Sizes) -> Plan:
     along = rows.sizes[dim] if isinstance(rows, xr.DataArray) else rows.shape[-1]
     size = 8 * (rows.size // along)
     if not isinstance(rows, xr.DataArray) or rows.chunks is None:
         return Plan(name, 0, 0, 0, 0, size + 2 * rows.nbytes + WORK_BYTES, size, "in this process")
-    executor = get_executor(client)
     others = [lengths for other, lengths in rows.chunksizes.items() if other != dim]
     block = math.prod(max(lengths) for lengths in others) * along * rows.dtype.itemsize
     task = 2 * block + max(WORK_BYTES, 64 * along)  # the chunks and what they are joined to, or that and the rows last
     return Plan(
         name, 1, rows.nbytes, math.prod(map(len, others)),
-        process_bytes(executor) + executor.slots_per_process * task, 2 * size, size, "when it is computed",
+        process_bytes(executor) + executor.slots_per_process * task, in_driver(2 * size, executor), size,
+        "when it is computed",
     )  # fmt: skip
 
 
-def _along(index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: str) -> Any:
+def _along(name: str, index: Callable[[ArrayLike], Any], x: xr.DataArray | ArrayLike, dim: str) -> Any:
     rows = _checked(x, dim)
     if not isinstance(rows, xr.DataArray):
         return index(rows)
+    if rows.chunks is not None:
+        executor = get_executor()
+        _plan(name, rows, dim, executor).check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     return xr.apply_ufunc(
         index, rows, input_core_dims=[[dim]], dask="parallelized", output_dtypes=[np.float64],
         dask_gufunc_kwargs={"allow_rechunk": True},

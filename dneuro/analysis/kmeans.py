@@ -1,4 +1,4 @@
-"""Which images look alike to a layer: k-means over images × features, through dask-ml."""
+"""Which images look alike to a layer: k-means over images × features, by dask-ml or by passes over blocks."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ STILL = float(np.finfo(np.float32).tiny)
 """Centres that move by less (squared) do not move, where nothing else says so."""
 IMPORTS = 130 * MiB
 """What a worker needs more once dask-ml, pandas and scikit-learn are imported."""
+DASK_ML, PASSES = "dask-ml", "passes over blocks, in float64"
 
 
 @says_selection
@@ -53,7 +54,7 @@ def kmeans(
     seed: int = 0,
     client: Any = None,
 ) -> xr.Dataset:
-    """Clusters of images by k-means (Lloyd's iterations of `dask_ml.cluster.KMeans`).
+    """Clusters of images by k-means (Lloyd's iterations, of `dask_ml.cluster.KMeans` where its chunks fit).
 
     Parameters
     ----------
@@ -84,7 +85,7 @@ def kmeans(
         centre. Of each cluster (dim group): size (group) int64, centre (group, features…) float64, member (group, rank)
         int64: images, as the array's ``image`` coordinate numbers them, −1 = none; where `x` has a coordinate
         ``label``, class_count (group, class) int64. ``attrs`` has inertia (sum of the squared distances), iterations,
-        converged.
+        converged, method.
 
     Raises
     ------
@@ -104,8 +105,9 @@ def kmeans(
     **Cost**: one pass for the sample (``"neuron"``: two), one at the end, and between them one pass if images ×
     features fit into a quarter of a worker's memory, where they stay, else one to check, one per iteration, and one
     more at most; then memory is by chunk, flat in N but for 40 bytes per image. A note says which. Iterations in
-    float32 (float64 for such an array), the last assignment and its distances in float64. On a device
-    (`dneuro.on_device`) they are passes of dneuro's own in float64, each of which reads the array.
+    float32 (float64 for such an array), the last assignment and its distances in float64. dask-ml takes whole rows of
+    all images of a chunk at once; where they do not fit into a worker, and on a device (`dneuro.on_device`), iterations
+    are passes of dneuro's own in float64, each of which reads the array: the same clusters, but for rounding.
 
     Examples
     --------
@@ -117,11 +119,13 @@ def kmeans(
     executor = get_executor(client)
     parameters: dict[str, Any] = {"count": count, "per": per, "pool": pool, "standardize": standardize,
                                   "max_iter": max_iter, "tol": tol, "k": k, "seed": seed}  # fmt: skip
-    plan_kmeans(x, **parameters, client=executor).check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
+    plan = plan_kmeans(x, **parameters, client=executor)
+    plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     seen = view(x, per=per, pool=pool, own=_own(x))
     standardise, _ = standardisation(seen, standardize, executor, "kmeans")
     first, spread = _first_centres(seen, standardise, count, seed, executor)
-    centres, iterations = _iterate(x, seen, standardise, first, max_iter, tol * spread or STILL, executor)
+    iterate = _iterate if plan.method == DASK_ML else _iterate_by_passes
+    centres, iterations = iterate(seen, standardise, first, max_iter, tol * spread or STILL, executor)
     found = seen.reduce({"nearest": Nearest(standardise, centres)}, executor, "kmeans")["nearest"]
     size = np.bincount(found["nearest"], minlength=len(centres))
     ranked = np.argsort(-size, kind="stable")
@@ -149,6 +153,7 @@ def kmeans(
         "standardize": standardize or "none",
         "parameters": parameters,
         "inertia": float(found["squared"].sum()),
+        "method": plan.method,
         "iterations": iterations,
         "converged": iterations < max_iter,
     }
@@ -187,21 +192,24 @@ def plan_kmeans(
         _survey(stand_in, np.broadcast_to(np.int64(0), _sampled(count, n))),
         {"nearest": Nearest(stand_in, centres)},
     )
-    on_device = chosen() is not None
-    held = _is_held(seen, executor) and not on_device
-    plan = seen.plan(
-        "kmeans", kernels[0], executor,
-        passes=(3 if held else max_iter + 2 * (2 - on_device)) + (standardize == "neuron"), result_bytes=size,
-        driver_bytes=2 * size + 32 * n + 24 * p * _sampled(count, n),
-        method="Lloyd's iterations on the device" if on_device else "dask-ml",
-    )  # fmt: skip
     last = seen.plan("kmeans", kernels[1], executor)
-    if on_device:
-        between = seen.plan("kmeans", {"lloyd": Lloyd(stand_in, centres)}, executor)
-        return plan.at_least(last).at_least(between)
-    lloyd = process_bytes(executor) + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
-    lloyd += _table_bytes(seen) if held else 0
-    return replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, last.worker_bytes + IMPORTS, lloyd))
+
+    def planned(passes: int, method: str) -> Plan:
+        return seen.plan(
+            "kmeans", kernels[0], executor, passes=passes + (standardize == "neuron"), result_bytes=size,
+            driver_bytes=2 * size + 32 * n + 24 * p * _sampled(count, n), method=method,
+        ).at_least(last)  # fmt: skip
+
+    if chosen() is None:
+        held = _is_held(seen, executor)
+        plan = planned(3 if held else max_iter + 4, DASK_ML)
+        lloyd = process_bytes(executor) + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
+        lloyd += _table_bytes(seen) if held else 0
+        plan = replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, lloyd))
+        if plan.fits(executor):
+            return plan
+    between = seen.plan("kmeans", {"lloyd": Lloyd(stand_in, centres)}, executor)
+    return planned(max_iter + 2, PASSES).at_least(between)
 
 
 def _own(x: object) -> tuple[str, ...]:
@@ -236,7 +244,6 @@ def _first_centres(
 
 
 def _iterate(
-    x: xr.DataArray,
     seen: View,
     standardise: Standardise,
     centres: NDArray[np.float64],
@@ -245,8 +252,6 @@ def _iterate(
     executor: Executor,
 ) -> tuple[NDArray[np.float64], int]:
     """Return the centres that dask-ml arrives at, and after how many iterations."""
-    if chosen() is not None:
-        return _iterate_on_device(seen, standardise, centres, max_iter, tol, executor)
     from dask_ml.cluster import KMeans
 
     data, held = _table(seen, standardise), _is_held(seen, executor)
@@ -258,12 +263,14 @@ def _iterate(
     return np.asarray(model.cluster_centers_, dtype=np.float64), int(model.n_iter_)
 
 
-def _iterate_on_device(
+def _iterate_by_passes(
     seen: View, standardise: Standardise, centres: NDArray[np.float64], max_iter: int, tol: float, executor: Executor
 ) -> tuple[NDArray[np.float64], int]:
-    """Return what `_iterate` does, by passes of our own in float64: dask-ml computes with NumPy."""
+    """Return what `_iterate` does, by passes of our own in float64: dask-ml takes large chunks, and NumPy's alone."""
+    why = "" if chosen() is not None else f": whole rows of {_rows(seen)} images at once, as dask-ml takes them, are "\
+        "more than a worker has room for"  # fmt: skip
     events.emit("note", "kmeans", f"{seen.layer or 'array'}: {len(seen.taking_part)} images × {seen.labels.count} "
-                "features, read in every iteration")  # fmt: skip
+                f"features, read in every iteration, in blocks{why}")  # fmt: skip
     for number in range(max_iter):
         found = seen.reduce({"lloyd": Lloyd(standardise, centres)}, executor, "kmeans")["lloyd"]
         new = found["sum"] / np.maximum(found["count"], 1)[:, None]

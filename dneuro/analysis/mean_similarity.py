@@ -12,7 +12,7 @@ from dneuro.analysis.across import check_results, over_layers
 from dneuro.analysis.metrics import METRICS
 from dneuro.engine.executors import get_executor
 from dneuro.engine.passes import reduce
-from dneuro.engine.plan import Plan, plan_pass
+from dneuro.engine.plan import Plan, in_driver, plan_pass
 from dneuro.errors import ArrayError
 from dneuro.kernels import OffDiagonal
 
@@ -103,7 +103,8 @@ def plan_mean_similarity(results: Mapping[str, xr.Dataset], *, client: Any = Non
     widest = max(len(matrix) for result in results.values() for matrix in _matrices(result).values())
     return Plan(
         NAME, 1, sum(plan.read_bytes for plan in plans), max(plan.tasks for plan in plans),
-        max(plan.worker_bytes for plan in plans), 48 * widest + 2 * size, size, "in blocks, no matrix is held",
+        max(plan.worker_bytes for plan in plans), in_driver(48 * widest + 2 * size, executor), size,
+        "in blocks, no matrix is held",
         plans[0].device, max(plan.device_bytes for plan in plans),
     )  # fmt: skip
 

@@ -33,10 +33,12 @@ from dneuro.engine.behind import times_over
 from dneuro.engine.blocks import Block
 from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
-from dneuro.engine.plan import Plan
+from dneuro.engine.plan import Plan, in_driver
 from dneuro.engine.regions import tile
 from dneuro.engine.residence import Persist, check_persist, decide, is_resident, share_of
 from dneuro.engine.tiling import Needs, Tiling
+from dneuro.engine.visits import parts_bytes
+from dneuro.engine.window import PER_SLOT
 from dneuro.errors import ArrayError
 from dneuro.kernels import CrossProducts
 from dneuro.kernels.products import CENTRE_ITEMS
@@ -247,7 +249,8 @@ def pairing(
         read_bytes=tiling.read_bytes,
         tasks=len(tiling.regions),
         worker_bytes=peak - taken,  # threads share the driver's memory, and the plan counts the result there
-        driver_bytes=_driver_bytes(keep, count, tiling),
+        driver_bytes=in_driver(_driver_bytes(keep, count, tiling), executor)
+        + parts_bytes(x, tiling.spans, tiling.bands, PER_SLOT * executor.slots),
         result_bytes=result,
         method=_method(tiling, multiplied, reads),
         times_over=times_over([x], [Block(band, tiling.strips[0]) for band in tiling.bands]),

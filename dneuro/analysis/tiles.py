@@ -77,6 +77,7 @@ class _Strips:
             for strip in strips:
                 first, last = self.tiling.strips[strip]
                 yield strip, flat(values[0][:, first - start : last - start])
+            del values  # the next is read while nothing of this one is held
 
 
 @dataclass

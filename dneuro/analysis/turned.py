@@ -20,15 +20,17 @@ from dneuro.kernels.standardise import Mode
 
 @dataclass(frozen=True)
 class PrepareTurned:
-    """Blocks (neurons, images), checked; an error names the image, and the neuron by its place among all."""
+    """Blocks (neurons, images), checked; an error names the image, and the neuron by its place in the layer."""
 
     layer: str
     images: NDArray[np.int64]
+    sizes: tuple[int, ...]
     how: None = None
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return the blocks."""
-        place = {"image": self.images[origin["neuron"]], "neuron": origin["image"]}
+        neuron = np.stack(np.unravel_index(origin["image"], self.sizes), axis=1)
+        place = {"image": self.images[origin["neuron"]], "neuron": neuron}
         check_finite(blocks[0].T, place, self.layer)
         check_range(blocks[0].T, place, self.layer)
         return blocks
@@ -48,7 +50,7 @@ def turned(seen: View) -> View:
     data = x.data if dask.is_dask_collection(x.data) else np.asarray(x.data)
     flat = data.reshape(len(x), math.prod(x.shape[1:])).T
     count = len(seen.taking_part)
-    prepare = PrepareTurned(seen.layer, seen.taking_part)
+    prepare = PrepareTurned(seen.layer, seen.taking_part, x.shape[1:])
     return replace(
         seen,
         xs=(xr.DataArray(flat, dims=("image", "neuron")),),  # rows are what the engine calls images

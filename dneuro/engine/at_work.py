@@ -40,10 +40,18 @@ def run_task(function: Callable[..., Any], *args: Any) -> Any:
     try:
         return function(*args)
     finally:
+        give_back_if_full()
         _AT_WORK.end()
-        limit = _limit()
-        if limit and psutil.Process().memory_info().rss > KEPT_SHARE * limit:
-            release_memory()
+
+
+def give_back_if_full() -> None:
+    """Give back what this worker keeps, if that and what it holds is more than it may keep.
+
+    To be called wherever a long task goes on to its next block: blocks of many sizes leave gaps behind, 180 MiB within
+    one task of a hundred. Not on a worker of dask, nothing is given back.
+    """
+    if _AT_WORK.busy and (limit := _limit()) and psutil.Process().memory_info().rss > KEPT_SHARE * limit:
+        release_memory()
 
 
 class _AtWork:
@@ -51,6 +59,11 @@ class _AtWork:
 
     def __init__(self) -> None:
         self._lock, self._tasks, self._ended = threading.Lock(), 0, time.monotonic()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a task is at work."""
+        return self._tasks > 0
 
     def begin(self) -> bool:
         """Count a task that begins; return whether for a moment there was none."""

@@ -18,6 +18,9 @@ from dneuro.engine.blocks import Block
 from dneuro.engine.executors import Future
 from dneuro.errors import ArrayError
 
+PART_BYTES = 5 * 1024
+"""What a part takes for each chunk that it is made of: 3 to 5 KiB measured of an array on disk."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -147,6 +150,10 @@ class Source:
         if block not in self._parts:
             self._parts[block] = self._part(block, whole_rows)
         return self._parts[block]
+
+    def forget(self, block: Block) -> None:
+        """Let go of a part that nobody asks for any more: of a large array there are many."""
+        self._parts.pop(block, None)
 
     def _part(self, block: Block, whole_rows: bool) -> tuple[Any, list[Future]]:
         where = (slice(*block.rows), slice(None) if whole_rows else slice(*block.columns))

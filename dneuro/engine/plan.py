@@ -17,6 +17,10 @@ from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import MiB, format_bytes
 
+TASKS_BYTES = 16 * MiB
+"""What tasks on workers take in the process that sends them: their graphs, messages and futures, and what is imported
+with the first of them."""
+
 
 class Plannable(Protocol):
     """What the plan needs of a kernel."""
@@ -48,7 +52,7 @@ class Plan:
     worker_bytes : int
         Peak memory of one worker process.
     driver_bytes : int
-        Peak memory for results in the process that asks.
+        Peak memory in the process that asks: for results, and for the tasks that it sends to workers.
     result_bytes : int
         Size of the result.
     method : str
@@ -161,6 +165,14 @@ class Plan:
             events.emit("warning", self.operation, self._derived)
 
 
+def in_driver(held: int, where: Sizes) -> int:
+    """Return the peak of the process that asks and holds so many bytes for results, with what tasks take there.
+
+    The tasks of threads are of that process: what they take is counted with them.
+    """
+    return held if isinstance(where, ThreadExecutor) else held + TASKS_BYTES
+
+
 def fit(
     xs: Sequence[xr.DataArray], kernels: Mapping[str, Plannable], executor: Sizes, *, pooled: bool = False
 ) -> tuple[Grid, int]:
@@ -259,7 +271,7 @@ def plan_pass(
         read_bytes=passes * sum(int(x.nbytes) for x in xs),
         tasks=len(grid.runs),
         worker_bytes=peak,
-        driver_bytes=2 * result_bytes if driver_bytes is None else driver_bytes,
+        driver_bytes=in_driver(2 * result_bytes if driver_bytes is None else driver_bytes, executor),
         result_bytes=result_bytes,
         method=method,
         device=chosen_name(),

@@ -6,7 +6,11 @@ complete when the task ends, so nothing is merged and no state outlives its task
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
+import math
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +21,11 @@ from numpy.typing import NDArray
 
 from dneuro import events
 from dneuro.engine import stopping
+from dneuro.engine.at_work import give_back_if_full
 from dneuro.engine.blocks import Block
 from dneuro.engine.device import Device, chosen
 from dneuro.engine.executors import Executor, one_blas_thread
-from dneuro.engine.parts import Bundle, Source, compute
+from dneuro.engine.parts import PART_BYTES, Bundle, Source, compute
 from dneuro.engine.passes import Prepare
 from dneuro.engine.place import Place, place_of
 from dneuro.engine.window import Call, Window
@@ -83,6 +88,7 @@ class Reader:
         A task that was stopped ends here.
         """
         stopping.check()
+        give_back_if_full()
         rows, taking = self._shared.bands[band], None
         if self._shared.taking is not None:
             taking = self._shared.taking[slice(*rows)]
@@ -160,22 +166,61 @@ def visit(
     events.emit("finished", step, done=done, total=total, what=what)
 
 
+def parts_bytes(
+    x: xr.DataArray, tasks: Sequence[Sequence[Span]], bands: Sequence[Span], in_flight: int
+) -> int:
+    """Return the most that the parts of an array take in the process that asks.
+
+    Parameters
+    ----------
+    x : DataArray, dims (image, …)
+        The array.
+    tasks : sequence of sequence of (int, int)
+        The spans that each of the visits reads, in their order.
+    bands : sequence of (int, int)
+        Images that are read at a time.
+    in_flight : int
+        Tasks that have been sent and are not done.
+    """
+    if x.chunks is None:
+        return 0
+    edges = list(itertools.accumulate(x.chunks[1], initial=0))
+    each = (len(x.chunks[0]) + len(bands)) * math.prod(map(len, x.chunks[2:]))  # bands may cut chunks
+    waiting = Counter(span for spans in tasks for span in spans)
+    sizes = {
+        (start, stop): each * (bisect.bisect_left(edges, stop) - bisect.bisect_right(edges, start) + 1)
+        for start, stop in waiting
+    }
+    held: set[Span] = set()
+    now = most = largest = 0
+    for spans in tasks:
+        now += sum(sizes[span] for span in {*spans} - held)
+        held.update(spans)
+        most, largest = max(most, now), max(largest, sum(sizes[span] for span in spans))
+        waiting.subtract(spans)
+        done = {span for span in spans if not waiting[span]}
+        now -= sum(sizes[span] for span in done)
+        held -= done
+    return PART_BYTES * (most + in_flight * largest)
+
+
 def _calls(
     xs: Sequence[xr.DataArray], visits: Sequence[Visit], shared: _Shared, sent: Any
 ) -> Iterator[Call[int]]:
     sources = [Source(x) for x in xs]
-    known: dict[Block, tuple[list[Any], list[Any]]] = {}  # many tasks read the same columns
-
-    def part(block: Block) -> tuple[list[Any], list[Any]]:
-        if block not in known:
-            packed = [source.part(block) for source in sources]
-            known[block] = [some for some, _ in packed], [held for _, held in packed]
-        return known[block]
-
+    waiting = Counter(span for some in visits for span in some.spans)  # many tasks may read the same columns
     for number, some in enumerate(visits):
-        taken = [[part(Block(band, span)) for band in shared.bands] for span in some.spans]
-        parts = [[its for its, _ in span] for span in taken]
-        fillings = [[held for _, held in span] for span in taken]
+        taken = [
+            [[source.part(Block(band, span)) for source in sources] for band in shared.bands] for span in some.spans
+        ]
+        parts = [[[part for part, _ in band] for band in span] for span in taken]
+        fillings = [[[held for _, held in band] for band in span] for span in taken]
+        for span in some.spans:
+            waiting[span] -= 1
+            if not waiting[span]:
+                for source, band in itertools.product(sources, shared.bands):
+                    source.forget(Block(band, span))
+        del taken
         yield number, _visit, (sent, some.spans, Bundle(parts), fillings, *some.args)
 
 

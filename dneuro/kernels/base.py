@@ -250,7 +250,7 @@ def _place(first: Sequence[Any], origin: Origin) -> tuple[int, tuple[int, ...]]:
     neuron = [int(i) for i in first[1:]]
     columns = next((origin[name] for name in origin if name != "image"), None)
     if columns is not None:
-        neuron[0] = int(columns[neuron[0]])
+        neuron[:1] = np.ravel(columns[neuron[0]]).tolist()  # several numbers where columns are stacked
     return int(origin["image"][first[0]]), tuple(neuron)
 
 

@@ -177,6 +177,21 @@ def test_nonfinite__names_layer_image_and_neuron(
     ANALYSES[analysis](left, **parameters)
 
 
+@pytest.mark.parametrize("chunked", [True, False])
+@pytest.mark.parametrize("ask", [
+    lambda x: dn.similarity(x, per="image"),
+    lambda x: dn.clusters(x, count=2, per="image"),
+    lambda x: dn.svd(x, rank=2),
+])  # fmt: skip
+def test_nonfinite__names_the_neuron_where_images_are_the_columns(ask: Any, chunked: bool) -> None:
+    x = layer(8, 7, 3, 2).assign_coords(image=np.arange(8) * 11)
+    values = x.values
+    values[6, 2, 1, 1] = np.nan
+    spoilt = x.copy(data=da.from_array(values, chunks=(8, 1, 3, 2)) if chunked else values)
+    with pytest.raises(NonFiniteError, match=r"features\.9: image 66, neuron \(2, 1, 1\) is nan"):
+        ask(spoilt)
+
+
 def test_nonfinite__hint_works_without_coordinates() -> None:
     x = xr.DataArray(np.array([[1.0], [np.nan], [2.0]], "f4"), dims=("image", "channel"))
     with pytest.raises(NonFiniteError, match="activations: image 1, ") as caught:

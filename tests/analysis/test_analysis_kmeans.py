@@ -151,6 +151,33 @@ def test_kmeans__refuses_what_cannot_be(wrong: dict[str, Any], message: str) -> 
         dn.kmeans(layer(), **wrong)
 
 
+@pytest.mark.parametrize("how", [None, "neuron"])
+def test_kmeans__whose_long_chunks_do_not_fit_goes_by_passes(how: Any) -> None:
+    rng = np.random.default_rng(4)
+    kinds = rng.integers(0, 5, 4000)
+    values = (rng.standard_normal((4000, 60)) + 4 * rng.standard_normal((5, 60))[kinds]).astype("f4")
+    x = layer(values, (2000, 20), label=("image", kinds))
+    asked: dict[str, Any] = {"count": 5, "standardize": how, "tol": 0, "seed": 1}
+    roomy = ThreadExecutor(2, memory=2**33)
+    whole, planned = dn.kmeans(x, **asked, client=roomy), dn.plan("kmeans", x, **asked, client=roomy)
+    assert whole.attrs["method"] == planned.method == "dask-ml"
+    little = ThreadExecutor(2, memory=planned.process_bytes(roomy) - 1)
+    notes: list[str] = []
+    with events.listening(lambda event: notes.append(event.message)):
+        found = dn.kmeans(x, **asked, client=little)
+    plan = dn.plan("kmeans", x, **asked, client=little)
+    assert plan.fits(little)
+    assert plan.passes == 100 + 2 + (how is not None), "each iteration reads the array"
+    assert found.attrs["method"] == plan.method == "passes over blocks, in float64"
+    assert any("whole rows of 4000 images at once" in note for note in notes)
+    for name in ("cluster", "member", "size", "class_count"):
+        xr.testing.assert_identical(found[name], whole[name])
+    for name in ("centre", "distance"):
+        xr.testing.assert_allclose(found[name], whole[name], rtol=1e-5, atol=1e-5)
+    assert found.attrs["converged"]
+    assert found.attrs["inertia"] == pytest.approx(whole.attrs["inertia"], rel=1e-6)
+
+
 def test_kmeans__that_does_not_fit_is_refused() -> None:
     with pytest.raises(MemoryLimitError, match="kmeans needs"):
         dn.kmeans(layer(), count=2, client=ThreadExecutor(1, memory=2**20))

@@ -341,7 +341,7 @@ def test_similarity__that_the_driver_cannot_hold_is_refused_with_the_way_out(mon
     plan = dn.plan("similarity", x, metric="pearson", out="matrix.zarr", client=threads)
     assert plan.worker_bytes <= threads.memory
     assert plan.result_bytes == 4 * 40_000**2
-    assert plan.driver_bytes == 0
+    assert plan.driver_bytes < 64 * MiB, "parts of the array for its tasks, nothing of the matrix"
     nearest = dn.plan("similarity", x, metric="pearson", neighbours=20, client=threads)
     assert nearest.worker_bytes <= threads.memory
     assert nearest.result_bytes == 16 * 20 * 40_000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import dneuro as dn
 from dneuro import events
 from dneuro.engine import ThreadExecutor
 from dneuro.engine.executors import PROCESS_BYTES
+from dneuro.engine.parts import Part
 from dneuro.engine.regions import strip_length, tile
 from dneuro.engine.tiling import Needs
+from dneuro.engine.visits import Visit, visit
 from dneuro.quantities import GiB, MiB
 
 NEEDS = Needs(item=4, kept=lambda tiles, now, strips, width: (0, 0), work=lambda width: 0)
@@ -77,6 +80,20 @@ def test_strip_length__along_chunk_borders(chunks: int, features: int, expected:
 def test_strip_length__uneven_chunks_and_arrays_in_memory() -> None:
     assert strip_length(array(10, 3000, (10, (500, 1500, 1000))), 1) == 1024
     assert strip_length(xr.DataArray(np.zeros((3, 700)), dims=("image", "channel")), 1) == 700
+
+
+def test_visit__keeps_parts_of_the_array_only_for_tasks_that_are_to_come() -> None:
+    x, bands = array(40, 60, (10, 60)), tuple(itertools.pairwise(range(0, 41, 10)))
+
+    def parts(reader: Any) -> int:
+        return sum(isinstance(thing, Part) for thing in gc.get_objects())
+
+    gc.collect()
+    alone = [Visit(((column, column + 1),), ()) for column in range(60)]
+    found = list(visit([x], parts, alone, ThreadExecutor(1), bands=bands))
+    assert max(found) <= 4 * len(bands), "two tasks in flight, one that is made and one that was"
+    shared = [Visit(((0, 1), (column, column + 1)), ()) for column in range(1, 60)]
+    assert len(list(visit([x], parts, shared, ThreadExecutor(1), bands=bands))) == 59
 
 
 def test_tile__more_memory_means_less_reading() -> None:

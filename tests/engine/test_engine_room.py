@@ -16,6 +16,8 @@ import dneuro as dn
 from dneuro.analysis import ANALYSES
 from dneuro.engine import Plan, ThreadExecutor, memory
 from dneuro.engine.executors import PROCESS_BYTES
+from dneuro.engine.parts import PART_BYTES
+from dneuro.engine.plan import TASKS_BYTES
 from dneuro.errors import MemoryLimitError
 from dneuro.quantities import GiB, MiB
 
@@ -152,6 +154,45 @@ def test_analysis__whose_answer_does_not_fit_is_refused_before_anything_is_read(
         ANALYSES[analysis](x, client=where, **parameters)
     assert caught.value.hint
     assert "workers" not in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["gini", "spectral_flatness", "class_selectivity"])
+def test_indices__whose_rows_do_not_fit_are_refused_before_anything_is_read(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy = da.zeros((20_000, 1500), chunks=(10_000, 500), dtype="f4")
+    x = xr.DataArray(lazy, dims=("image", "channel"))
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: 64 * GiB)
+    planned = dn.plan(name, x, dim="channel")
+    assert planned.worker_bytes > PROCESS_BYTES + 2 * 10_000 * 1500 * 4
+    getattr(dn, name)(x, dim="channel")
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: planned.worker_bytes - MiB)
+    with pytest.raises(MemoryLimitError, match=rf"{name} needs .* per worker, the limit is") as caught:
+        getattr(dn, name)(x, dim="channel")
+    assert "smaller chunks" in str(caught.value.hint)
+    monkeypatch.setattr("dneuro.engine.executors.available", lambda: planned.worker_bytes)
+    with pytest.raises(MemoryLimitError, match=rf"{name} needs .* in the driver, .*; nothing was started") as caught:
+        getattr(dn, name)(x, dim="channel")
+    assert caught.value.hint
+    getattr(dn, name)(x.isel(image=slice(9)).compute(), dim="channel")
+
+
+def test_plan__counts_what_tasks_of_workers_take_in_the_process_that_sends_them() -> None:
+    x = xr.DataArray(da.zeros((400, 30), chunks=(100, 30), dtype="f4"), dims=("image", "channel"))
+    for analysis, asked in {"top_images": {"k": 5}, "svd": {"rank": 2}, "nmf": {"rank": 2}}.items():
+        workers = dn.plan(analysis, x, client=Place(64 * GiB, 64 * GiB), **asked)
+        assert workers.driver_bytes >= workers.result_bytes + TASKS_BYTES
+        assert dn.plan(analysis, x, client=ThreadExecutor(1, memory=64 * GiB), **asked).driver_bytes < TASKS_BYTES
+
+
+def test_plan__of_tiles_counts_the_parts_of_the_array_that_tasks_are_sent() -> None:
+    def planned(images: int) -> Plan:
+        x = xr.DataArray(da.zeros((images, 4096), chunks=(512, 4096), dtype="f4"), dims=("image", "channel"))
+        return dn.plan("similarity", x, neighbours=10, persist=False, client=Place(GiB // 2, 64 * GiB))
+
+    few, many = planned(51_200), planned(512_000)
+    assert few.result_bytes == many.result_bytes
+    assert many.driver_bytes - few.driver_bytes > 900 * PART_BYTES
 
 
 def test_svd__takes_as_many_steps_as_the_driver_has_room_for() -> None:

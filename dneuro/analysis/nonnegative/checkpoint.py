@@ -1,4 +1,4 @@
-"""The state of a factorisation on disk, so that a killed run goes on from its last iteration."""
+"""The state of a factorisation on disk, so that a killed run goes on from one of its last iterations."""
 
 from __future__ import annotations
 

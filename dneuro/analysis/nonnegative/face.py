@@ -71,7 +71,8 @@ def nmf(
     seed : int
         Of the start.
     checkpoint : path or URL, optional
-        File that keeps the state (``.npz``), written every few seconds; if it is there, the run goes on from it, after
+        File that keeps the state (``.npz``), written after an iteration if the last time is 2 s ago, so a killed run
+        loses no more than that and the iteration it was at; if it is there, the run goes on from it, after
         one read that looks whether the state is of these images and activations. A state of more than `max_iter`
         iterations is given as it is: no iteration is undone.
     persist : {"auto", True, False}

@@ -20,7 +20,7 @@ from dneuro.analysis.patching.rendering import Render, Rendering
 from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.device import chosen_name, held_on_device, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes
-from dneuro.engine.plan import Plan
+from dneuro.engine.plan import Plan, in_driver
 from dneuro.errors import ArrayError
 from dneuro.kernels.ica import BATCH_ITEMS, Fun
 from dneuro.store.blocks import BlockArray
@@ -134,7 +134,7 @@ class Asked:
             read_bytes=int(self.patches.nbytes),
             tasks=len(self.spans),
             worker_bytes=process_bytes(executor) + executor.slots_per_process * (task + moving_bytes(block)),
-            driver_bytes=driver,
+            driver_bytes=in_driver(driver, executor),
             result_bytes=result,
             method=f"FastICA, blocks of {most} channels",
             device=chosen_name(),
