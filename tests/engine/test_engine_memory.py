@@ -83,7 +83,20 @@ def test_task__begins_after_a_rest_with_no_freed_memory(monkeypatch: pytest.Monk
     monkeypatch.setattr(at_work, "release_memory", lambda: seen.append("released"))
     monkeypatch.setattr(at_work, "keep_memory", lambda **settings: True)
     monkeypatch.setattr(at_work, "_limit", lambda: None)
-    monkeypatch.setattr(at_work, "_AT_WORK", SimpleNamespace(begin=lambda: not seen, end=lambda: seen.append("end")))
+    stand_in = SimpleNamespace(begin=lambda: not seen, end=lambda: seen.append("end"), busy=True)
+    monkeypatch.setattr(at_work, "_AT_WORK", stand_in)
     for _ in range(2):
         at_work.run_task(seen.append, "task")
     assert seen == ["released", "task", "end", "task", "end"]
+
+
+@pytest.mark.parametrize(("busy", "limit", "released"), [(True, 1, True), (False, 1, False), (True, 2**50, False)])
+def test_task__gives_back_in_between_only_on_a_worker_that_is_full(
+    monkeypatch: pytest.MonkeyPatch, busy: bool, limit: int, released: bool
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(at_work, "release_memory", lambda: seen.append("released"))
+    monkeypatch.setattr(at_work, "_limit", lambda: limit)
+    monkeypatch.setattr(at_work, "_AT_WORK", SimpleNamespace(busy=busy))
+    at_work.give_back_if_full()
+    assert bool(seen) is released
