@@ -40,8 +40,8 @@ def slug(text: str, longest: int) -> str:
 def label(folder: str, claim: str = "") -> str:
     """Return the value of the label that everything has which belongs to a job or to a standing cluster.
 
-    The name of a job's folder has in it which store the job is about. That of a standing cluster is its profile's
-    alone, which others in the namespace may have too: theirs lies in another `state`, or on another volume.
+    The name of a job's folder has in it which store the job is about, by its path: others in the namespace may have
+    that path on another volume. That of a standing cluster is its profile's alone: theirs lies in another `state`, too.
 
     Parameters
     ----------
@@ -50,11 +50,13 @@ def label(folder: str, claim: str = "") -> str:
     claim : str
         Of the volume that the folder is on, if it is on one.
     """
-    place = Path(folder)
-    if place.parent.name != STANDING:
+    place, apart = Path(folder), claim
+    if place.parent.name == STANDING:
+        whole = folder if "://" in folder else os.path.normpath(place.absolute())
+        apart = f"{claim}:{whole}"
+    if not apart:
         return slug(place.name, 63)
-    whole = folder if "://" in folder else os.path.normpath(place.absolute())
-    return f"{slug(place.name, 54)}-{hashlib.sha256(f'{claim}:{whole}'.encode()).hexdigest()[:8]}"
+    return f"{slug(place.name, 54)}-{hashlib.sha256(apart.encode()).hexdigest()[:8]}"
 
 
 def group_names(cluster: str, pools: Iterable[str]) -> dict[str, str]:

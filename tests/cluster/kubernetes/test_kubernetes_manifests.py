@@ -67,7 +67,8 @@ def variables(pod: dict[str, Any]) -> dict[str, str]:
 def test_manifests__are_those_of_the_plan(manifests: Manifests) -> None:
     assert set(manifests) == {"Job", "Secret", "DaskCluster", "extract", "memory"}
     assert {one["metadata"]["namespace"] for one in manifests.values()} == {"lab"}
-    assert {one["metadata"]["labels"]["dneuro.org/job"] for one in manifests.values()} == {"demo-12345678"}
+    labels = {one["metadata"]["labels"]["dneuro.org/job"] for one in manifests.values()}
+    assert labels == {names.label("demo-12345678", claim="data")}
 
 
 def test_manifests__fit_the_schemas_of_the_api_and_of_the_operator(

@@ -144,27 +144,33 @@ class Several:
 
 
 @pytest.mark.parametrize(
-    ("claim", "state"), [("scratch", "/state/bob"), ("home-bob", "/state/alice")], ids=["state", "volume"]
+    ("folder", "claim", "his_folder"),
+    [
+        ("/state/alice/clusters/" + "a" * 60, "scratch", "/state/bob/clusters/" + "a" * 60),
+        ("/state/alice/clusters/" + "a" * 60, "home-bob", "/state/alice/clusters/" + "a" * 60),
+        ("/state/.dneuro/demo-12345678", "home-bob", "/state/.dneuro/demo-12345678"),
+    ],
+    ids=["standing cluster, another state", "standing cluster, another volume", "job, another volume"],
 )
-def test_standing_cluster__of_a_name_that_another_one_has_leaves_that_alone(
-    claim: str, state: str, monkeypatch: pytest.MonkeyPatch
+def test_clean_up__leaves_alone_what_has_the_same_name_elsewhere(
+    folder: str, claim: str, his_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def backend(claim: str, state: str) -> tuple[KubernetesBackend, Path]:
+    def backend(claim: str) -> KubernetesBackend:
         site = {"image": IMAGE, "volumes": [{"claim": claim, "path": "/state"}]}
-        profile = ProfileSpec.model_validate({"backend": "kubernetes", "state": state, "kubernetes": site,
+        profile = ProfileSpec.model_validate({"backend": "kubernetes", "kubernetes": site,
                                               "pools": {"extract": {"memory": "1GiB"}}})  # fmt: skip
-        return KubernetesBackend(profile), Path(state, "clusters", "a" * 60)
+        return KubernetesBackend(profile)
 
     api = Several()
     monkeypatch.setattr(KubernetesBackend, "api", api)
-    hers, her_folder = backend("scratch", "/state/alice")
-    his, his_folder = backend(claim, state)
-    job = hers.start_driver(her_folder, ["python", "-m", "x"], "dneuro-cluster-a").id
+    hers, her_folder, his = backend("scratch"), Path(folder), backend(claim)
+    job = hers.start_driver(her_folder, ["python", "-m", "x"], "a").id
     cluster = hers._cluster(her_folder, "a")
+    assert hers._cluster(her_folder / "attempts" / "001", "a").job == cluster.job, "as its driver has it"
     api.create(cluster.dask_cluster(None))
     assert len(cluster.job) <= 63
-    assert his.clean_up(his_folder) == api.deleted == []
-    assert hers.clean_up(Path("/state/alice/x/../clusters") / her_folder.name) == [
+    assert his.clean_up(Path(his_folder)) == api.deleted == []
+    assert hers.clean_up("/state/x/.." / her_folder.relative_to("/state")) == [
         f"daskcluster/{cluster.name}", f"job/{job}"
     ], "however its path is written"  # fmt: skip
 
