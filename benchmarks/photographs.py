@@ -25,8 +25,11 @@ from benchmarks.question import Candidate, Question
 from benchmarks.setting import Setting
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "4000"))
+COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "6000"))
 """Photographs taken, evenly from all there are, or all of them many times over."""
+
+Variant = tuple[str, int]
+"""Whether each core runs batches of its own (`lanes`) or all share one (`threads`), and images per batch."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Case:
         Photographs.
     unit : int
         Images per unit: so few that there are enough units for all cores.
+    plain, kept, alike : tuple of Variant
+        Plain loops; those with freed memory kept; those of them with dneuro's pixels.
     headless : bool
         Only its convolutions.
     """
@@ -54,6 +59,9 @@ class Case:
     layers: Mapping[str, str]
     count: int
     unit: int
+    plain: tuple[Variant, ...]
+    kept: tuple[Variant, ...]
+    alike: tuple[Variant, ...]
     headless: bool = False
 
 
@@ -66,12 +74,15 @@ SQUEEZENET = Case(
         "features.12.expand3x3_activation": "full",
     },
     COUNT, unit=256,
+    plain=(("lanes", 8), ("lanes", 16), ("lanes", 32), ("threads", 8)),
+    kept=(("lanes", 8), ("lanes", 16), ("lanes", 32)),
+    alike=(("lanes", 16), ("lanes", 32)),
 )  # fmt: skip
 CONVOLUTIONS = (1, 3, 6, 8, 11, 13, 15, 18, 20, 22, 25, 27, 29)
 """The ReLUs behind those of VGG16."""
 VGG16 = Case(
-    "vgg16", "vgg16_features", {f"features.{number}": "stats" for number in CONVOLUTIONS}, COUNT // 8, unit=64,
-    headless=True,
+    "vgg16", "vgg16_features", {f"features.{number}": "stats" for number in CONVOLUTIONS}, COUNT // 24, unit=32,
+    plain=(("lanes", 8),), kept=(("lanes", 8), ("lanes", 16)), alike=(("lanes", 8), ("lanes", 16)), headless=True,
 )  # fmt: skip
 
 
@@ -266,24 +277,19 @@ def usual_loop(case: Case, setting: Setting, clock: Clock) -> Callable[[], Any]:
     return call
 
 
-VARIANTS = (("lanes", 8), ("lanes", 16), ("lanes", 32), ("threads", 8), ("threads", 32))
-KEPT = (("lanes", 8), ("lanes", 16), ("lanes", 32))
-ALIKE = (("lanes", 16), ("lanes", 32))
-
-
 def _candidates(case: Case) -> tuple[Candidate, ...]:
     """Return dneuro, the variants of the best plain loop, and the usual loop."""
 
-    def loops(variants: Sequence[tuple[str, int]], how: str, **settings: Any) -> Iterator[Candidate]:
+    def loops(variants: Sequence[Variant], how: str, **settings: Any) -> Iterator[Candidate]:
         for name, batch in variants:
             made = functools.partial(plain_loop, case, name, batch, **settings)
             yield Candidate(f"plain loop, {name} of {batch}{how}, nothing stored", made, "threads")
 
     return (
         Candidate("dneuro extract, stored", functools.partial(ours, case), "threads"),
-        *loops(VARIANTS, ""),
-        *loops(KEPT, ", memory kept", kept=True),
-        *loops(ALIKE, ", memory kept, pictures as dneuro decodes them", kept=True, alike=True),
+        *loops(case.plain, ""),
+        *loops(case.kept, ", memory kept", kept=True),
+        *loops(case.alike, ", memory kept, pictures as dneuro decodes them", kept=True, alike=True),
         Candidate("usual loop, numpy.save", functools.partial(usual_loop, case), "memory"),
     )
 
