@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from dneuro import events
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
-from dneuro.cluster.kubernetes import scheduler
+from dneuro.cluster.kubernetes import scheduler, waiting
 from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.manifests import (
     OWN_JOB,
@@ -46,6 +47,9 @@ NANNY = 192 * MiB
 
 POLL = 1.0
 """Seconds between two looks at a driver that was told to stop."""
+
+ENDING = 15.0
+"""Seconds for which a driver that ends tries to delete its machines; told to end by its node, it has a minute."""
 
 _WAY_OUT = "{what}: a path below one of kubernetes.volumes, a volume more there: {{claim: …, path: …}}, or s3://…"
 
@@ -124,7 +128,7 @@ class KubernetesBackend:
                 self._end_clusters(cluster.job)  # of an attempt whose driver was killed
             if folder is not None:
                 Record(folder).write(kind="kubernetes", namespace=self.site.namespace, name=cluster.name)
-            stack.callback(self._end, cluster.name)
+            stack.callback(self._end_own, cluster.name)
             began = time.monotonic()
             with self.api:
                 self._make(cluster, keys)
@@ -270,6 +274,15 @@ class KubernetesBackend:
         """Delete the clusters of a job; return their names."""
         names = [one["metadata"]["name"] for one in self.api.list("DaskCluster", {JOB_LABEL: job})]
         return [f"daskcluster/{name}" for name in names if self._end(name)]
+
+    def _end_own(self, name: str) -> None:
+        """Delete this process's cluster; say so where that fails, for what the process has done is done all the same."""
+        try:
+            waiting.patiently(lambda: self._end(name), ENDING)
+        except ApiError as error:
+            stay = f"stay as long as this driver's {_own()['kind']}"
+            command = f"kubectl delete daskcluster {name} -n {self.site.namespace}"
+            events.emit("warning", message=f"the machines {name} {stay}: {error.message}; {command}")
 
     def _end(self, name: str) -> bool:
         """Delete a cluster: what it owns, its workers, goes with it; its keys lie beside it."""

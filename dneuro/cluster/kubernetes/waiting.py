@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from dneuro.cluster.kubernetes.api import Api
+from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.pods import Manifest
 
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
@@ -13,6 +14,29 @@ HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 
 RESTARTS = 3
 """Ends of a container in a row after which its pod counts as one that will not come up."""
+
+PAUSE = 1.0
+"""Seconds before a request that failed is made again."""
+
+_Answer = TypeVar("_Answer")
+
+
+def patiently(request: Callable[[], _Answer], seconds: float) -> _Answer:
+    """Return the answer to a request; while the API is away it is made again, for `seconds`.
+
+    Raises
+    ------
+    ApiError
+        If it is refused, or the API is away for longer.
+    """
+    over = time.monotonic() + seconds
+    while True:
+        try:
+            return request()
+        except ApiError as error:
+            if not error.passes or time.monotonic() + PAUSE > over:
+                raise
+        time.sleep(PAUSE)
 
 
 def scheduler_labels(cluster: str) -> dict[str, str]:
