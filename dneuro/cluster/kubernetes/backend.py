@@ -48,6 +48,10 @@ NANNY = 192 * MiB
 POLL = 1.0
 """Seconds between two looks at a driver that was told to stop."""
 
+TROUBLE = 60.0
+"""Seconds for which an API that is away is borne where machines are made; where they are awaited, it is as long as for
+them."""
+
 ENDING = 15.0
 """Seconds for which a driver that ends tries to delete its machines; told to end by its node, it has a minute."""
 
@@ -125,7 +129,8 @@ class KubernetesBackend:
             stack.callback(shutil.rmtree, keys, ignore_errors=True)  # worth nothing any more
             cluster = self._cluster(folder, name)
             with self.api:
-                self._end_clusters(cluster.job)  # of an attempt whose driver was killed
+                # Of an attempt whose driver was killed.
+                waiting.patiently(lambda: self._end_clusters(cluster.job), TROUBLE)
             if folder is not None:
                 Record(folder).write(kind="kubernetes", namespace=self.site.namespace, name=cluster.name)
             stack.callback(self._end_own, cluster.name)
@@ -265,10 +270,25 @@ class KubernetesBackend:
     def _make(self, cluster: Cluster, keys: Path) -> None:
         mine = _own()
         files = {path.name: path.read_bytes() for path in keys.iterdir() if not path.name.startswith("client")}
-        self.api.create(cluster.secret(files, mine))
-        above = owner_of(self.api.create(cluster.dask_cluster(mine)))
+        self._create(cluster.secret(files, mine))
+        above = owner_of(self._create(cluster.dask_cluster(mine)))
         for pool in self.profile.groups:
-            self.api.create(cluster.worker_group(pool, above))
+            self._create(cluster.worker_group(pool, above))
+
+    def _create(self, manifest: Manifest) -> Manifest:
+        """Make an object of a name that nothing has; made by a request that got no answer, it is there already."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+
+        def create() -> Manifest:
+            try:
+                return self.api.create(manifest)
+            except ApiError as error:
+                if error.code != 409 or "already exists" not in error.message:
+                    raise
+                # A driver may not read Secrets, and nothing belongs to one.
+                return manifest if kind == "Secret" else self.api.read(kind, name) or manifest
+
+        return waiting.patiently(create, TROUBLE)
 
     def _end_clusters(self, job: str) -> list[str]:
         """Delete the clusters of a job; return their names."""
@@ -276,7 +296,7 @@ class KubernetesBackend:
         return [f"daskcluster/{name}" for name in names if self._end(name)]
 
     def _end_own(self, name: str) -> None:
-        """Delete this process's cluster; say so where that fails, for what the process has done is done all the same."""
+        """Delete this process's cluster; say so where that fails: what the process has done is done all the same."""
         try:
             waiting.patiently(lambda: self._end(name), ENDING)
         except ApiError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -37,6 +38,22 @@ def patiently(request: Callable[[], _Answer], seconds: float) -> _Answer:
             if not error.passes or time.monotonic() + PAUSE > over:
                 raise
         time.sleep(PAUSE)
+
+
+@contextlib.contextmanager
+def bearing() -> Iterator[None]:
+    """Go on where the API is away: whoever waits will look again, and has a time after which they wait no more.
+
+    Raises
+    ------
+    ApiError
+        If it refuses what was asked.
+    """
+    try:
+        yield
+    except ApiError as error:
+        if not error.passes:
+            raise
 
 
 def scheduler_labels(cluster: str) -> dict[str, str]:
@@ -85,7 +102,17 @@ def is_hopeless(pod: Manifest) -> bool:
 
 
 def why_none(api: Api, labels: Mapping[str, str]) -> str:
-    """Return why no pod with these labels runs: what its pods say, else its Deployments, else who should make them."""
+    """Return why no pod with these labels runs: what its pods say, else its Deployments, else who should make them.
+
+    Where the API does not say, that is returned.
+    """
+    try:
+        return _why_none(api, labels)
+    except ApiError as error:
+        return error.message
+
+
+def _why_none(api: Api, labels: Mapping[str, str]) -> str:
     pods = api.list("Pod", labels)
     if said := list(dict.fromkeys(reason for pod in pods for reason in reasons(pod))):
         return "; ".join(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from dneuro.cluster.kubernetes import backend as backend_module
 from dneuro.cluster.kubernetes import scheduler, waiting
 from dneuro.cluster.kubernetes.api import ApiError
 from dneuro.cluster.kubernetes.backend import KubernetesBackend
-from dneuro.errors import PartialError
+from dneuro.errors import DneuroError, PartialError
 from dneuro.spec.profile import ProfileSpec
 
 Manifest = dict[str, Any]
@@ -27,13 +28,13 @@ REFUSED = ApiError("Kubernetes refuses", code=403)
 
 
 class Api:
-    """What it was told to make and to delete it has; its next answers are `troubles`, one after the other."""
+    """It has what it was told to make. Its next answers are `troubles`, None for one as it should be."""
 
     namespace = "dneuro"
 
     def __init__(self) -> None:
         self.there: dict[tuple[str, str], Manifest] = {}
-        self.troubles: list[ApiError] = []
+        self.troubles: list[ApiError | None] = []
         self.always: ApiError | None = None
 
     def __enter__(self) -> Api:
@@ -44,8 +45,9 @@ class Api:
 
     def answer(self) -> None:
         if self.troubles:
-            raise self.troubles.pop(0)
-        if self.always:
+            if trouble := self.troubles.pop(0):
+                raise trouble
+        elif self.always:
             raise self.always
 
     def create(self, manifest: Manifest) -> Manifest:
@@ -138,3 +140,94 @@ def test_machines__that_cannot_be_ended_are_named_and_what_was_done_stays_done(
     ):
         api.always = trouble
         raise PartialError("two units failed")
+
+
+RUNS = {"phase": "Running", "containerStatuses": [{"name": "main", "state": {"running": {}}}]}
+RUNNING = {"kind": "Pod", "metadata": {"name": "p-1"}, "spec": {}, "status": RUNS}
+
+
+@pytest.fixture
+def waits(api: Api, monkeypatch: pytest.MonkeyPatch) -> Api:
+    """The same, with a pod that runs, and looked at all the time."""
+    api.there["Pod", "p-1"] = RUNNING
+    monkeypatch.setattr(scheduler, "POLL", 0.0)
+    monkeypatch.setattr(scheduler, "connect_to", lambda address, timeout: address.scheduler)
+    return api
+
+
+def cluster_of(profile: ProfileSpec) -> Any:
+    return KubernetesBackend(profile)._cluster(None, "small")
+
+
+def test_scheduler__is_waited_for_though_the_api_is_away_for_a_moment(
+    waits: Api, make_profile: MakeProfile, tmp_path: Path
+) -> None:
+    cluster = cluster_of(make_profile())
+    for troubles in ([AWAY], [None, BUSY], [AWAY, None, AWAY]):  # whichever request it is that gets no answer
+        waits.troubles = list(troubles)
+        assert scheduler.connect(waits, cluster, tmp_path, time.monotonic()) == cluster.address
+        assert waits.troubles == []
+    waits.troubles = [REFUSED]
+    with pytest.raises(ApiError, match="refuses"):
+        scheduler.connect(waits, cluster, tmp_path, time.monotonic())
+
+
+def test_scheduler__that_nobody_can_tell_of_is_waited_for_as_long_as_for_any(
+    waits: Api, make_profile: MakeProfile, tmp_path: Path
+) -> None:
+    waits.always = AWAY
+    with pytest.raises(DneuroError, match=r"did not come up within 0\.2 s: the API of Kubernetes cannot") as caught:
+        scheduler.connect(waits, cluster_of(make_profile(start_timeout="0.2s")), tmp_path, time.monotonic())
+    assert not isinstance(caught.value, ApiError)
+
+
+def test_workers__are_waited_for_though_the_api_is_away_for_a_moment(waits: Api, make_profile: MakeProfile) -> None:
+    cluster = cluster_of(make_profile())
+    looks = iter(range(4))
+
+    def workers(n_workers: int) -> Any:
+        there = {"a": {"resources": {"extract": 1}}, "b": {"resources": {"memory": 1}}}
+        return {"workers": {} if next(looks) < 3 else there}
+
+    waits.troubles = [AWAY, BUSY, AWAY]
+    scheduler.wait_for_workers(waits, cluster, SimpleNamespace(scheduler_info=workers), time.monotonic() - 1)
+    assert waits.troubles == []
+
+
+@pytest.mark.usefixtures("machines")
+def test_machines__are_made_though_the_api_is_away_for_a_moment(
+    api: Api, make_profile: MakeProfile, tmp_path: Path
+) -> None:
+    api.troubles = [AWAY, BUSY]
+    with KubernetesBackend(make_profile()).open(folder=tmp_path / "state" / "x", name="small"):
+        assert api.kinds == CLUSTER
+        assert api.troubles == []
+
+
+@pytest.mark.usefixtures("machines")
+def test_machines__that_were_made_by_a_request_without_an_answer_are_not_made_twice(
+    api: Api, make_profile: MakeProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: set[tuple[str, str]] = set()
+
+    def create(self: Api, manifest: Manifest) -> Manifest:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        if (kind, name) in self.there:
+            raise ApiError(f'Kubernetes refuses to make the {kind} {name}: "{name}" already exists', code=409)
+        made = honest(self, manifest)
+        if (kind, name) not in answered:
+            answered.add((kind, name))
+            raise AWAY
+        return made
+
+    honest = Api.create
+    monkeypatch.setattr(Api, "create", create)
+    with KubernetesBackend(make_profile()).open(folder=tmp_path / "state" / "x", name="small"):
+        assert api.kinds == CLUSTER
+        groups = [one for (kind, _), one in api.there.items() if kind == "DaskWorkerGroup"]
+        assert {one["metadata"]["ownerReferences"][0]["uid"] for one in groups} == {"1"}
+
+
+def test_trouble__is_what_another_try_may_do_without() -> None:
+    assert [ApiError("x", code=code).passes for code in (None, 429, 500, 503, 504)] == [True] * 5
+    assert [ApiError("x", code=code).passes for code in (400, 401, 403, 404, 409, 422)] == [False] * 6
