@@ -40,6 +40,9 @@ GRACE = 30.0
 SLACK = 30.0
 """Seconds beside the pools' ``start_timeout`` for the scheduler's own start, once its process runs."""
 
+TAKEN_AWAY = 143
+"""Exit code of a process that was told to end and is to be started again."""
+
 Target = str | os.PathLike[str]
 
 
@@ -202,14 +205,22 @@ def connect(cluster: Target, *, credentials: Target | None = None, timeout: floa
                       timeout=timeout)  # fmt: skip
 
 
-def hold(folder: Path) -> None:
-    """Open the profile in a folder, say there where it is, and hold it until this process is told to end."""
+def hold(folder: Path) -> int:
+    """Open the profile in a folder, say there where it is, and hold it until this process is told to end.
+
+    Returns
+    -------
+    int
+        The exit code: 0. On Kubernetes, where only `down` means it, and deletes the Job whatever its pod ends with,
+        that of a driver whose node is taken away: its Job starts another one elsewhere.
+    """
     import signal
     import threading
 
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
+    (folder / CLUSTER).unlink(missing_ok=True)  # of one before it that was killed
     spec = ProfileSpec.model_validate_json((folder / PROFILE).read_text())
     with backend_of(spec).open(folder=folder, name=folder.name) as machines:
         client = machines.client
@@ -226,6 +237,7 @@ def hold(folder: Path) -> None:
         _write(folder / CLUSTER, json.dumps(said))
         over.wait()
         (folder / CLUSTER).unlink(missing_ok=True)
+    return TAKEN_AWAY if spec.backend == "kubernetes" else 0
 
 
 def _read_profile(profile: Target) -> tuple[Path, ProfileSpec]:
@@ -405,6 +417,6 @@ def _write(path: Path, text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        hold(Path(sys.argv[1]))
+        sys.exit(hold(Path(sys.argv[1])))
     except DneuroError as error:
         sys.exit(f"error: {error}")
