@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dneuro import events
 from dneuro.cluster import processes, whereabouts
 from dneuro.cluster.address import connect_to
 from dneuro.cluster.backends import DriverRef, DriverState, backend_of
@@ -39,6 +40,9 @@ GRACE = 30.0
 
 SLACK = 30.0
 """Seconds beside the pools' ``start_timeout`` for the scheduler's own start, once its process runs."""
+
+ASKED = 5.0
+"""Seconds between two questions why the process that holds the scheduler is not started."""
 
 TAKEN_AWAY = 143
 """Exit code of a process that was told to end and is to be started again."""
@@ -66,6 +70,8 @@ class StandingCluster:
         Logs and records.
     workers : dict of str to int
         Workers there are, by pool; empty where it was not asked.
+    note : str
+        Why it is ``pending``, as far as anybody says.
     """
 
     name: str
@@ -75,6 +81,7 @@ class StandingCluster:
     dashboard: str
     folder: str
     workers: dict[str, int]
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -142,8 +149,10 @@ def status(profile: Target) -> StandingCluster:
         for group in spec.groups:
             workers[group] = sum(group in worker.get("resources", {}) for worker in there)
     here = said if state == "running" else {}
+    ref = _driver(folder)
+    note = backend_of(spec).why_waiting(ref) if state == "pending" and ref is not None else ""
     return StandingCluster(path.stem, state, here.get("address", ""), here.get("credentials", ""),
-                           here.get("dashboard", ""), str(folder), workers)  # fmt: skip
+                           here.get("dashboard", ""), str(folder), workers, note)  # fmt: skip
 
 
 def down(profile: Target) -> list[str]:
@@ -361,13 +370,19 @@ def _wait(spec: ProfileSpec, folder: Path, ref: DriverRef) -> None:
     longest = max(spec.timeout(group) for group in spec.groups)
     queued = time.monotonic() + longest
     over: float | None = None
+    asked, reason = -ASKED, ""
     while not (folder / CLUSTER).is_file():
         state = backend.driver_state(ref)
+        if state == "pending" and time.monotonic() - asked > ASKED:
+            asked, reason = time.monotonic(), backend.why_waiting(ref)
+            if reason:
+                events.emit("note", message=f"its process waits to be started: {reason}")
         if state == "running" and over is None:
             over = time.monotonic() + longest + SLACK
         if state == "gone" or time.monotonic() > (over or queued):
             log = folder / processes.LOG
             why = "its process has ended" if state == "gone" else f"{state} after {format_duration(longest)}"
+            why += f", {reason}" if state == "pending" and reason else ""
             raise DneuroError(f"the cluster did not come up: {why}; log {log}{_tail(log)}",
                               hint="the sizes and the start_timeout in the profile")  # fmt: skip
         time.sleep(0.3)

@@ -14,7 +14,11 @@ from typing import Any
 
 import pytest
 
-from dneuro.cluster import standing
+from dneuro import events
+from dneuro.cluster import DriverRef, standing
+from dneuro.cluster.local import LocalBackend
+from dneuro.cluster.standing import StandingCluster
+from dneuro.errors import DneuroError
 from dneuro.spec.profile import ProfileSpec
 
 IMAGE = "registry.example/dneuro@sha256:" + "0" * 64
@@ -64,3 +68,27 @@ def test_holder__whose_node_is_emptied_is_to_be_started_again_where_nobody_but_d
     assert standing.hold(tmp_path) == code
     teller.join()
     assert (opened, said.exists()) == (["and ended"], False)
+
+
+def test_up__says_why_the_cluster_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both while it waits, and when it has waited long enough."""
+    path = tmp_path / "queued.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/state\nstart_timeout: 0.5s\n")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(LocalBackend, "start_driver", lambda *of: DriverRef("queue", "1"))
+    monkeypatch.setattr(LocalBackend, "driver_state", lambda *of: "pending")
+    monkeypatch.setattr(LocalBackend, "why_waiting", lambda *of: "pod d-1: ImagePullBackOff")
+    noted: list[str] = []
+    noticed: list[StandingCluster] = []
+
+    def stop(self: LocalBackend, ref: DriverRef, *, grace: float) -> None:
+        noticed.append(standing.status(path))
+
+    monkeypatch.setattr(LocalBackend, "stop_driver", stop)
+    with (
+        events.listening(lambda event: noted.append(event.message)),
+        pytest.raises(DneuroError, match=r"did not come up: pending after 0\.5 s, pod d-1: ImagePullBackOff; log "),
+    ):
+        standing.up(path)
+    assert noted == ["its process waits to be started: pod d-1: ImagePullBackOff"]
+    assert [(one.state, one.note) for one in noticed] == [("pending", "pod d-1: ImagePullBackOff")]

@@ -180,6 +180,19 @@ class KubernetesBackend:
             return "unknown"
         return "running" if any(pod.get("status", {}).get("phase") == "Running" for pod in pods) else "pending"
 
+    def why_waiting(self, ref: DriverRef) -> str:
+        """Return what Kubernetes says of the driver's pod, or of why there is none; nothing if it does not answer."""
+        try:
+            with self.api:
+                job = self.api.read("Job", ref.id)
+                if job is None or job["metadata"]["uid"] != ref.details["uid"] or _is_over(job):
+                    return ""
+                if job.get("spec", {}).get("suspend"):
+                    return f"Job {ref.id} is suspended"
+                return waiting.why_not_begun(self.api, ref.id)
+        except ApiError:
+            return ""
+
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
         """Tell the driver to stop and wait for it; after `grace` seconds end its pod for certain."""
         job = self.api.read("Job", ref.id)

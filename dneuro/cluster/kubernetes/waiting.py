@@ -133,6 +133,16 @@ def _why_none(api: Api, labels: Mapping[str, str]) -> str:
     return "the operator of dask-kubernetes has made nothing: does it run, and does it watch this namespace?"
 
 
+def why_not_begun(api: Api, job: str) -> str:
+    """Return why no pod of a Job runs: what the newest one says, else the last warning about it or about the Job."""
+    pods = sorted(api.list("Pod", {"job-name": job}), key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+    if said := list(dict.fromkeys(reasons(pods[-1]))) if pods else []:
+        return "; ".join(said)
+    with contextlib.suppress(ApiError):  # not everybody who may see Jobs may see events
+        return _events(api, {job, *(pod["metadata"]["name"] for pod in pods[-1:])})
+    return ""
+
+
 def hopeless(api: Api, labels: Mapping[str, str]) -> bool:
     """Return whether there are pods with these labels, and none of them will run."""
     pods = api.list("Pod", labels)
@@ -140,7 +150,7 @@ def hopeless(api: Api, labels: Mapping[str, str]) -> bool:
 
 
 def _events(api: Api, names: set[str]) -> str:
-    """Return the last warning about one of these pods, such as a volume that is not there."""
+    """Return the last warning about one of these objects, such as a volume that is not there, or a quota used up."""
     about: Callable[[Manifest], Any] = lambda event: event.get("involvedObject", {}).get("name") in names  # noqa: E731
     warnings = [event for event in api.list("Event") if event.get("type") == "Warning" and about(event)]
     if not warnings:
