@@ -388,17 +388,18 @@ def test_partial__ends_with_the_code_of_its_own(
     assert (again["units_done_before"], again["images"]) == (2, 16)
 
 
-def test_sigterm__ends_the_run_as_ctrl_c_does(
-    call: Call, write_job: WriteJob, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal__ends_the_run_as_ctrl_c_does(
+    call: Call, write_job: WriteJob, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.signal(number, signal.SIG_DFL)  # tests, too, are run under nohup
     job = write_job(images_per_unit=1, batch=1)
     with monkeypatch.context() as patched:
         honest = task.batches
 
         def batches(work: Any, layers: Any, start: int, stop: int) -> Any:
             if start == 5:
-                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), number)
             return honest(work, layers, start, stop)
 
         patched.setattr(task, "batches", batches)
@@ -406,7 +407,7 @@ def test_sigterm__ends_the_run_as_ctrl_c_does(
     assert (done.code, done.out) == (5, "")
     assert "error: stopped by the user; what is done stays done" in done.err
     assert "the same command again goes on from here" in done.hint
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.signal(number, before) is signal.SIG_DFL
     again = json.loads(call("run", job, "--json").out)
     assert 0 < again["units_done_before"] < 40
     assert again["images"] == 40 - again["units_done_before"]

@@ -17,8 +17,11 @@ app = typer.Typer(help="A cluster that stands, for many jobs and notebooks.", no
 def up(profile: Profile, json: AsJson = False) -> None:
     """Start a cluster that stands until it is ended; print its address and where its credentials are."""
     from dneuro.cluster import standing
+    from dneuro.progress import showing
 
-    _show(standing.up(profile), json)
+    with showing(quiet=json):
+        found = standing.up(profile)
+    _show(found, json)
     if not json:
         typer.echo(f'use    dneuro.connect("{profile}"), or dask.distributed.Client with these credentials')
         typer.echo(f"end    dneuro cluster down {profile}")
@@ -55,7 +58,9 @@ def _show(found: object, json: bool) -> None:
         print_json(found.to_dict())
         return
     typer.echo(f"state  {found.state}")
-    for name, value in (("address", found.address), ("credentials", found.credentials), ("dashboard", found.dashboard)):
+    lines = {"note": found.note, "address": found.address, "credentials": found.credentials,
+             "dashboard": found.dashboard}  # fmt: skip
+    for name, value in lines.items():
         if value:
             typer.echo(f"{name}  {value}")
     for pool, workers in found.workers.items():

@@ -202,7 +202,7 @@ def gc(
 
 def drive(folder: Annotated[str, typer.Argument(help="Folder of a job.")]) -> None:
     """Run the job of a folder: what a driver does."""
-    from dneuro.cli.running import ended_by_signals
+    from dneuro.cluster.signals import ended_by_signals
     from dneuro.errors import CancelledError, SchedulerLostError
     from dneuro.jobs.attempt import INTERRUPTED
     from dneuro.jobs.drive import drive as run

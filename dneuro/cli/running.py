@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = False, json: AsJson = False) -> None:
     """Run a job here and now; run it again to resume it."""
+    from dneuro.cluster.signals import ended_by_signals
     from dneuro.jobs import face
     from dneuro.jobs.members import MembersResult
     from dneuro.progress import showing
@@ -69,6 +69,7 @@ def plan(
     from functools import cache
 
     from dneuro.cluster import backend_of, profile_folders
+    from dneuro.cluster.signals import ended_by_signals
     from dneuro.jobs.folder import JobFolder
     from dneuro.jobs.needed import check_files
     from dneuro.jobs.planning import plan_job
@@ -87,7 +88,7 @@ def plan(
     if isinstance(spec, SeriesSpec):
         _plan_members(spec, profile, sizes, calibrate, json, sent)
         return
-    with showing(quiet=True):
+    with showing(quiet=True), ended_by_signals():
         found = plan_job(spec, sizes)
         if not json:
             show_plan(found, sizes)
@@ -114,11 +115,12 @@ def _plan_members(
     series: SeriesSpec, profile: ProfileSpec, sizes: Callable[[str], WorkerSizes], calibrate: int, json: bool, sent: str
 ) -> None:
     """Print what a job over several networks or checkpoints will cost."""
+    from dneuro.cluster.signals import ended_by_signals
     from dneuro.jobs.members import plan_members
     from dneuro.progress import showing
     from dneuro.tables import show_forecast, show_members
 
-    with showing(quiet=True):
+    with showing(quiet=True), ended_by_signals():
         plans = plan_members(series, sizes)
         if not json:
             show_members(plans, sizes)
@@ -131,18 +133,3 @@ def _plan_members(
         typer.echo(f"\n{member}:")
         show_forecast(one)
     _show_sent(profile, sent)
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let a polite kill (SIGTERM) end a run as Ctrl-C does: workers stopped, what is done kept."""
-    import signal
-
-    def stop(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -148,6 +148,10 @@ class Backend(Protocol):
         """Return whether a driver waits, runs, is being ended or gone; ``"unknown"`` where nobody can tell."""
         ...
 
+    def why_waiting(self, ref: DriverRef) -> str:
+        """Return why a driver waits, in the words of whoever starts it; nothing if it does not, or nobody says."""
+        ...
+
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
         """End a driver: politely, and after `grace` seconds for certain."""
         ...

@@ -177,6 +177,10 @@ class DriversHere:
         """Return whether the driver's process runs."""
         return state(ref)
 
+    def why_waiting(self, ref: DriverRef) -> str:
+        """Return nothing: a process does not wait to be started."""
+        return ""
+
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
         """End the driver's process; workers that it has started end with it, others stay."""
         stop(ref, grace)

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dneuro import events
 from dneuro.cluster import processes, whereabouts
 from dneuro.cluster.address import connect_to
 from dneuro.cluster.backends import DriverRef, DriverState, backend_of
@@ -39,6 +40,12 @@ GRACE = 30.0
 
 SLACK = 30.0
 """Seconds beside the pools' ``start_timeout`` for the scheduler's own start, once its process runs."""
+
+ASKED = 5.0
+"""Seconds between two questions why the process that holds the scheduler is not started."""
+
+TAKEN_AWAY = 143
+"""Exit code of a process that was told to end and is to be started again."""
 
 Target = str | os.PathLike[str]
 
@@ -63,6 +70,8 @@ class StandingCluster:
         Logs and records.
     workers : dict of str to int
         Workers there are, by pool; empty where it was not asked.
+    note : str
+        Why it is ``pending``, as far as anybody says.
     """
 
     name: str
@@ -72,6 +81,7 @@ class StandingCluster:
     dashboard: str
     folder: str
     workers: dict[str, int]
+    note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -139,8 +149,10 @@ def status(profile: Target) -> StandingCluster:
         for group in spec.groups:
             workers[group] = sum(group in worker.get("resources", {}) for worker in there)
     here = said if state == "running" else {}
+    ref = _driver(folder)
+    note = backend_of(spec).why_waiting(ref) if state == "pending" and ref is not None else ""
     return StandingCluster(path.stem, state, here.get("address", ""), here.get("credentials", ""),
-                           here.get("dashboard", ""), str(folder), workers)  # fmt: skip
+                           here.get("dashboard", ""), str(folder), workers, note)  # fmt: skip
 
 
 def down(profile: Target) -> list[str]:
@@ -202,14 +214,22 @@ def connect(cluster: Target, *, credentials: Target | None = None, timeout: floa
                       timeout=timeout)  # fmt: skip
 
 
-def hold(folder: Path) -> None:
-    """Open the profile in a folder, say there where it is, and hold it until this process is told to end."""
+def hold(folder: Path) -> int:
+    """Open the profile in a folder, say there where it is, and hold it until this process is told to end.
+
+    Returns
+    -------
+    int
+        The exit code: 0. On Kubernetes, where only `down` means it, and deletes the Job whatever its pod ends with,
+        that of a driver whose node is taken away: its Job starts another one elsewhere.
+    """
     import signal
     import threading
 
     over = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: over.set())
+    (folder / CLUSTER).unlink(missing_ok=True)  # of one before it that was killed
     spec = ProfileSpec.model_validate_json((folder / PROFILE).read_text())
     with backend_of(spec).open(folder=folder, name=folder.name) as machines:
         client = machines.client
@@ -226,6 +246,7 @@ def hold(folder: Path) -> None:
         _write(folder / CLUSTER, json.dumps(said))
         over.wait()
         (folder / CLUSTER).unlink(missing_ok=True)
+    return TAKEN_AWAY if spec.backend == "kubernetes" else 0
 
 
 def _read_profile(profile: Target) -> tuple[Path, ProfileSpec]:
@@ -349,13 +370,19 @@ def _wait(spec: ProfileSpec, folder: Path, ref: DriverRef) -> None:
     longest = max(spec.timeout(group) for group in spec.groups)
     queued = time.monotonic() + longest
     over: float | None = None
+    asked, reason = -ASKED, ""
     while not (folder / CLUSTER).is_file():
         state = backend.driver_state(ref)
+        if state == "pending" and time.monotonic() - asked > ASKED:
+            asked, reason = time.monotonic(), backend.why_waiting(ref)
+            if reason:
+                events.emit("note", message=f"its process waits to be started: {reason}")
         if state == "running" and over is None:
             over = time.monotonic() + longest + SLACK
         if state == "gone" or time.monotonic() > (over or queued):
             log = folder / processes.LOG
             why = "its process has ended" if state == "gone" else f"{state} after {format_duration(longest)}"
+            why += f", {reason}" if state == "pending" and reason else ""
             raise DneuroError(f"the cluster did not come up: {why}; log {log}{_tail(log)}",
                               hint="the sizes and the start_timeout in the profile")  # fmt: skip
         time.sleep(0.3)
@@ -405,6 +432,6 @@ def _write(path: Path, text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        hold(Path(sys.argv[1]))
+        sys.exit(hold(Path(sys.argv[1])))
     except DneuroError as error:
         sys.exit(f"error: {error}")

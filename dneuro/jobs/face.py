@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dneuro.cluster import backend_of, profile_folders
+from dneuro.cluster.signals import ended_by_signals
 from dneuro.errors import UsageError
 from dneuro.jobs.drive import attend
 from dneuro.jobs.driver import JobResult, run_job
@@ -48,7 +49,8 @@ def run(
     job : JobSpec, SeriesSpec or path
         What to compute.
     cluster : ProfileSpec or path, optional
-        A profile, or its path or name: where to compute. Workers are started and ended with the run.
+        A profile, or its path or name: where to compute. Workers are started and ended with the run, also with one
+        that is told to end (SIGTERM), or whose terminal is closed (SIGHUP).
     client : distributed.Client, optional
         Workers that are there already, instead of `cluster`. With neither, the active dask client, else threads of
         this process.
@@ -79,7 +81,8 @@ def run(
     planned = plan_any(spec, backend.sizes)
     folder = JobFolder.of(profile.state, spec)
     folder.write(spec, profile, planned.to_dict(), "run")
-    return attend(folder, spec, backend, planned)
+    with ended_by_signals():
+        return attend(folder, spec, backend, planned)
 
 
 def extract(
@@ -140,6 +143,9 @@ def extract(
 def open_cluster(profile: str | os.PathLike[str] = "local") -> Iterator[Any]:
     """Start the workers of a profile and give a plain dask client; they end with the ``with`` block.
 
+    So they do when this process is told to end (SIGTERM), or its terminal is closed (SIGHUP), unless the program has
+    handlers of its own for these: the block ends with KeyboardInterrupt.
+
     Parameters
     ----------
     profile : str or path
@@ -149,7 +155,8 @@ def open_cluster(profile: str | os.PathLike[str] = "local") -> Iterator[Any]:
     ------
     distributed.Client
     """
-    with backend_of(read_profile(find_profile(os.fspath(profile), profile_folders()))).open() as machines:
+    backend = backend_of(read_profile(find_profile(os.fspath(profile), profile_folders())))
+    with ended_by_signals(), backend.open() as machines:
         yield machines.client
 
 

@@ -131,7 +131,7 @@ class Progress:
             if stands_still(worker):
                 self.paused.append(str(worker["name"]))
             name, now = str(worker["name"]), int(worker["metrics"].get("memory", 0))
-            group = name.rpartition("-")[0] or "workers"
+            group = _pool_of(worker)
             self.workers[group] = self.workers.get(group, 0) + 1
             peak = max(now, int(worker["metrics"].get("peak_memory", 0)), before.get(name, {}).get("peak", 0))
             self.memory[name] = {"now": now, "peak": peak, "limit": int(worker["memory_limit"] or 0)}
@@ -158,3 +158,13 @@ class Progress:
             "warnings": self.warnings,
             "updated": time.time(),
         }
+
+
+def _pool_of(worker: Mapping[str, Any]) -> str:
+    """Return the pool that a worker is shown as part of.
+
+    It is the one resource that ours offer: the operator of dask-kubernetes names workers in its own way. Where a worker
+    of somebody else's offers none, or several, it is what its name begins with.
+    """
+    offered = list(worker.get("resources") or {})
+    return str(offered[0]) if len(offered) == 1 else str(worker["name"]).rpartition("-")[0] or "workers"

@@ -132,6 +132,8 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     last = holder(folder.attempts)
     driver = driver_state(folder, backend, last)
     state, why = _truth(said, last, written, driver, submitted, log=_named(log, folder) if log.is_file() else "")
+    if state == driver == "pending" and (its := _why_waiting(folder, backend, last)):
+        why = f"{why}: {its}"
     if not written and (folder.path / "status.json").is_file():
         why = "status.json is damaged" + (f"; {why}" if why else "")
     if state == "lost":
@@ -185,6 +187,12 @@ _WAITS = {
     "ending": "what is left of its driver is being ended",
 }
 """Why a job waits, by the state of its driver."""
+
+
+def _why_waiting(folder: JobFolder, backend: Backend, last: Holder | None) -> str:
+    """Return why a job's driver waits to be started, as far as whoever starts it says."""
+    queued = (ref for ref in drivers(folder, last) if ref.backend != "local")
+    return next(filter(None, map(backend.why_waiting, queued)), "")
 
 
 def _named(log: Path, folder: JobFolder) -> str:

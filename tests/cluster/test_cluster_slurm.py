@@ -271,6 +271,29 @@ def test_driver__to_which_a_signal_is_on_its_way_still_runs(
     assert backend_of(profile()).driver_state(DriverRef("slurm", "17")) == said
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("17|PENDING|QOSMaxJobsPerUserLimit|a", "job 17 PENDING (QOSMaxJobsPerUserLimit)"),
+        ("17|REQUEUE_HOLD|JobHeldUser|a", "job 17 REQUEUE_HOLD (JobHeldUser)"),
+        ("17|PENDING|None|a", ""),
+        ("17|RUNNING|None|a", ""),
+        ("17|PENDING|Priority|another of that number", ""),
+        ("18|PENDING|Priority|a", ""),
+    ],
+)
+def test_driver__that_waits_does_so_for_the_reason_that_slurm_gives(
+    commands: Callable[[str, str], None], line: str, said: str
+) -> None:
+    commands("squeue", f"echo '{line}'")
+    commands("sacct", "exit 1")
+    backend, ref = backend_of(profile()), DriverRef("slurm", "17", {"name": "a"})
+    assert backend.why_waiting(ref) == said
+    assert backend.why_waiting(DriverRef("slurm", "17", {"host": "login1"})) == "", "a process does not wait"
+    commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    assert backend.why_waiting(ref) == ""
+
+
 def test_this_driver__is_its_batch_job_unless_drivers_stay_on_the_login_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """There it may be in a batch job, too, as the shell that salloc gives."""
     on_login = backend_of(profile(slurm={"submit_workers_from": "login"}))

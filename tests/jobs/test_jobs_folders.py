@@ -229,6 +229,22 @@ def test_progress__has_the_workers_there_are_and_the_peak_of_all_there_were() ->
     assert (gone["peak"], gone["workers"]) == (500, {})
 
 
+def test_progress__counts_workers_by_their_pool_however_they_are_named() -> None:
+    """As the backends name them, the operator of dask-kubernetes, and dask itself."""
+    names = {
+        "extract-0": {"extract": 2}, "extract-1.17": {"extract": 2}, "memory-0.18": {"memory": 1},
+        "demo-81c2de-extract-worker-0123456789": {"extract": 2},
+        "demo-81c2de-linear-algebra-worker-abcdef0123": {"linear-algebra": 1},
+        "tcp://10.1.2.3:41234": {}, "SLURMCluster-3": {}, "gpu-7": {"GPU": 1, "SSD": 1},
+    }  # fmt: skip
+    there = {name: {"name": name, "memory_limit": 900, "metrics": {}, "resources": offered}
+             for name, offered in names.items()}  # fmt: skip
+    progress = Progress([])
+    progress.look(SimpleNamespace(scheduler_info=lambda n_workers: {"workers": there}))
+    found = progress.to_dict()["workers"]
+    assert found == {"extract": 3, "memory": 1, "linear-algebra": 1, "workers": 1, "SLURMCluster": 1, "gpu": 1}
+
+
 def test_progress__is_told_from_one_thread_and_asked_from_another() -> None:
     progress, failed = Progress([]), []
     over = threading.Event()

@@ -143,7 +143,7 @@ class NoDriver:
     """A backend that starts nothing, and says of a driver what it is told to say."""
 
     def __init__(self, state: str = "gone") -> None:
-        self.state, self.started, self.cleaned = state, 0, 0
+        self.state, self.started, self.cleaned, self.why = state, 0, 0, ""
 
     def sizes(self, pool: str) -> Any:
         from dneuro.cluster import WorkerSizes
@@ -159,6 +159,9 @@ class NoDriver:
 
     def driver_state(self, ref: DriverRef) -> str:
         return self.state
+
+    def why_waiting(self, ref: DriverRef) -> str:
+        return self.why
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
         self.state = "gone"
@@ -182,6 +185,9 @@ def test_job__that_waits_in_a_queue_is_pending_until_its_driver_is_gone(
     queue.state = "pending"
     job = dn.submit(make_job(), profile)
     assert job.status().state == "pending"
+    assert job.status().found["note"] == "its driver waits to be started"
+    queue.why = "job 1 PENDING (JobHeldUser)"
+    assert job.status().found["note"] == "its driver waits to be started: job 1 PENDING (JobHeldUser)"
     with pytest.raises(BusyError, match="waits to be started"):
         job.resume()
     queue.state = "gone"

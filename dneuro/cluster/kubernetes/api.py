@@ -38,6 +38,11 @@ class ApiError(DneuroError):
         super().__init__(message, hint)
         self.code = code
 
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may do later: nobody has answered, or a server with its own troubles."""
+        return self.code is None or self.code == 429 or self.code >= 500
+
 
 class Api:
     """One namespace. In a ``with`` block its requests share a connection; else each has its own.

@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
+from dneuro import events
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
-from dneuro.cluster.kubernetes import scheduler
+from dneuro.cluster.kubernetes import scheduler, waiting
 from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.manifests import (
     OWN_JOB,
@@ -46,6 +47,13 @@ NANNY = 192 * MiB
 
 POLL = 1.0
 """Seconds between two looks at a driver that was told to stop."""
+
+TROUBLE = 60.0
+"""Seconds for which an API that is away is borne where machines are made; where they are awaited, it is as long as for
+them."""
+
+ENDING = 15.0
+"""Seconds for which a driver that ends tries to delete its machines; told to end by its node, it has a minute."""
 
 _WAY_OUT = "{what}: a path below one of kubernetes.volumes, a volume more there: {{claim: …, path: …}}, or s3://…"
 
@@ -121,10 +129,11 @@ class KubernetesBackend:
             stack.callback(shutil.rmtree, keys, ignore_errors=True)  # worth nothing any more
             cluster = self._cluster(folder, name)
             with self.api:
-                self._end_clusters(cluster.job)  # of an attempt whose driver was killed
+                # Of an attempt whose driver was killed.
+                waiting.patiently(lambda: self._end_clusters(cluster.job), TROUBLE)
             if folder is not None:
                 Record(folder).write(kind="kubernetes", namespace=self.site.namespace, name=cluster.name)
-            stack.callback(self._end, cluster.name)
+            stack.callback(self._end_own, cluster.name)
             began = time.monotonic()
             with self.api:
                 self._make(cluster, keys)
@@ -170,6 +179,19 @@ class KubernetesBackend:
         except ApiError:
             return "unknown"
         return "running" if any(pod.get("status", {}).get("phase") == "Running" for pod in pods) else "pending"
+
+    def why_waiting(self, ref: DriverRef) -> str:
+        """Return what Kubernetes says of the driver's pod, or of why there is none; nothing if it does not answer."""
+        try:
+            with self.api:
+                job = self.api.read("Job", ref.id)
+                if job is None or job["metadata"]["uid"] != ref.details["uid"] or _is_over(job):
+                    return ""
+                if job.get("spec", {}).get("suspend"):
+                    return f"Job {ref.id} is suspended"
+                return waiting.why_not_begun(self.api, ref.id)
+        except ApiError:
+            return ""
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
         """Tell the driver to stop and wait for it; after `grace` seconds end its pod for certain."""
@@ -261,15 +283,39 @@ class KubernetesBackend:
     def _make(self, cluster: Cluster, keys: Path) -> None:
         mine = _own()
         files = {path.name: path.read_bytes() for path in keys.iterdir() if not path.name.startswith("client")}
-        self.api.create(cluster.secret(files, mine))
-        above = owner_of(self.api.create(cluster.dask_cluster(mine)))
+        self._create(cluster.secret(files, mine))
+        above = owner_of(self._create(cluster.dask_cluster(mine)))
         for pool in self.profile.groups:
-            self.api.create(cluster.worker_group(pool, above))
+            self._create(cluster.worker_group(pool, above))
+
+    def _create(self, manifest: Manifest) -> Manifest:
+        """Make an object of a name that nothing has; made by a request that got no answer, it is there already."""
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+
+        def create() -> Manifest:
+            try:
+                return self.api.create(manifest)
+            except ApiError as error:
+                if error.code != 409 or "already exists" not in error.message:
+                    raise
+                # A driver may not read Secrets, and nothing belongs to one.
+                return manifest if kind == "Secret" else self.api.read(kind, name) or manifest
+
+        return waiting.patiently(create, TROUBLE)
 
     def _end_clusters(self, job: str) -> list[str]:
         """Delete the clusters of a job; return their names."""
         names = [one["metadata"]["name"] for one in self.api.list("DaskCluster", {JOB_LABEL: job})]
         return [f"daskcluster/{name}" for name in names if self._end(name)]
+
+    def _end_own(self, name: str) -> None:
+        """Delete this process's cluster; say so where that fails: what the process has done is done all the same."""
+        try:
+            waiting.patiently(lambda: self._end(name), ENDING)
+        except ApiError as error:
+            stay = f"stay as long as this driver's {_own()['kind']}"
+            command = f"kubectl delete daskcluster {name} -n {self.site.namespace}"
+            events.emit("warning", message=f"the machines {name} {stay}: {error.message}; {command}")
 
     def _end(self, name: str) -> bool:
         """Delete a cluster: what it owns, its workers, goes with it; its keys lie beside it."""

@@ -27,8 +27,9 @@ from dneuro.cluster.versions import versions
 from dneuro.errors import CancelledError, DneuroError, FingerprintError, PartialError, UsageError
 from dneuro.spec.profile import ProfileSpec
 
-KEPT = 7 * 24 * 3600
-"""Seconds that the Job of a driver that has ended stays, with its pod's log."""
+KEPT = 600
+"""Seconds that the Job of a driver that has ended stays, with its pod's log, and with the machines of one that was
+killed: they are the Job's, the scheduler's pod does not end by itself, and nobody else gets its workers' GPUs."""
 
 GRACE = 60
 """Seconds that a driver is given to end in order when its node is emptied."""

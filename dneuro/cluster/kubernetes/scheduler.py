@@ -46,10 +46,14 @@ def connect(api: Api, cluster: Cluster, keys: Path, began: float) -> Any:
     """
     timeout = max(map(cluster.profile.timeout, cluster.profile.groups))
     its = waiting.scheduler_labels(cluster.name)
-    where = None
+    where: str | None = None
     while True:
-        if any(waiting.is_running(pod) for pod in api.list("Pod", its)):
-            where = where or _address(api, cluster)
+        runs = hopeless = False
+        with waiting.bearing():
+            runs = any(waiting.is_running(pod) for pod in api.list("Pod", its))
+            hopeless = not runs and waiting.hopeless(api, its)
+            where = where or (_address(api, cluster) if runs else None)
+        if runs and where is not None:
             address = AddressSpec(scheduler=where, ca=str(keys / "ca.pem"), cert=str(keys / "client.pem"),
                                   key=str(keys / "client.key"))  # fmt: skip
             try:
@@ -58,7 +62,7 @@ def connect(api: Api, cluster: Cluster, keys: Path, began: float) -> Any:
                 raise
             except DneuroError:
                 pass  # it runs, and does not listen yet
-        if time.monotonic() - began > timeout or waiting.hopeless(api, its):
+        if time.monotonic() - began > timeout or hopeless:
             raise DneuroError(
                 f"the scheduler did not come up within {format_duration(timeout)}: {waiting.why_none(api, its)}",
                 hint=f"kubectl describe pods -n {api.namespace} -l dask.org/cluster-name={cluster.name}",
@@ -83,7 +87,11 @@ def wait_for_workers(api: Api, cluster: Cluster, client: Any, began: float) -> N
         now = time.monotonic()
         for pool, timeout in missing.items():
             its = waiting.group_labels(cluster.groups[pool])
-            if now - began > timeout or (now - looked > POLL and waiting.hopeless(api, its)):
+            hopeless = False
+            if now - looked > POLL:
+                with waiting.bearing():
+                    hopeless = waiting.hopeless(api, its)
+            if now - began > timeout or hopeless:
                 raise DneuroError(
                     f"pool {pool} has no worker after {format_duration(now - began)}: {waiting.why_none(api, its)}",
                     hint=f"memory, cpus, gpus, node_selector of pools.{pool} and kubernetes.image in the profile; "

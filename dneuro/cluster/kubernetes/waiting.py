@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-from dneuro.cluster.kubernetes.api import Api
+from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.pods import Manifest
 
 HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
@@ -13,6 +15,45 @@ HOPELESS = ("InvalidImageName", "ErrImageNeverPull")
 
 RESTARTS = 3
 """Ends of a container in a row after which its pod counts as one that will not come up."""
+
+PAUSE = 1.0
+"""Seconds before a request that failed is made again."""
+
+_Answer = TypeVar("_Answer")
+
+
+def patiently(request: Callable[[], _Answer], seconds: float) -> _Answer:
+    """Return the answer to a request; while the API is away it is made again, for `seconds`.
+
+    Raises
+    ------
+    ApiError
+        If it is refused, or the API is away for longer.
+    """
+    over = time.monotonic() + seconds
+    while True:
+        try:
+            return request()
+        except ApiError as error:
+            if not error.passes or time.monotonic() + PAUSE > over:
+                raise
+        time.sleep(PAUSE)
+
+
+@contextlib.contextmanager
+def bearing() -> Iterator[None]:
+    """Go on where the API is away: whoever waits will look again, and has a time after which they wait no more.
+
+    Raises
+    ------
+    ApiError
+        If it refuses what was asked.
+    """
+    try:
+        yield
+    except ApiError as error:
+        if not error.passes:
+            raise
 
 
 def scheduler_labels(cluster: str) -> dict[str, str]:
@@ -61,7 +102,17 @@ def is_hopeless(pod: Manifest) -> bool:
 
 
 def why_none(api: Api, labels: Mapping[str, str]) -> str:
-    """Return why no pod with these labels runs: what its pods say, else its Deployments, else who should make them."""
+    """Return why no pod with these labels runs: what its pods say, else its Deployments, else who should make them.
+
+    Where the API does not say, that is returned.
+    """
+    try:
+        return _why_none(api, labels)
+    except ApiError as error:
+        return error.message
+
+
+def _why_none(api: Api, labels: Mapping[str, str]) -> str:
     pods = api.list("Pod", labels)
     if said := list(dict.fromkeys(reason for pod in pods for reason in reasons(pod))):
         return "; ".join(said)
@@ -82,6 +133,16 @@ def why_none(api: Api, labels: Mapping[str, str]) -> str:
     return "the operator of dask-kubernetes has made nothing: does it run, and does it watch this namespace?"
 
 
+def why_not_begun(api: Api, job: str) -> str:
+    """Return why no pod of a Job runs: what the newest one says, else the last warning about it or about the Job."""
+    pods = sorted(api.list("Pod", {"job-name": job}), key=lambda pod: str(pod["metadata"].get("creationTimestamp", "")))
+    if said := list(dict.fromkeys(reasons(pods[-1]))) if pods else []:
+        return "; ".join(said)
+    with contextlib.suppress(ApiError):  # not everybody who may see Jobs may see events
+        return _events(api, {job, *(pod["metadata"]["name"] for pod in pods[-1:])})
+    return ""
+
+
 def hopeless(api: Api, labels: Mapping[str, str]) -> bool:
     """Return whether there are pods with these labels, and none of them will run."""
     pods = api.list("Pod", labels)
@@ -89,7 +150,7 @@ def hopeless(api: Api, labels: Mapping[str, str]) -> bool:
 
 
 def _events(api: Api, names: set[str]) -> str:
-    """Return the last warning about one of these pods, such as a volume that is not there."""
+    """Return the last warning about one of these objects, such as a volume that is not there, or a quota used up."""
     about: Callable[[Manifest], Any] = lambda event: event.get("involvedObject", {}).get("name") in names  # noqa: E731
     warnings = [event for event in api.list("Event") if event.get("type") == "Warning" and about(event)]
     if not warnings:

@@ -163,6 +163,16 @@ class SlurmBackend:
         except queue.SlurmError:
             return "unknown"
 
+    def why_waiting(self, ref: DriverRef) -> str:
+        """Return Slurm's word for why the driver's job waits, such as ``JobHeldUser``; nothing where there is none."""
+        if "host" in ref.details:
+            return ""
+        try:
+            job = queue.find(queue.look(), ref.id, ref.details.get("name"))
+        except queue.SlurmError:
+            return ""
+        return str(job) if job is not None and job.waits and job.reason not in ("", "None") else ""
+
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
         """Tell the driver to stop; cancel its job if it has not after `grace` seconds.
 

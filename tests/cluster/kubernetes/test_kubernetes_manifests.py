@@ -211,6 +211,8 @@ def test_everything__belongs_to_the_driver_and_ends_with_it(manifests: Manifests
     owners = {name: one["metadata"].get("ownerReferences", [{}])[0].get("kind") for name, one in manifests.items()}
     assert owners == {"Job": None, "Secret": "Job", "DaskCluster": "Job", "extract": "DaskCluster",
                       "memory": "DaskCluster"}  # fmt: skip
+    kept = manifests["Job"]["spec"]["ttlSecondsAfterFinished"]
+    assert 60 <= kept <= 15 * 60, "a driver that was killed has ended nothing, and its GPUs are nobody else's"
 
 
 def test_state__in_an_object_store_needs_no_volume(make_profile: MakeProfile) -> None:
