@@ -41,7 +41,7 @@ from dneuro.engine.visits import parts_bytes
 from dneuro.engine.window import PER_SLOT
 from dneuro.errors import ArrayError
 from dneuro.kernels import CrossProducts
-from dneuro.kernels.products import CENTRE_ITEMS
+from dneuro.kernels.products import CENTRE_ITEMS, MOVES_AT_ONCE
 from dneuro.kernels.products import Precision as Multiplied
 from dneuro.store.blocks import open_blocks
 from dneuro.store.files import Location
@@ -231,6 +231,8 @@ def pairing(
         # What a metric is made of slice by slice, and distances that are summed directly.
         work=lambda width: keep.work_bytes(width) + 48 * max(WORK_ITEMS, CENTRE_ITEMS)
         + 24 * ("euclidean" in metrics) * width**2,
+        left=16 if multiplied == "float32" else 0,
+        left_bands=MOVES_AT_ONCE,
     )  # fmt: skip
     x, features = seen.xs[0], 1 if seen.pooled else math.prod(seen.xs[0].shape[2:])
     taken = result if shares_memory else 0

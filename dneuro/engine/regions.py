@@ -174,8 +174,10 @@ class _Cost:
         spans = self.spans(region)
         length = self.tiling.strips[0][1] - self.tiling.strips[0][0]
         always = 8 * now * width**2 + 256 * width * strips
+        bands = len(self.tiling.bands)
+        always += needs.left * width * min(bands, needs.left_bands) * (1 if region.held else strips)
         if region.held:
-            always += needs.item * width * height * len(region.rows)
+            always += width * (needs.item * height + needs.left * bands) * len(region.rows)
         if self.resident:
             always += height * self._cell * sum(stop - start for start, stop in spans)
         # While images stream by: a span as its chunks and as it is joined, the z of all strips, one product. Tiles that

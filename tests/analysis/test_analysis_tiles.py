@@ -28,11 +28,12 @@ EXECUTOR = ThreadExecutor(2)
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_tiles() -> Iterator[None]:
-    """Everything by tiles, of 4 neurons, with few images at a time."""
+    """Everything by tiles, of 4 neurons, with few images at a time, whose means are often multiplied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
         patch.setattr("dneuro.engine.regions.STRIP", 4)
         patch.setattr("dneuro.engine.regions.BAND_ROWS", 8)
+        patch.setattr("dneuro.analysis.tiles.MOVES_AT_ONCE", 3)
         yield
 
 
@@ -166,6 +167,40 @@ def test_tiles__float32_is_right_to_a_millionth(shift: float, method: str, monke
     naive = np.matmul(values.T, values)  # what is squared without a pilot mean loses digits
     if shift:
         assert np.abs(naive / 6000 - shift**2).max() > 1
+
+
+def by_class(images: int = 12_800, neurons: int = 20, classes: int = 100) -> Array:
+    """Images in the order of their class: most neurons are active in the first class alone, some in all of them."""
+    rng, first = np.random.default_rng(7), images // classes
+    values = np.zeros((images, neurons), "f4")
+    values[:first] = 1 + 2 * rng.standard_normal((first, neurons))
+    values[:, ::5] = relu(images, len(values[0, ::5]), 8)
+    values[-first:, 3] = 100
+    return values
+
+
+def test_tiles__images_in_the_order_of_their_class(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of the first images is nobody else's."""
+    monkeypatch.setattr("dneuro.engine.regions.STRIP", 10)
+    monkeypatch.setattr("dneuro.engine.regions.BAND_ROWS", 128)
+    values = by_class()
+    for metric in ("pearson", "euclidean"):  # where distances cancel, both are multiplied in float64
+        found = dn.similarity(lazy(values, (128, 10)), metric=metric, client=EXECUTOR)
+        assert found.attrs["precision"] == "float32"
+        np.testing.assert_allclose(found[metric], reference(values, metric), rtol=2e-6, atol=1e-6)
+
+
+def test_tiles__images_in_the_order_of_their_class_are_read_no_more_often(
+    method: str, counted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dneuro.engine.regions.STRIP", 10)
+    monkeypatch.setattr("dneuro.engine.regions.BAND_ROWS", 128)
+    count = []
+    for values in (by_class(), np.random.default_rng(0).permutation(by_class())):
+        x, reads = counted(values, (128, 10))
+        dn.similarity(x, persist=False, client=EXECUTOR)
+        count.append(sum(reads.values()))
+    assert count[0] == count[1]
 
 
 def test_tiles__distances_that_cancel_are_exact_in_float32(method: str) -> None:
