@@ -45,6 +45,11 @@ READ_SECONDS, MULTIPLY_SECONDS = 2e-9, 1.5e-11
 GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
+def exceeds_strip(features: int) -> bool:
+    """Return whether one step along the second dim is more than a strip should be."""
+    return features > STRIP
+
+
 def strip_length(x: xr.DataArray, features: int) -> int:
     """Return the length of a strip along the second dim: about `STRIP` features, along chunk borders if they are even.
 

@@ -153,6 +153,31 @@ def test_tiles__positions_pooled_or_stacked(method: str) -> None:
     np.testing.assert_allclose(neurons, reference(values, "pearson"), atol=1e-12)
 
 
+@pytest.mark.parametrize("chunks", [None, (7, 2, 3, 4), (30, 1, 3, 4), (9, 3, 2, 1)])
+def test_tiles__are_parts_of_channels_where_these_have_many_positions(chunks: Any, method: str) -> None:
+    values = np.random.default_rng(1).standard_normal((30, 5, 3, 4)).astype("f4")
+    values[:, 2, 1, 3] = 0.1
+    x = xr.DataArray(values, dims=("image", "channel", "y", "x"), name="conv1").assign_coords(channel=list("abcde"))
+    x = x if chunks is None else x.chunk(dict(zip(x.dims, chunks, strict=True)))
+    gone = np.isin(np.arange(30), [0, 13])
+    x = x.assign_coords(image=np.arange(30) + 100, status=("image", gone.astype("u1")))
+    found = dn.similarity(x, metric=METRICS, per="neuron", precision="float64", client=EXECUTOR)
+    for metric in METRICS:
+        np.testing.assert_allclose(found[metric], reference(values[~gone], metric), atol=1e-9)
+    near = dn.similarity(x, metric="euclidean", per="neuron", neighbours=4, client=EXECUTOR)
+    apart = reference(values[~gone], "euclidean")
+    np.fill_diagonal(apart, np.inf)
+    assert near["euclidean_neighbour"].dims == ("channel", "y", "x", "neighbour")
+    np.testing.assert_array_equal(
+        near["euclidean_neighbour"].values.reshape(60, 4), np.argsort(apart, axis=1)[:, :4]
+    )
+    assert near["channel"].values.tolist() == list("abcde")
+    values[17, 3, 1, 2] = np.nan
+    with pytest.raises(NonFiniteError, match=r"conv1: image 117, neuron \(3, 1, 2\) is nan"):
+        dn.similarity(x.copy(data=values if chunks is None else da.from_array(values, chunks)), per="neuron",
+                      client=EXECUTOR)  # fmt: skip
+
+
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
 def test_tiles__float32_is_right_to_a_millionth(shift: float, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dneuro.engine.regions.STRIP", 128)
