@@ -196,27 +196,33 @@ class _Cost:
         gaps = GAPS * needs.item + (AMONG if self.executor.slots_per_process > 1 else 0)
         return int(always + waiting + max(stream, needs.work(width) + own) + gaps)
 
-    def regions(self, rows: int, columns: int, *, held: bool) -> list[Region]:
-        """Return all regions of a shape."""
+    def count(self, rows: int, columns: int, *, held: bool) -> int:
+        """Return how many regions of a shape there are."""
         strips = len(self.tiling.strips)
-        found = []
-        for start in range(0, strips, rows):
-            its = range(start, min(start + rows, strips))
-            if held:
-                found.append(Region(its, range(start, strips), held))
-                continue
-            first = start // columns * columns
-            for other in range(first, strips, columns):
-                found.append(Region(its, range(other, min(other + columns, strips)), held))
-        return found
+        starts = range(0, strips, rows)
+        return len(starts) if held else sum(len(range(i // columns * columns, strips, columns)) for i in starts)
+
+    def regions(self, rows: int, columns: int, *, held: bool, every: int = 1) -> list[Region]:
+        """Return all regions of a shape, or one in so many: of many strips there are hundreds of thousands."""
+        strips = len(self.tiling.strips)
+        places = (
+            (i, j)
+            for i in range(0, strips, rows)
+            for j in ((i,) if held else range(i // columns * columns, strips, columns))
+        )
+        return [
+            Region(range(i, min(i + rows, strips)), range(j, strips if held else min(j + columns, strips)), held)
+            for i, j in itertools.islice(places, 0, None, every)
+        ]
 
     def seconds(self, rows: int, columns: int, *, held: bool) -> float:
         """Return about how long all regions of a shape take, side by side."""
         key = rows, columns, held
         if key not in self.known:
-            regions = self.regions(rows, columns, held=held)
-            some = regions[:: max(1, len(regions) // 200)]  # enough for any number of slots to share evenly
-            self.known[key] = len(regions), [(self._read(region), region.tiles) for region in some]
+            number = self.count(rows, columns, held=held)
+            every = max(1, number // 200)  # enough for any number of slots to share evenly
+            some = self.regions(rows, columns, held=held, every=every)
+            self.known[key] = number, [(self._read(region), region.tiles) for region in some]
         count, sizes = self.known[key]
         found = [self._time(*size) for size in sizes]
         if count > len(found):
