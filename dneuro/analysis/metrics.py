@@ -12,7 +12,8 @@ from dneuro.errors import ArrayError
 from dneuro.kernels.base import spans
 
 Group = Mapping[str, Any]
-"""What is known of a group of features: shift, sum and sum of squares of z (features,), count."""
+"""What is known of a group of features: shift, sum and sum of squares of z (features,), count; ``multiplied``, squares
+of what float32 has multiplied, which is about other shifts too."""
 
 Matrix = NDArray[np.float64]
 
@@ -20,8 +21,8 @@ WORK_ITEMS = 1 << 16
 """Elements of a tile that are worked on at a time (512 KiB)."""
 
 CANCELS = {"float32": 0.15, "float64": 1e-7}
-"""Squared distances below this share of the squares that they are the difference of have lost digits: some of seven in
-float32 (what is left is right to 2e-6), half of them in float64. They are summed directly."""
+"""Squared distances below this share of the squares that they are the difference of have lost digits: some of seven of
+those that float32 multiplied (what is left is right to 2e-6), half of them in float64. They are summed directly."""
 
 EXTREME = 1e15
 """Root mean squares beyond this, or below its inverse, leave the range of float32 when they are multiplied."""
@@ -110,9 +111,10 @@ def cancelling(a: Group, b: Group, products: Matrix, precision: str, *, same: bo
         part = part_of(a, rows)
         squared = squared_distances(part, b, products[rows])
         large = part["squares"][:, None] + b["squares"]
-        if precision == "float64":
-            large += part["count"] * (part["shift"][:, None] - b["shift"]) ** 2
-        large *= CANCELS[precision]
+        large += part["count"] * (part["shift"][:, None] - b["shift"]) ** 2
+        large *= CANCELS["float64"]
+        if precision == "float32":
+            np.maximum(large, CANCELS[precision] * (part["multiplied"][:, None] + b["multiplied"]), out=large)
         close = squared < large
         if same:
             close &= np.arange(width) > np.arange(rows.start, rows.start + len(close))[:, None]

@@ -28,20 +28,21 @@ from dneuro.analysis.keeping import (
     Whole,
 )
 from dneuro.analysis.metrics import METRICS, WORK_ITEMS, bytes_per_pair, dtype_of
+from dneuro.analysis.stacked import stacked
 from dneuro.analysis.turned import turned
 from dneuro.engine.behind import times_over
 from dneuro.engine.blocks import Block
 from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan, in_driver
-from dneuro.engine.regions import tile
+from dneuro.engine.regions import exceeds_strip, tile
 from dneuro.engine.residence import Persist, check_persist, decide, is_resident, share_of
 from dneuro.engine.tiling import Needs, Tiling
 from dneuro.engine.visits import parts_bytes
 from dneuro.engine.window import PER_SLOT
 from dneuro.errors import ArrayError
 from dneuro.kernels import CrossProducts
-from dneuro.kernels.products import CENTRE_ITEMS
+from dneuro.kernels.products import CENTRE_ITEMS, MOVES_AT_ONCE
 from dneuro.kernels.products import Precision as Multiplied
 from dneuro.store.blocks import open_blocks
 from dneuro.store.files import Location
@@ -186,12 +187,17 @@ class Pairing:
         """
         if self.out is not None:
             refuse_existing(self.out)
-        self.plan.check(
-            executor,
-            hint="neighbours=20, or out='matrix.zarr' for a matrix that does not fit; smaller chunks along the images; "
-            "per='channel'; or workers with more memory",
-            driver_hint="out='matrix.zarr' writes it tile by tile; neighbours=20 keeps the nearest only",
-        )
+        ways = ["smaller chunks along the images", "or workers with more memory"]
+        driver_hint = "more memory for the process that asks"
+        if len(self.seen.labels.dims) > 1:
+            ways.insert(1, "per='channel'")
+        if self.neighbours is not None:
+            ways.insert(0, "fewer neighbours")
+            driver_hint = f"fewer neighbours, or {driver_hint}"
+        elif self.out is None and self.threshold is None:
+            ways.insert(0, "neighbours=20, or out='matrix.zarr' for a matrix that does not fit")
+            driver_hint = "out='matrix.zarr' writes it tile by tile; neighbours=20 keeps the nearest only"
+        self.plan.check(executor, hint="; ".join(ways), driver_hint=driver_hint)
 
 
 def pairing(
@@ -231,7 +237,11 @@ def pairing(
         # What a metric is made of slice by slice, and distances that are summed directly.
         work=lambda width: keep.work_bytes(width) + 48 * max(WORK_ITEMS, CENTRE_ITEMS)
         + 24 * ("euclidean" in metrics) * width**2,
+        left=16 if multiplied == "float32" else 0,
+        left_bands=MOVES_AT_ONCE,
     )  # fmt: skip
+    if not seen.pooled and exceeds_strip(math.prod(seen.xs[0].shape[2:])):
+        seen = stacked(seen)
     x, features = seen.xs[0], 1 if seen.pooled else math.prod(seen.xs[0].shape[2:])
     taken = result if shares_memory else 0
     on_cluster = not isinstance(executor, ThreadExecutor)

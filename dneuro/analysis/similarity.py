@@ -109,9 +109,9 @@ def similarity(
     their columns once more. The workers' memory is bounded by plan; the driver holds the result, or nothing with
     `out`, or 32·P·M bytes with `neighbours`. Of images, N and P change places.
 
-    **Accuracy**: float64: rounding. float32: activations are multiplied about a pilot mean, at most 1,024 images at a
-    time, and their products added in float64: the error is below 1e-5, as a rule 1e-7, of a correlation, and twice that
-    of a distance relative to it.
+    **Accuracy**: float64: rounding. float32: activations are multiplied about the mean of the images that are read
+    together, at most 1,024 at a time, and their products added in float64, whatever the order of the images: the error
+    is below 1e-5, as a rule 1e-7, of a correlation, and twice that of a distance relative to it.
 
     Source: Sadeghi, "Conceptual Content in Deep Convolutional Neural Networks": similarity (Pearson correlation) and
     dissimilarity (Euclidean distance) of two neurons of a layer, by their rows of co-occurrence frequencies: give the

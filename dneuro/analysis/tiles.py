@@ -15,7 +15,7 @@ from dneuro.engine.tiling import Region, Tiling, covering
 from dneuro.engine.visits import Reader
 from dneuro.kernels import TileProducts
 from dneuro.kernels.base import State, flat, spans, to_numpy
-from dneuro.kernels.products import Precision, direct_distances
+from dneuro.kernels.products import MOVES_AT_ONCE, Move, Precision, direct_distances
 
 Tile = tuple[int, int]
 
@@ -111,8 +111,8 @@ class _Task:
 
     work: TileWork
     strips: _Strips
-    held: dict[Tile, Any] = field(default_factory=dict)
-    """z by (band, strip), where a region keeps its rows."""
+    held: dict[Tile, tuple[Any, Move | None]] = field(default_factory=dict)
+    """z and its move by (band, strip), where a region keeps its rows."""
     groups: dict[int, State] = field(default_factory=dict)
     """What is known of each strip that is held."""
 
@@ -168,21 +168,37 @@ class _Task:
         strips = sorted({strip for tile in tiles for strip in tile})
         groups: dict[int, State] = {strip: self.groups.get(strip, {}) if hold else {} for strip in strips}
         known = {strip for strip in strips if groups[strip]}
+        moves: dict[int, list[Move]] = {strip: [] for strip in strips}
         for band in range(self.strips.reader.bands):
-            z: dict[int, Any] = {s: self.held[band, s] for s in known if (band, s) in self.held}
+            z: dict[int, Any] = {}
+            for strip in (s for s in known if (band, s) in self.held):
+                z[strip], move = self.held[band, strip]
+                moves[strip] += filter(None, [move])
             for strip, block in self.strips.read(band, [s for s in strips if s not in known]):
-                groups[strip], z[strip] = kernel.centre(groups[strip], block)
+                groups[strip], z[strip], move = kernel.centre(groups[strip], block)
+                moves[strip] += filter(None, [move])
                 if strip in hold:
-                    self.held[band, strip] = z[strip]
+                    self.held[band, strip] = z[strip], move
                 del block  # a part of what was read, all of which it would hold while the next is read
             if z:
                 for i, j in tiles:
                     products[i, j] = kernel.add(products[i, j], z[i], z[j])
+            if len(moves[strips[0]]) == MOVES_AT_ONCE:
+                self._move(kernel, products, moves)
+        self._move(kernel, products, moves)
         self.groups.update({strip: groups[strip] for strip in hold if strip in groups})
         return (
             {tile: to_numpy(found) for tile, found in products.items()},
             {strip: {name: _plain(v) for name, v in group.items()} for strip, group in groups.items()},
         )
+
+    def _move(self, kernel: TileProducts, products: dict[Tile, Any], moves: dict[int, list[Move]]) -> None:
+        """Add to the products what the bands since the last time have between their means, and forget these."""
+        for (i, j), found in products.items():
+            if moves[i]:
+                kernel.move(found, moves[i], moves[j])
+        for some in moves.values():
+            some.clear()
 
     def _sum_directly(self, tiles: list[_Tile]) -> None:
         """Read once more, and sum the squares of the differences that products do not give."""

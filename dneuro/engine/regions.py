@@ -45,6 +45,11 @@ READ_SECONDS, MULTIPLY_SECONDS = 2e-9, 1.5e-11
 GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 
 
+def exceeds_strip(features: int) -> bool:
+    """Return whether one step along the second dim is more than a strip should be."""
+    return features > STRIP
+
+
 def strip_length(x: xr.DataArray, features: int) -> int:
     """Return the length of a strip along the second dim: about `STRIP` features, along chunk borders if they are even.
 
@@ -174,8 +179,10 @@ class _Cost:
         spans = self.spans(region)
         length = self.tiling.strips[0][1] - self.tiling.strips[0][0]
         always = 8 * now * width**2 + 256 * width * strips
+        bands = len(self.tiling.bands)
+        always += needs.left * width * min(bands, needs.left_bands) * (1 if region.held else strips)
         if region.held:
-            always += needs.item * width * height * len(region.rows)
+            always += width * (needs.item * height + needs.left * bands) * len(region.rows)
         if self.resident:
             always += height * self._cell * sum(stop - start for start, stop in spans)
         # While images stream by: a span as its chunks and as it is joined, the z of all strips, one product. Tiles that
@@ -189,27 +196,33 @@ class _Cost:
         gaps = GAPS * needs.item + (AMONG if self.executor.slots_per_process > 1 else 0)
         return int(always + waiting + max(stream, needs.work(width) + own) + gaps)
 
-    def regions(self, rows: int, columns: int, *, held: bool) -> list[Region]:
-        """Return all regions of a shape."""
+    def count(self, rows: int, columns: int, *, held: bool) -> int:
+        """Return how many regions of a shape there are."""
         strips = len(self.tiling.strips)
-        found = []
-        for start in range(0, strips, rows):
-            its = range(start, min(start + rows, strips))
-            if held:
-                found.append(Region(its, range(start, strips), held))
-                continue
-            first = start // columns * columns
-            for other in range(first, strips, columns):
-                found.append(Region(its, range(other, min(other + columns, strips)), held))
-        return found
+        starts = range(0, strips, rows)
+        return len(starts) if held else sum(len(range(i // columns * columns, strips, columns)) for i in starts)
+
+    def regions(self, rows: int, columns: int, *, held: bool, every: int = 1) -> list[Region]:
+        """Return all regions of a shape, or one in so many: of many strips there are hundreds of thousands."""
+        strips = len(self.tiling.strips)
+        places = (
+            (i, j)
+            for i in range(0, strips, rows)
+            for j in ((i,) if held else range(i // columns * columns, strips, columns))
+        )
+        return [
+            Region(range(i, min(i + rows, strips)), range(j, strips if held else min(j + columns, strips)), held)
+            for i, j in itertools.islice(places, 0, None, every)
+        ]
 
     def seconds(self, rows: int, columns: int, *, held: bool) -> float:
         """Return about how long all regions of a shape take, side by side."""
         key = rows, columns, held
         if key not in self.known:
-            regions = self.regions(rows, columns, held=held)
-            some = regions[:: max(1, len(regions) // 200)]  # enough for any number of slots to share evenly
-            self.known[key] = len(regions), [(self._read(region), region.tiles) for region in some]
+            number = self.count(rows, columns, held=held)
+            every = max(1, number // 200)  # enough for any number of slots to share evenly
+            some = self.regions(rows, columns, held=held, every=every)
+            self.known[key] = number, [(self._read(region), region.tiles) for region in some]
         count, sizes = self.known[key]
         found = [self._time(*size) for size in sizes]
         if count > len(found):

@@ -68,11 +68,17 @@ class Needs:
         making, beyond the products (of `now` tiles at a time) that make room for them.
     work : callable
         ``work(width)``: of finishing one tile.
+    left : int
+        What each band leaves of a feature, of rows that are held until the task ends.
+    left_bands : int
+        Of all others until so many bands have left it.
     """
 
     item: int
     kept: Callable[[int, int, int, int], tuple[int, int]]
     work: Callable[[int], int]
+    left: int = 0
+    left_bands: int = 0
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,17 @@ LEAST_ROWS = 512
 MOST_ROWS = 1024
 """Rows that are multiplied before their products are added in float64."""
 
+MOVES_AT_ONCE = 32
+"""Blocks whose moves are multiplied together: a task holds two float64 of each feature for each of them."""
+
 CENTRE_ITEMS = 1 << 17
 """Elements that are centred at a time (1 MiB in float64)."""
 
 Precision = Literal["float32", "float64"]
+
+Move = tuple[Array, Array]
+"""By how much a block's own shift lies above that of its group (features,), and the block's sum of z plus half of its
+count times that (features,); float64."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,10 @@ class TileProducts:
     -----
     A sum of k like terms in float32 is wrong by about ε √k, ε = 6e-8, and n / k such sums by ε k / √n. With k = 1.6 √n
     rows at a time that is 1e-7 of ‖zᵢ‖ ‖zⱼ‖, and stays below 1e-6 among some millions of pairs (measured).
+
+    So in float32 each block is centred about its own mean: over all blocks ‖zᵢ‖² is then at most the variation of i,
+    in whatever order the images come. About the mean of the first block it would be many times that where images are
+    ordered by class. What is between the blocks' means is multiplied in float64.
     """
 
     precision: Precision
@@ -119,19 +130,23 @@ class TileProducts:
         """Rows that are multiplied at a time."""
         return min(MOST_ROWS, max(64, math.isqrt(5 * self.images // 2))) if self.precision == "float32" else MOST_ROWS
 
-    def centre(self, state: State, block: Array) -> tuple[State, Array]:
-        """Return what is known of a group (shift, sum and sum of squares of z, count) after this block, and its z.
+    def centre(self, state: State, block: Array) -> tuple[State, Array, Move | None]:
+        """Return what is known of a group after this block, the block's z, and the move of those to the group's shift.
 
-        The shift is the mean of the first block rounded to the dtype of the activations, and exactly the value of a
-        feature that is constant there: so the z of a constant feature are exactly zero.
+        Of the group: shift, sum and sum of squares of x − shift, count, and ``multiplied``, the sum of the squares of
+        the z that are multiplied. The shift of the group is that of its first block: the mean rounded to the dtype of
+        the activations, and exactly the value of a feature that is constant there, so that its z are exactly zero.
+        In float64 it is the shift of all blocks, and there is no move.
         """
         table = flat(block)
         xp = array_api_compat.array_namespace(table)
+        own = self._shift(table) if not state or self.precision == "float32" else state["shift"]
+        nothing = xp.zeros_like(own)
         if not state:
-            state = self._start(table)
-        shift = xp.astype(state["shift"], table.dtype)
+            state = {"shift": own, "sum": nothing, "squares": nothing, "multiplied": nothing, "count": 0}
+        shift = xp.astype(own, table.dtype)
         z = xp.empty(table.shape, dtype=self._dtype(xp), device=array_api_compat.device(table))
-        total, squares, alone = state["sum"], state["squares"], table.dtype.itemsize >= z.dtype.itemsize
+        total, squares, alone = nothing, nothing, table.dtype.itemsize >= z.dtype.itemsize
         for rows in spans(len(table), CENTRE_ITEMS // table.shape[1]):
             # Subtracted in the wider of the two dtypes: float64 activations may differ by less than float32 shows.
             some = table[rows, :] if alone else xp.astype(table[rows, :], z.dtype)
@@ -139,7 +154,16 @@ class TileProducts:
             wide = xp.astype(z[rows, :], xp.float64)
             total = total + xp.sum(wide, axis=0)
             squares = squares + xp.sum(wide * wide, axis=0)
-        return {"shift": state["shift"], "sum": total, "squares": squares, "count": state["count"] + len(table)}, z
+        apart = own - state["shift"]
+        half = total + 0.5 * len(table) * apart
+        state = {
+            "shift": state["shift"],
+            "sum": state["sum"] + (total + len(table) * apart),
+            "squares": state["squares"] + (squares + 2 * apart * half),
+            "multiplied": state["multiplied"] + squares,
+            "count": state["count"] + len(table),
+        }
+        return state, z, (apart, half) if self.precision == "float32" else None
 
     def add(self, products: Array | None, left: Array, right: Array) -> Array:
         """Return `products` (features, features) with those of these rows added; in place, None is zero."""
@@ -154,15 +178,24 @@ class TileProducts:
             products += some
         return products
 
-    def _start(self, table: Array) -> State:
+    def move(self, products: Array, left: Sequence[Move], right: Sequence[Move]) -> None:
+        """Make products about the blocks' own shifts those about the shifts of the groups; in place."""
+        xp = array_api_compat.array_namespace(products)
+        ours = xp.stack([apart for apart, _ in left] + [half for _, half in left])
+        theirs = xp.stack([half for _, half in right] + [apart for apart, _ in right])
+        for rows in spans(products.shape[0], CENTRE_ITEMS // products.shape[1]):
+            products[rows, :] += xp.matmul(ours[:, rows].T, theirs)
+
+    def _shift(self, table: Array) -> Array:
         xp = array_api_compat.array_namespace(table)
         wide = xp.zeros((table.shape[1],), dtype=xp.float64, device=array_api_compat.device(table))
         for rows in spans(len(table), CENTRE_ITEMS // table.shape[1]):
             wide += xp.sum(xp.astype(table[rows, :], xp.float64), axis=0)
         mean = xp.astype(xp.astype(wide / table.shape[0], table.dtype), xp.float64)
+        if table.dtype.itemsize < wide.dtype.itemsize:
+            return mean  # float64 holds all sums of one value exactly, and their mean is that value
         low, high = xp.min(table, axis=0), xp.max(table, axis=0)
-        shift = xp.where(low == high, xp.astype(low, xp.float64), mean)
-        return {"shift": shift, "sum": xp.zeros_like(wide), "squares": xp.zeros_like(wide), "count": 0}
+        return xp.where(low == high, xp.astype(low, xp.float64), mean)
 
     def _dtype(self, xp: Any) -> Any:
         return xp.float32 if self.precision == "float32" else xp.float64

@@ -28,11 +28,12 @@ EXECUTOR = ThreadExecutor(2)
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny_tiles() -> Iterator[None]:
-    """Everything by tiles, of 4 neurons, with few images at a time."""
+    """Everything by tiles, of 4 neurons, with few images at a time, whose means are often multiplied."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
         patch.setattr("dneuro.engine.regions.STRIP", 4)
         patch.setattr("dneuro.engine.regions.BAND_ROWS", 8)
+        patch.setattr("dneuro.analysis.tiles.MOVES_AT_ONCE", 3)
         yield
 
 
@@ -152,6 +153,31 @@ def test_tiles__positions_pooled_or_stacked(method: str) -> None:
     np.testing.assert_allclose(neurons, reference(values, "pearson"), atol=1e-12)
 
 
+@pytest.mark.parametrize("chunks", [None, (7, 2, 3, 4), (30, 1, 3, 4), (9, 3, 2, 1)])
+def test_tiles__are_parts_of_channels_where_these_have_many_positions(chunks: Any, method: str) -> None:
+    values = np.random.default_rng(1).standard_normal((30, 5, 3, 4)).astype("f4")
+    values[:, 2, 1, 3] = 0.1
+    x = xr.DataArray(values, dims=("image", "channel", "y", "x"), name="conv1").assign_coords(channel=list("abcde"))
+    x = x if chunks is None else x.chunk(dict(zip(x.dims, chunks, strict=True)))
+    gone = np.isin(np.arange(30), [0, 13])
+    x = x.assign_coords(image=np.arange(30) + 100, status=("image", gone.astype("u1")))
+    found = dn.similarity(x, metric=METRICS, per="neuron", precision="float64", client=EXECUTOR)
+    for metric in METRICS:
+        np.testing.assert_allclose(found[metric], reference(values[~gone], metric), atol=1e-9)
+    near = dn.similarity(x, metric="euclidean", per="neuron", neighbours=4, client=EXECUTOR)
+    apart = reference(values[~gone], "euclidean")
+    np.fill_diagonal(apart, np.inf)
+    assert near["euclidean_neighbour"].dims == ("channel", "y", "x", "neighbour")
+    np.testing.assert_array_equal(
+        near["euclidean_neighbour"].values.reshape(60, 4), np.argsort(apart, axis=1)[:, :4]
+    )
+    assert near["channel"].values.tolist() == list("abcde")
+    values[17, 3, 1, 2] = np.nan
+    with pytest.raises(NonFiniteError, match=r"conv1: image 117, neuron \(3, 1, 2\) is nan"):
+        dn.similarity(x.copy(data=values if chunks is None else da.from_array(values, chunks)), per="neuron",
+                      client=EXECUTOR)  # fmt: skip
+
+
 @pytest.mark.parametrize("shift", [0.0, 1000.0])
 def test_tiles__float32_is_right_to_a_millionth(shift: float, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dneuro.engine.regions.STRIP", 128)
@@ -166,6 +192,40 @@ def test_tiles__float32_is_right_to_a_millionth(shift: float, method: str, monke
     naive = np.matmul(values.T, values)  # what is squared without a pilot mean loses digits
     if shift:
         assert np.abs(naive / 6000 - shift**2).max() > 1
+
+
+def by_class(images: int = 12_800, neurons: int = 20, classes: int = 100) -> Array:
+    """Images in the order of their class: most neurons are active in the first class alone, some in all of them."""
+    rng, first = np.random.default_rng(7), images // classes
+    values = np.zeros((images, neurons), "f4")
+    values[:first] = 1 + 2 * rng.standard_normal((first, neurons))
+    values[:, ::5] = relu(images, len(values[0, ::5]), 8)
+    values[-first:, 3] = 100
+    return values
+
+
+def test_tiles__images_in_the_order_of_their_class(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of the first images is nobody else's."""
+    monkeypatch.setattr("dneuro.engine.regions.STRIP", 10)
+    monkeypatch.setattr("dneuro.engine.regions.BAND_ROWS", 128)
+    values = by_class()
+    for metric in ("pearson", "euclidean"):  # where distances cancel, both are multiplied in float64
+        found = dn.similarity(lazy(values, (128, 10)), metric=metric, client=EXECUTOR)
+        assert found.attrs["precision"] == "float32"
+        np.testing.assert_allclose(found[metric], reference(values, metric), rtol=2e-6, atol=1e-6)
+
+
+def test_tiles__images_in_the_order_of_their_class_are_read_no_more_often(
+    method: str, counted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dneuro.engine.regions.STRIP", 10)
+    monkeypatch.setattr("dneuro.engine.regions.BAND_ROWS", 128)
+    count = []
+    for values in (by_class(), np.random.default_rng(0).permutation(by_class())):
+        x, reads = counted(values, (128, 10))
+        dn.similarity(x, persist=False, client=EXECUTOR)
+        count.append(sum(reads.values()))
+    assert count[0] == count[1]
 
 
 def test_tiles__distances_that_cancel_are_exact_in_float32(method: str) -> None:

@@ -139,6 +139,21 @@ def test_similarity__workers_stay_within_the_plan(how: Any, cluster: Any) -> Non
     assert found is not None
 
 
+@pytest.mark.parametrize("chunks", [(250, 1, 36, 36), (125, 4, 18, 36)])
+def test_similarity__of_parts_of_channels_stays_within_the_plan(chunks: Any, cluster: Any) -> None:
+    values = da.random.default_rng(0).standard_normal((1000, 4, 36, 36), chunks=chunks, dtype="f4")
+    x = xr.DataArray(values, dims=("image", "channel", "y", "x"))
+    how = {"metric": "pearson", "precision": "float32", "per": "neuron", "neighbours": 20}
+    plan = dn.plan("similarity", x, client=cluster, **how)
+    found = dn.similarity(x, client=cluster, **how)
+    assert plan.worker_bytes <= 0.9 * 400 * MiB
+    assert max(cluster.run(_peak).values()) <= plan.worker_bytes
+    table = values.reshape(1000, -1)[:, :200].compute()
+    own = np.corrcoef(table, rowvar=False)
+    np.fill_diagonal(own, -1)
+    assert (found["pearson_value"].values.reshape(-1, 20)[:200, 0] >= own.max(axis=1) - 1e-6).all()
+
+
 def test_similarity__reads_what_the_plan_says(counted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
     monkeypatch.setattr("dneuro.engine.regions.STRIP", 8)

@@ -195,6 +195,30 @@ def test_plan__of_tiles_counts_the_parts_of_the_array_that_tasks_are_sent() -> N
     assert many.driver_bytes - few.driver_bytes > 900 * PART_BYTES
 
 
+def test_plan__nearest_neurons_of_a_layer_with_many_positions_fit_into_small_workers() -> None:
+    lazy = da.zeros((5000, 64, 112, 112), chunks=(256, 2, 112, 112), dtype="f4")
+    x = xr.DataArray(lazy, dims=("image", "channel", "y", "x"))
+    where = Place(GiB, 64 * GiB)
+    plan = dn.plan("similarity", x, metric="pearson", per="neuron", neighbours=20, persist=False, client=where)
+    assert plan.fits(where)
+    assert plan.result_bytes == 16 * 20 * 64 * 112 * 112
+
+
+def test_similarity__hints_at_what_was_not_given() -> None:
+    lazy = da.zeros((2000, 20_000), chunks=(500, 1000), dtype="f4")
+    x = xr.DataArray(lazy, dims=("image", "channel"))
+    asked: dict[str, dict[str, Any]] = {"": {}, "neighbours": {"neighbours": 20}, "threshold": {"threshold": 0.9}}
+    for given, how in asked.items():
+        for where in (Place(100 * MiB, 64 * GiB), Place(64 * GiB, MiB)):
+            with pytest.raises(MemoryLimitError) as caught:
+                dn.similarity(x, metric="pearson", client=where, **how)
+            hint = str(caught.value.hint)
+            assert ("neighbours=20" in hint) == (given == "")
+            assert ("out=" in hint) == (given == "")
+            assert ("fewer neighbours" in hint) == (given == "neighbours")
+            assert "channel" not in hint, "these are channels"
+
+
 def test_svd__takes_as_many_steps_as_the_driver_has_room_for() -> None:
     """Four are enough as a rule: what twelve of them would leave there need not fit."""
     lazy = da.zeros((6000, 100_000), chunks=(100, 100_000), dtype="f4")

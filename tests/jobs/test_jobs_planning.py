@@ -81,10 +81,10 @@ def test_plan__that_does_not_fit_is_refused_with_the_numbers(make_job: MakeJob) 
         plan_job(make_job(), Workers(300 * MiB))
     assert caught.value.exit_code == 2
     assert caught.value.hint
-    # The extraction fits, the similarity of 788,544 neurons (4.5 TiB) does not.
+    # The extraction fits, the tree of 788,544 neurons (23 TiB) does not.
     network = {"name": "torchvision:squeezenet1_1", "weights": "none"}
-    job = make_job({"similarity": {"per": "neuron"}}, network=network, layers=["features.0"])
-    with pytest.raises(MemoryLimitError, match=r"similarity of features.0 needs .* the limit is 8 GiB"):
+    job = make_job({"clusters": {"per": "neuron", "count": 9}}, network=network, layers=["features.0"])
+    with pytest.raises(MemoryLimitError, match=r"clusters of features.0 needs .* the limit is 8 GiB"):
         plan_job(job, Workers(8 * GiB))
 
 
