@@ -25,6 +25,9 @@ METADATA = "metadata"
 RECORDS = "records"
 """The part of a finding about what is kept of metadata."""
 
+OWN_PARTS = frozenset((IMAGES, "statistics", "labels", METADATA, RECORDS))
+"""Parts that are no layers: no layer can be called so, for its markers and theirs would be the same."""
+
 IMAGE_ARRAYS = ("status", "checksum", "prediction", "correct", "pictures/picture")
 """Arrays with one entry per image that extraction writes."""
 
