@@ -256,7 +256,12 @@ def _check_names(layers: list[str]) -> None:
 
 
 def _stored_shape(layer: Layer, network: str) -> tuple[int, ...]:
-    """Return the shape per image in which a layer is stored; refuse one whose axes are not known."""
+    """Return the shape per image in which a layer is stored; refuse one of complex numbers, or of unknown axes."""
+    if layer.is_complex:
+        raise NetworkError(
+            f"layer {layer.name} ({layer.kind}) yields complex numbers, and activations are real ones",
+            hint=f"another layer: `dneuro layers {network}` lists them",
+        )
     if layer.stored is None:
         raise NetworkError(
             f"layer {layer.name} ({layer.kind}) gives {layer.shape} per image, and which of these are channels and "

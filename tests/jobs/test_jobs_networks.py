@@ -46,6 +46,15 @@ def make():
 """
 
 
+FOURIER = """
+class Fourier(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft2(x)
+
+
+"""
+
+
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "mine.py"
@@ -117,6 +126,18 @@ def test_job__refuses_a_layer_whose_axes_are_not_known(make_job: MakeJob, thread
         "self.norm = ", "self.fold = nn.Flatten(2, 3); self.norm = "))  # fmt: skip
     with pytest.raises(NetworkError, match=r"layer fold .Flatten. gives .*which of these are channels"):
         run_job(make_job(**settings(file, "fold")), threads)
+
+
+def test_plan__refuses_a_layer_of_complex_numbers(make_job: MakeJob, threads: ThreadExecutor, file: Path) -> None:
+    from dneuro.jobs.planning import plan_job
+
+    file.write_text(CODE.replace("class Mixed", FOURIER + "class Mixed").replace(
+        "self.embed = ", "self.fourier = Fourier(); self.embed = ").replace(
+        "self.conv(images)", "self.fourier(self.conv(images)).abs()"))  # fmt: skip
+    with pytest.raises(NetworkError, match=r"layer fourier .Fourier. yields complex numbers") as caught:
+        plan_job(make_job(**settings(file, "fourier")), threads)
+    assert "dneuro layers" in str(caught.value.hint)
+    run_job(make_job(**settings(file, "head")), threads)
 
 
 @pytest.mark.parametrize(
