@@ -45,7 +45,10 @@ class Store(Mapping[str, xr.DataArray]):
         try:
             tree = xr.open_datatree(opened_by_zarr(self.path), engine="zarr", chunks={}, consolidated=False)
         except Exception as error:  # an array, broken JSON: there is no common error for what is no group
-            raise StoreError(f"{self.path} is no Zarr group that can be opened: {error}") from error
+            raise StoreError(
+                f"{self.path} is no Zarr group that can be opened: {error}",
+                hint=f"dneuro verify {self.path} says what is damaged in it, and what does not belong there",
+            ) from error
         self.tree: xr.DataTree = tree
         """All of it, as `xarray.open_datatree` opens it, layers and results in the order of network and job."""
         if "dneuro" not in self.tree.attrs:
