@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.errors import ArrayError
+from dneuro.store.units import NOT_YET
 
 SELECTED = "selected"
 """The coordinate (image,) bool that says which images take part; see `dneuro.analysis.selection.select`."""
@@ -23,7 +24,7 @@ MOST_CLASSES = 1_000_000
 def taking_part(x: xr.DataArray) -> NDArray[np.bool_] | None:
     """Return which images could be read and, where some were, are selected; None if all."""
     rows = np.ones(x.sizes["image"], bool)
-    for name, takes_part, what in (("status", 0, "could be read"), (SELECTED, True, "is selected")):
+    for name, takes_part, what in (("status", 0, usable(x)), (SELECTED, True, "is selected")):
         if name in x.coords:
             rows &= of_images(x, name) == takes_part
             if not rows.any():
@@ -32,6 +33,12 @@ def taking_part(x: xr.DataArray) -> NDArray[np.bool_] | None:
                     hint="check the selection, and the status of the images",
                 )
     return None if rows.all() else rows
+
+
+def usable(x: xr.DataArray) -> str:
+    """Return what an image must be to take part, in words: where some are not extracted yet, that too."""
+    unfinished = "status" in x.coords and (of_images(x, "status") == NOT_YET).any()
+    return "is extracted yet and could be read" if unfinished else "could be read"
 
 
 def of_images(x: xr.DataArray | xr.Dataset, name: str) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from dneuro.analysis.arrays import check_labelled
 from dneuro.analysis.checks import check_count, check_seed
-from dneuro.analysis.images import SELECTED, class_labels, label_numbers, of_images, taking_part
+from dneuro.analysis.images import SELECTED, class_labels, label_numbers, of_images, taking_part, usable
 from dneuro.engine.plan import Plan
 from dneuro.errors import ArrayError, suggest
 
@@ -62,7 +62,7 @@ def select(
     Notes
     -----
     **Cost**: none; an analysis reads only chunks of which some image takes part. Selecting again narrows the
-    selection. Images that could not be read never take part.
+    selection. Images that could not be read, or are not extracted yet, never take part.
 
     Examples
     --------
@@ -94,7 +94,7 @@ def select(
             said.append(f"{what} leaves {int(rows.sum())}")
     if not rows.any():
         raise ArrayError(
-            f"the selection is empty: of {available} images {', '.join(said) or 'none could be read'}",
+            f"the selection is empty: of {available} images {', '.join(said) or f'none {usable(x)}'}",
             hint="leave out one of the conditions",
         )
     if sample is not None:

@@ -1,4 +1,7 @@
-"""Images with NaN or infinity among their activations: masked where the job says so, else the end of the extraction."""
+"""Images with NaN or infinity among their activations, or in the network's output where that is to name a class.
+
+They are masked where the job says so, else the end of the extraction.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,13 @@ from numpy.typing import NDArray
 
 from dneuro.errors import NonFiniteError
 from dneuro.extract.pipeline import Batch, source_of
-from dneuro.extract.work import ExtractWork
+from dneuro.extract.work import IMAGES, ExtractWork
+
+OUTPUT = "the network's output has NaN or infinity"
+_WAY_OUT = (
+    "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them; or "
+    "{predictions: false} and another store:, which asks for no classes"
+)
 
 
 class Faults:
@@ -34,6 +43,7 @@ class Faults:
         done = [work.unit(part, number).marker(work.fingerprints[part]) for part in others]
         markers = [marker for marker in done if marker is not None]
         self._masks = work.mask_nonfinite
+        self._predicts = IMAGES in parts  # else the classes are stored already, or none are
         self._known = {int(image): str(why) for marker in markers for image, why in marker.get("nonfinite", ())}
         self._settled = bool(markers)
         self._store, self._names = work.store, source_of(work).manifest.names
@@ -45,22 +55,37 @@ class Faults:
         Raises
         ------
         NonFiniteError
-            If an image would have to be masked that other layers of the store have.
+            If an image would have to be masked that other layers of the store have; or its class is to be stored,
+            the network's output is not finite, and such images are not to be masked.
         """
         readable = batch.numbers[batch.readable]
         wrong = {int(image): self._known[int(image)] for image in readable if int(image) in self._known}
+        lost = [image for image in self._without_class(batch, readable) if image not in wrong]
         if self._masks:
-            for image, what in _faults(batch, readable):
+            for image, what in (*_faults(batch, readable), *((image, OUTPUT) for image in lost)):
                 if self._settled and image not in wrong:
                     raise NonFiniteError(
                         f"{self._names[image]}: {what}, and {self._store} has this image in other layers",
                         hint="give the job another store:, where it is masked in all of them",
                     )
                 wrong.setdefault(image, what)
+        elif lost and all(image in wrong for image, _ in _faults(batch, readable)):  # a layer says more of its own
+            raise NonFiniteError(
+                f"{OUTPUT}: image {lost[0]}, {self._names[lost[0]]} ({len(lost)} such images in this batch); its class "
+                "is not known",
+                hint=_WAY_OUT,
+            )
         if wrong:
             batch.mask(np.isin(batch.numbers, list(wrong)))
             batch.pictures.reasons += [(str(self._names[image]), what) for image, what in wrong.items()]
             self.masked |= wrong
+
+    def _without_class(self, batch: Batch, readable: NDArray[np.int64]) -> list[int]:
+        """Return the images of which the network says no class."""
+        if not self._predicts or batch.predictions is None:
+            return []
+        found: list[int] = readable[batch.predictions < 0].tolist()
+        return found
 
 
 def _faults(batch: Batch, numbers: NDArray[np.int64]) -> Iterator[tuple[int, str]]:

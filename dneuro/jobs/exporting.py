@@ -65,6 +65,9 @@ def export(store: str | Location, *, to: str | Path | None = None, figures: bool
         raise UsageError(f"{place} is no folder on this machine, where exports go", hint="to='results', then copy it")
     if place.exists() and any(place.iterdir()) and not (place / MARK).is_file():
         raise UsageError(f"{place} exists and is no export of dneuro, so it is not replaced", hint="another --to")
+    if left := len(opened.not_extracted):
+        said = f"{left} of {opened.images.sizes['image']} images are not extracted yet, and in no number"
+        events.emit("warning", "export", f"{said}: dneuro verify {store} says what is missing")
     with swapped_in(place) as folder:
         left_out = _write_data(opened, folder / DATA)
         _write_tables(opened, folder / TABLES)

@@ -33,12 +33,11 @@ def check_store(study: Study) -> bool:
     FingerprintError
         With what differs.
     StoreError
-        If something that is not a store is in the way.
+        If something that is not a store is in the way, or a group that is no layer of it; or metadata were replaced.
     """
     if not exists(study.store):
         return False
-    attrs = cast("dict[str, Any]", zarr.open_group(opened_by_zarr(study.store), mode="r").attrs.asdict()["dneuro"])
-    before, now = attrs.get("identity", {}), study.identity
+    before, now = _identity(study.store), study.identity
     if study.weights_sha256 is None:  # still to be trained; compared once they are
         before, now = ({**both, "weights": None} for both in (before, now))
     differing = [
@@ -180,9 +179,24 @@ def _described(study: Study) -> dict[str, dict[str, Any]]:
     return {"prediction": {"class_names": study.predicted_names}} if named else {}
 
 
+def _identity(path: Location) -> dict[str, Any]:
+    """Return what a store says that it was made from."""
+    said = zarr.open_group(opened_by_zarr(path), mode="r").attrs.asdict()["dneuro"]
+    found = said.get("identity", {}) if isinstance(said, dict) else None
+    if not isinstance(found, dict):
+        raise StoreError(
+            f"the attributes of {path} do not say what it was made from: {_short(said)[:80]}",
+            hint=f"dneuro verify {path} --repair"
+            if metadata.is_known(path, "")
+            else "give the job another store:, or move this one and its .units folder away",
+        )
+    return cast("dict[str, Any]", found)
+
+
 def _layer_attrs(path: Location, layer: str) -> dict[str, Any] | None:
+    """Return what a store says of a layer, and so what was kept of it; None if there is none."""
     try:
-        return dict(zarr.open_group(opened_by_zarr(path), path=f"layers/{layer}", mode="r").attrs)
+        found = dict(zarr.open_group(opened_by_zarr(path), path=f"layers/{layer}", mode="r").attrs)
     except FileNotFoundError:
         return None
     except Exception as error:  # broken JSON, an array: zarr has no common error for what is no group
@@ -190,6 +204,16 @@ def _layer_attrs(path: Location, layer: str) -> dict[str, Any] | None:
             f"the metadata of layers/{layer} in {path} cannot be read: {error}",
             hint=f"dneuro verify {path} --repair, then run the job again",
         ) from error
+    if {"keep", "dtype"} <= found.keys():
+        return found
+    lost = _is_marked(path, layer) or metadata.is_known(path, f"layers/{layer}")
+    raise StoreError(
+        f"the attributes of layers/{layer} in {path} do not say what was kept of the layer: "
+        + ("they were replaced" if lost else "the job did not put it there"),
+        hint=f"dneuro verify {path} --repair, then run the job again"
+        if lost
+        else f"move {path}/layers/{layer} away, or give the job another store:",
+    )
 
 
 def _layer_coords(study: Study, plan: LayerPlan) -> xr.Dataset:

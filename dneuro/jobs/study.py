@@ -22,6 +22,7 @@ from dneuro.spec.steps import DEFAULT_CODEC
 from dneuro.store.files import Location, locate
 from dneuro.store.layout import FORMAT
 from dneuro.store.units import fingerprint, layer_identity
+from dneuro.store.verify import OWN_PARTS
 
 if TYPE_CHECKING:
     from dneuro.nets.describe import Layer
@@ -161,6 +162,7 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
     input_shape = _input_shape(source, architecture.needed_preprocessing) or architecture.needed_shape
     found = layers(on_cpu, input_shape)
     check_layers(found, wanted, job.network.name)
+    _check_names(wanted)
     shapes = {name: _stored_shape(found[name], job.network.name) for name in wanted}
     network = load(on_cpu, partial_for=wanted, input_shape=input_shape)
     labels = manifest.labels
@@ -241,8 +243,25 @@ def _why_not_comparable(network: Network, names: list[str]) -> str:
     )
 
 
+def _check_names(layers: list[str]) -> None:
+    """Refuse layers that cannot be called in a store as they are in the network: their names become those of groups."""
+    for name in layers:
+        cuts = [mark for mark in "/\\" if mark in name]
+        if cuts or name in OWN_PARTS:
+            why = f"with {cuts[0]!r} it would be a group in a group" if cuts else "it has a part of its own called so"
+            raise NetworkError(
+                f"layer {name!r} cannot be kept in a store: {why}",
+                hint="give the module another name in the network's code, where it is an attribute",
+            )
+
+
 def _stored_shape(layer: Layer, network: str) -> tuple[int, ...]:
-    """Return the shape per image in which a layer is stored; refuse one whose axes are not known."""
+    """Return the shape per image in which a layer is stored; refuse one of complex numbers, or of unknown axes."""
+    if layer.is_complex:
+        raise NetworkError(
+            f"layer {layer.name} ({layer.kind}) yields complex numbers, and activations are real ones",
+            hint=f"another layer: `dneuro layers {network}` lists them",
+        )
     if layer.stored is None:
         raise NetworkError(
             f"layer {layer.name} ({layer.kind}) gives {layer.shape} per image, and which of these are channels and "

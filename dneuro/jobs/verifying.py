@@ -168,7 +168,7 @@ def _verify(path: Location, executor: Executor) -> tuple[Verification, dict[str,
     found = _listed(path)
     kept = metadata.records(path)
     altered, lost = metadata.altered(found, kept), metadata.lost(path, found, kept)
-    findings = [*parts.structure(found), *parts.absent(path, found), *_labels(path, found)]
+    findings = [*parts.structure(path, found), *parts.absent(path, found), *_labels(path, found)]
     todo = list(parts.checks(path, found))
     events.emit("started", "verify", total=len(todo), what="units")
     read: dict[int, list[Finding]] = {}
@@ -187,10 +187,9 @@ def _verify(path: Location, executor: Executor) -> tuple[Verification, dict[str,
 
 def _masked(path: Location, found: Catalogue) -> dict[str, str]:
     """Return name and cause of each image that is masked, as the markers of the units say it."""
-    unit = found.attrs("")["dneuro"]["identity"].get("images_per_unit", 1)
-    images = found.nodes.get("status", {}).get("shape", [0])[0]
+    unit = found.attrs("")["dneuro"]["identity"]["images_per_unit"]
     folder = units_folder(path) / "extract" / IMAGES
-    markers = (Unit(folder, f"{number:05d}").read() or {} for number in range(-(-images // unit)))
+    markers = (Unit(folder, f"{number:05d}").read() or {} for number in range(-(-parts.count_images(found) // unit)))
     return {name: why for marker in markers for name, why in marker.get("masked", ())}
 
 
@@ -225,7 +224,7 @@ def _renew(path: Location, group: str, *, anew: bool) -> str:
 
 def _listed(path: Location) -> Catalogue:
     found = catalogue(path)
-    if "" not in found.nodes or "identity" not in found.attrs("").get("dneuro", {}):
+    if "" not in found.nodes or not _says_origin(found.attrs("").get("dneuro")):
         why = found.broken.get("", "it says nothing of its origin")
         raise StoreError(
             f"{path} is no store made by dneuro, or its metadata are damaged: {why}",
@@ -234,6 +233,24 @@ def _listed(path: Location) -> Catalogue:
             else "move it and its .units folder away and run the job again",
         )
     return found
+
+
+def _says_origin(said: Any) -> bool:
+    """Return whether provenance says what a store is compared by."""
+    identity = said.get("identity") if isinstance(said, dict) else None
+    if not isinstance(identity, dict) or "images" not in identity:
+        return False
+    unit = identity.get("images_per_unit")
+    return isinstance(unit, int) and unit > 0
+
+
+def _repeating(found: Catalogue) -> dict[str, bool]:
+    """Return the groups that names and labels of the images lie in, or may, and whether they must."""
+    groups = {"": True}
+    for layer, plan in parts.layers(found).items():
+        groups[f"layers/{layer}"] = plan.keep != "stats"
+    lost = (f"layers/{layer}" for layer in found.below("layers"))
+    return groups | {group: True for group in lost if group not in found.nodes}
 
 
 def _labels(path: Location, found: Catalogue) -> Iterator[Finding]:
@@ -246,12 +263,12 @@ def _labels(path: Location, found: Catalogue) -> Iterator[Finding]:
         what = "the list of images is not the one that the store was made from"
         yield Finding("damaged", "manifest.npz", what, part=LABELS)
         return
-    for group in ("", *(f"layers/{layer}" for layer in found.below("layers"))):
+    for group, needed in _repeating(found).items():
         wanted = _coords(manifest, found, group)
         for name in wanted.variables:
             node = f"{group}/{name}".lstrip("/")
             if node not in found.nodes:
-                if not group or found.nodes.get(group, {}).get("attributes", {}).get("keep") != "stats":
+                if needed:
                     yield Finding("damaged", node, "the array is not there", part=LABELS)
             elif what := _differs(path, node, wanted[name].values):
                 yield Finding("damaged", node, what, part=LABELS)
@@ -261,7 +278,7 @@ def _coords(manifest: Manifest, found: Catalogue, group: str) -> xr.Dataset:
     """Return the coordinates that a group must have."""
     if group:
         return root_coords(manifest.names, manifest.labels, [])
-    count = found.nodes["class"]["shape"][0] if "class" in found.nodes else 0
+    count = (found.nodes.get("class", {}).get("shape") or [0])[0]
     names = list(manifest.class_names) or [str(number) for number in range(count)]
     return root_coords(manifest.names, manifest.labels, names, manifest.wnids)
 
@@ -324,8 +341,8 @@ def _write_labels(path: Location) -> None:
         (units_folder(path) / "manifest.npz").unlink(missing_ok=True)  # the next run lists the images anew
         return
     found = catalogue(path)
-    for group in ("", *(f"layers/{layer}" for layer in found.below("layers"))):
-        if group in found.nodes and found.attrs(group).get("keep") != "stats":
+    for group, needed in _repeating(found).items():
+        if group in found.nodes and needed:
             add_variables(path, group, _coords(manifest, found, group).reset_coords())
 
 

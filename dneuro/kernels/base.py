@@ -276,9 +276,11 @@ def check_finite(block: Array, origin: Origin, layer: str) -> None:
         return
     first = np.unravel_index(int(bad.argmax()), bad.shape)
     image, neuron = _place(first, origin)
+    value = float(block[tuple(first)])
+    unwritten = "in a store whose job has not ended, it may not be extracted yet (dneuro verify, dneuro resume); "
     raise NonFiniteError(
-        f"{layer or 'activations'}: image {image}, neuron {neuron} is {float(block[tuple(first)])} "
+        f"{layer or 'activations'}: image {image}, neuron {neuron} is {value} "
         f"({int(bad.sum())} such values in this block)",
-        hint="look at this image and at the network's weights; "
+        hint=f"look at this image and at the network's weights; {unwritten if np.isnan(value) else ''}"
         f"x.isel(image=x['image'] != {image}) leaves the image out",
     )

@@ -39,6 +39,8 @@ class Layer:
         What the axes of the output are, per image: ``("channel",)``, ``("channel", "y", "x")``,
         ``("y", "x", "channel")`` or ``("token", "channel")``; None if they are something else (windows of an
         attention), or not known.
+    is_complex : bool
+        Whether the output is of complex numbers, which cannot be stored.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Layer:
     field: ReceptiveField | None
     parameters: tuple[str, ...]
     dims: tuple[str, ...] | None
+    is_complex: bool = False
 
     @property
     def stored(self) -> tuple[int, ...] | None:
@@ -76,7 +79,7 @@ class Trace:
     entered : dict
         Name of each module that runs to the place in `order` of the first call after it began.
     classes : int or None
-        Length of the last output if it is (batch, classes).
+        Length of the last output if it is (batch, classes) of real numbers.
     """
 
     layers: dict[str, Layer]
@@ -208,10 +211,12 @@ def trace(
             inner = type(part).__module__.startswith("torch.nn") and not passes_on(part)
             own = tuple(f"{module_names[part]}.{key}" for key, _ in part.named_parameters(recurse=inner))
             shape, field, dims = tuple(output.shape[1:]), follower.field(output), follower.dims(output)
-            found[name] = Layer(name, kind_of(part), shape, field, own, dims)
+            found[name] = Layer(name, kind_of(part), shape, field, own, dims, output.is_complex())
 
     with Follower(images) as follower:
         output = dry_run(module, images, note, lambda name: entered.setdefault(name, len(order)), network)
     main = main_output(output)
-    classes = main.shape[1] if main is not None and main.ndim == 2 and len(main) == BATCH else None
+    classes = None
+    if main is not None and main.ndim == 2 and len(main) == BATCH and not main.is_complex():
+        classes = main.shape[1]
     return Trace(found, order, entered, classes)

@@ -83,7 +83,7 @@ class Tap:
         Raises
         ------
         NetworkError
-            If a layer is not reached, or its output is not one tensor with a row per image.
+            If a layer is not reached, or its output is not one tensor of real numbers with a row per image.
         """
         if not self._handles and self._wanted:
             raise NetworkError("this tap is closed", hint="make a new one with tap(module, names)")
@@ -216,6 +216,11 @@ def _check_output(what: str, output: object, batch: int) -> Tensor:
     if output.ndim < 2 or len(output) != batch:
         shape = tuple(output.shape)
         raise NetworkError(f"{what} yields shape {shape}, not one row for each of {batch} images")
+    if output.is_complex():
+        raise NetworkError(
+            f"{what} yields complex numbers ({output.dtype}), not real ones",
+            hint="another layer; or a module behind it that makes them real, such as one that yields torch.abs of them",
+        )
     return output
 
 

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 _MOMENTS = ("count", "mean", "std", "variance", "min", "max", "fraction_active")
 _ENDS = ("top", "bottom")
 _SMALL = 8 * 2**20
+_NOT_YET = 3
+"""What `status` says of an image that is not extracted yet: `dneuro.store.units.NOT_YET`."""
 
 
 @dataclass(frozen=True)
@@ -152,15 +154,26 @@ class Images:
 
     @cached_property
     def usable(self) -> NDArray[np.bool_]:
-        """Which images were readable (image,)."""
+        """Which images were extracted and readable (image,)."""
         if "status" not in self.data:
             return np.ones(self.count, dtype=bool)
         return np.asarray(self.data["status"].values == 0)
 
+    @cached_property
+    def _not_yet(self) -> NDArray[np.bool_]:
+        if "status" not in self.data:
+            return np.zeros(self.count, dtype=bool)
+        return np.asarray(self.data["status"].values == _NOT_YET)
+
+    @property
+    def not_extracted(self) -> int:
+        """Number of the images that are not extracted yet, or were left out with their units."""
+        return int(self._not_yet.sum())
+
     @property
     def masked(self) -> list[int]:
-        """Numbers of the images that were left out."""
-        return [int(image) for image in np.flatnonzero(~self.usable)]
+        """Numbers of the images that were looked at and left out."""
+        return [int(image) for image in np.flatnonzero(~self.usable & ~self._not_yet)]
 
     @cached_property
     def correct(self) -> tuple[int, int] | None:

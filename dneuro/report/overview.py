@@ -83,6 +83,8 @@ def _image_facts(contents: Contents) -> list[Fact]:
     if images.classes:
         facts.append(Fact("Classes", f"{len(images.classes):,}: {listed(images.classes)}"))
     facts.append(Fact("Masked images", f"{len(images.masked):,}" if images.masked else "none"))
+    if images.not_extracted:
+        facts.append(Fact("Images not extracted yet", f"{images.not_extracted:,}"))
     return facts
 
 
@@ -99,6 +101,9 @@ def headline(contents: Contents) -> list[Fact]:
         facts.append(Fact("accuracy", share, f"{right:,} of {counted(counts, 'image')} classified correctly"))
     if images.masked:
         facts.append(Fact("masked", f"{len(images.masked):,}", "images that could not be used and were left out"))
+    if images.not_extracted:
+        said = "images that the job has not come to, or whose units failed; they are in no number and no figure"
+        facts.append(Fact("not extracted yet", f"{images.not_extracted:,}", said))
     return facts
 
 

@@ -62,7 +62,7 @@ def catalogue(path: Location) -> Catalogue:
             try:
                 metadata = json.loads((path / name).read_bytes())
                 found.nodes[node] = _checked(metadata)
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, LookupError, TypeError, ArithmeticError) as error:
                 found.broken[node] = str(error)
     for name in files:
         if name.rpartition("/")[2] != METADATA and not _belongs(name, found):
@@ -73,6 +73,8 @@ def catalogue(path: Location) -> Catalogue:
 def _checked(metadata: Any) -> Mapping[str, Any]:
     if metadata["zarr_format"] != 3 or metadata["node_type"] not in ("group", "array"):
         raise ValueError(f"no node of Zarr 3: {metadata['zarr_format']}, {metadata['node_type']}")
+    if not isinstance(metadata.get("attributes", {}), dict):
+        raise ValueError("its attributes are no mapping")
     if metadata["node_type"] == "array":
         _grid(metadata)
     return metadata  # type: ignore[no-any-return]

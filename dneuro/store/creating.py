@@ -134,7 +134,7 @@ def adopt_group(path: Path, name: str, written: Path, attrs: Mapping[str, Any]) 
 
 
 def create_arrays(group: zarr.Group, arrays: Iterable[ArrayPlan]) -> None:
-    """Create empty arrays below `group`, each with its dims, unit and meaning."""
+    """Create arrays below `group`, each with its dims, unit and meaning, and `ArrayPlan.blank` in all of it."""
     for plan in arrays:
         meaning = REGISTRY[plan.name]
         group.require_group(plan.group) if plan.group else None
@@ -145,7 +145,7 @@ def create_arrays(group: zarr.Group, arrays: Iterable[ArrayPlan]) -> None:
             dtype=plan.dtype,
             dimension_names=plan.dims,
             compressors=CODECS[plan.codec],
-            fill_value=False if plan.dtype == "bool" else 0,
+            fill_value=plan.blank,
             attributes={"units": meaning.unit, "long_name": meaning.text},
         )
 

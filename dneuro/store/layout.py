@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dneuro.quantities import MiB
 from dneuro.spec.steps import DEFAULT_CODEC, Codec
+from dneuro.store.units import NOT_YET
 
 FORMAT = 1
 """Number of this layout; part of every fingerprint."""
@@ -47,9 +49,9 @@ REGISTRY: dict[str, Meaning] = {
     "label": Meaning(("image",), "int64", "1", "class of the image as an index into class, -1 unknown"),
     "class": Meaning(("class",), "string", "", "names of the classes"),
     "wnid": Meaning(("class",), "string", "", "WordNet ids of the classes"),
-    "status": Meaning(("image",), "uint8", "1", "0 read, 1 masked: could not be read, 2 masked: NaN or infinity"),
+    "status": Meaning(("image",), "uint8", "1", f"0 read, 1 unreadable, 2 not finite, {NOT_YET} not extracted yet"),
     "checksum": Meaning(("image",), "uint32", "1", "CRC-32 of the image's stored bytes, 0 where status is 1"),
-    "prediction": Meaning(("image",), "int64", "1", "class that the network names, -1 where masked"),
+    "prediction": Meaning(("image",), "int64", "1", "class that the network names, -1 where status is not 0"),
     "correct": Meaning(("image",), "bool", "1", "whether prediction equals label"),
     "picture": Meaning(("image", "row", "column", "color"), "uint8", "1", "the image as the network saw it, reduced"),
     "activation": Meaning(("image", "..."), "", "activation", "output of the layer"),
@@ -59,6 +61,9 @@ REGISTRY: dict[str, Meaning] = {
     "activation_x": Meaning(("image", "channel"), "int16", "position", "column where the maximum is first reached"),
 }
 """Arrays that extraction writes. Analyses name theirs in their own docstrings."""
+
+_BLANKS: dict[str, Any] = {"status": NOT_YET, "prediction": -1, "correct": False}
+"""What stands in arrays until it is written, where that is neither NaN nor 0."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,11 @@ class ArrayPlan:
     def path(self) -> str:
         """Path inside the hierarchy."""
         return f"{self.group}/{self.name}" if self.group else self.name
+
+    @property
+    def blank(self) -> Any:
+        """What stands in it until a unit is written, so that nobody takes it for an activation."""
+        return _BLANKS.get(self.name, math.nan if self.dtype.startswith("float") else 0)
 
     @property
     def nbytes(self) -> int:

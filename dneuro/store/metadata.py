@@ -200,8 +200,8 @@ def _groups_done(path: Location, found: Catalogue, besides: Collection[str] = ()
         if top == "results":
             step, _, layer = part.partition("/")
             marker = Unit(units / top / step, layer).read()
-        else:
-            marker = any_marker(units / "extract" / (part or IMAGES))
+        else:  # layers/images is nobody's: the markers are those of the root
+            marker = None if part == IMAGES else any_marker(units / "extract" / (part or IMAGES))
         if marker is not None:
             yield group
 

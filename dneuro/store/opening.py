@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from dneuro.errors import StoreError, suggest
 from dneuro.store.files import Location, disk_error, locate, opened_by_zarr
 from dneuro.store.remote import RemotePath
-from dneuro.store.units import Unit, units_folder
+from dneuro.store.units import NOT_YET, Unit, units_folder
 
 ACTIVATIONS = ("activation", "activation_max", "activation_mean")
 PLACES = ("activation_y", "activation_x")
@@ -29,8 +30,10 @@ class Store(Mapping[str, xr.DataArray]):
     -----
     ``store[layer]`` is the activation as a dask-backed DataArray (image, channel[, y, x]) with the coordinates
     image, filename, label, where the network classifies prediction and correct, and status where some image is
-    masked. A layer of which maxima or means were kept gives those (image, channel), with the positions as
-    coordinates. A layer of which only statistics were kept has no array: see `statistics`.
+    masked or not extracted yet. A layer of which maxima or means were kept gives those (image, channel), with the
+    positions as coordinates. A layer of which only statistics were kept has no array: see `statistics`.
+
+    A store that a job is at work on, or that it left unfinished, can be opened too: what is not there yet is NaN.
     """
 
     def __init__(self, path: str | Location) -> None:
@@ -42,7 +45,10 @@ class Store(Mapping[str, xr.DataArray]):
         try:
             tree = xr.open_datatree(opened_by_zarr(self.path), engine="zarr", chunks={}, consolidated=False)
         except Exception as error:  # an array, broken JSON: there is no common error for what is no group
-            raise StoreError(f"{self.path} is no Zarr group that can be opened: {error}") from error
+            raise StoreError(
+                f"{self.path} is no Zarr group that can be opened: {error}",
+                hint=f"dneuro verify {self.path} says what is damaged in it, and what does not belong there",
+            ) from error
         self.tree: xr.DataTree = tree
         """All of it, as `xarray.open_datatree` opens it, layers and results in the order of network and job."""
         if "dneuro" not in self.tree.attrs:
@@ -68,7 +74,8 @@ class Store(Mapping[str, xr.DataArray]):
 
         Causes lie in the markers beside the store; without those (moved, or pruned) they are empty.
         """
-        numbers = np.flatnonzero(self.images["status"].values) if "status" in self.images else ()
+        status = self._status
+        numbers = np.flatnonzero((status != 0) & (status != NOT_YET))
         unit = self.attrs.get("identity", {}).get("images_per_unit")
         folder = units_folder(self.path) / "extract" / "images"
         causes: dict[str, str] = {}
@@ -76,6 +83,20 @@ class Store(Mapping[str, xr.DataArray]):
             causes |= dict((Unit(folder, f"{number:05d}").read() or {}).get("masked", []))
         names = self.images["filename"].values
         return {int(image): causes.get(str(names[image]), "") for image in numbers}
+
+    @property
+    def not_extracted(self) -> NDArray[np.intp]:
+        """Numbers of the images that are not extracted yet, or whose units failed and were left out.
+
+        Stores that were begun before this was recorded have none.
+        """
+        return np.flatnonzero(self._status == NOT_YET)
+
+    @property
+    def _status(self) -> NDArray[np.uint8]:
+        root = self.images
+        none = np.zeros(root.sizes.get("image", 0), np.uint8)
+        return np.asarray(root["status"].values) if "status" in root else none
 
     @property
     def layers(self) -> list[str]:
@@ -108,7 +129,7 @@ class Store(Mapping[str, xr.DataArray]):
         array: xr.DataArray = dataset[name].assign_attrs(dataset.attrs)
         root = self.images
         attached = ["filename", "label", "prediction", "correct"]
-        if bool((root["status"] != 0).any()):
+        if self._status.any():
             attached.append("status")
         coords: dict[str, Any] = {v: ("image", root[v].values) for v in attached if v in root.variables}
         if name == "activation_max":
@@ -130,8 +151,9 @@ class Store(Mapping[str, xr.DataArray]):
         return sum(1 for _ in self)
 
     def __repr__(self) -> str:
-        masked = int((self.images["status"] != 0).sum())
-        without = f", {masked} masked" if masked else ""
+        left, masked = len(self.not_extracted), int((self._status != 0).sum())
+        without = f", {masked - left} masked" if masked > left else ""
+        without += f", {left} not extracted yet" if left else ""
         lines = [f"<dneuro store {self.path}: {self.images.sizes['image']} images{without}>"]
         for layer in self.layers:
             attrs = self._layer(layer).attrs

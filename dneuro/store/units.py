@@ -29,6 +29,9 @@ from dneuro.store.files import Location, append, locate, read_json, sizes, write
 IMAGES = "images"
 """The part of the extraction with one entry per image; the others are layers."""
 
+NOT_YET = 3
+"""`status` of an image until its unit is done: it is not extracted yet."""
+
 MAX_ATTEMPTS = 3
 """A unit that was begun this often in one run and never finished is not begun again."""
 

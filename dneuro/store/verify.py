@@ -25,6 +25,9 @@ METADATA = "metadata"
 RECORDS = "records"
 """The part of a finding about what is kept of metadata."""
 
+OWN_PARTS = frozenset((IMAGES, "statistics", "labels", METADATA, RECORDS))
+"""Parts that are no layers: no layer can be called so, for its markers and theirs would be the same."""
+
 IMAGE_ARRAYS = ("status", "checksum", "prediction", "correct", "pictures/picture")
 """Arrays with one entry per image that extraction writes."""
 
@@ -109,15 +112,12 @@ class Check:
 def checks(path: Location, found: Catalogue) -> Iterator[Check]:
     """Yield every unit that the store must have, part by part."""
     identity = found.attrs("")["dneuro"]["identity"]
-    total, length = _images(found), int(identity["images_per_unit"])
+    total, length = count_images(found), int(identity["images_per_unit"])
     parts = {IMAGES: (fingerprint(identity), tuple(array for array in IMAGE_ARRAYS if array in found.nodes))}
-    for layer in found.below("layers"):
-        if (node := f"layers/{layer}") in found.nodes:
-            attrs = found.attrs(node)
-            plan = LayerPlan(layer, attrs["keep"], tuple(attrs["shape"]), attrs["dtype"])
-            wanted = fingerprint(layer_identity(identity, layer, plan.keep, plan.dtype))
-            paths = (array.path for array in plan.arrays(total, length))
-            parts[layer] = (wanted, tuple(array for array in paths if array in found.nodes))
+    for layer, plan in layers(found).items():
+        wanted = fingerprint(layer_identity(identity, layer, plan.keep, plan.dtype))
+        paths = (array.path for array in plan.arrays(total, length))
+        parts[layer] = (wanted, tuple(array for array in paths if array in found.nodes))
     for part, (wanted, arrays) in parts.items():
         for number in range(math.ceil(total / length)):
             yield Check(path, part, number, number * length, min((number + 1) * length, total), wanted, arrays)
@@ -167,10 +167,37 @@ def _compare(one: Check, path: str, wanted: int | None) -> str:
     return "" if crc == wanted else "what is stored is not what was written (checksums differ)"
 
 
-def structure(found: Catalogue) -> Iterator[Finding]:
-    """Yield what the files alone show: broken metadata, files that do not belong there."""
+def layers(found: Catalogue) -> dict[str, LayerPlan]:
+    """Return the layers whose metadata say what was kept of them: others are foreign, or lost theirs."""
+    return {layer: plan for layer in found.below("layers") if (plan := _plan(found, layer)) is not None}
+
+
+def _plan(found: Catalogue, layer: str) -> LayerPlan | None:
+    node = f"layers/{layer}"
+    if node not in found.nodes or layer in OWN_PARTS:
+        return None
+    attrs = found.attrs(node)
+    try:
+        plan = LayerPlan(layer, attrs["keep"], tuple(map(int, attrs["shape"])), attrs["dtype"])
+        plan.arrays(1, 1)
+    except (LookupError, TypeError, ValueError, ArithmeticError):  # whatever stands there instead
+        return None
+    return plan if plan.keep in ("full", "max", "mean", "stats") else None
+
+
+def structure(path: Location, found: Catalogue) -> Iterator[Finding]:
+    """Yield what files and metadata alone show: broken metadata, files and groups that do not belong there."""
     for node, why in found.broken.items():
         yield Finding("damaged", node or "the root", f"its metadata cannot be read: {why}", part=_part(node))
+    known = layers(found)
+    for layer in found.below("layers"):
+        node = f"layers/{layer}"
+        if node not in found.nodes or layer in known:
+            continue
+        if layer in OWN_PARTS or any_marker(units_folder(path) / "extract" / layer) is None:
+            yield Finding("foreign", node, "is no layer of the store: its attributes do not say what was kept of it")
+        else:
+            yield Finding("damaged", node, "its attributes do not say what was kept of the layer", part=layer)
     for name in found.foreign:
         yield Finding("foreign", name, "is no part of the store; nothing reads it")
 
@@ -219,13 +246,11 @@ def statistics(path: Location, found: Catalogue) -> Iterator[Finding]:
     marker = Unit(units_folder(path) / "extract", part).read()
     written: Mapping[str, Mapping[str, int]] = (marker or {}).get("checksums") or {}
     arrays = _arrays(found)
-    for layer in found.below("layers"):
+    for layer, plan in layers(found).items():
         node = f"layers/{layer}"
-        if node not in found.nodes:
-            continue
         wanted = written.get(layer) or {}
         yield from _contents(path, node, part, wanted)
-        if wanted or not arrays[node] - _kept_of(found, layer):
+        if wanted or not arrays[node] - _kept_of(found, plan):
             continue
         if marker is None:
             yield Finding("missing", node, "its statistics are not marked as done", part=part)
@@ -233,10 +258,9 @@ def statistics(path: Location, found: Catalogue) -> Iterator[Finding]:
             yield Finding("damaged", node, "the marker of its statistics has no checksums of them", part=part)
 
 
-def _kept_of(found: Catalogue, layer: str) -> set[str]:
+def _kept_of(found: Catalogue, plan: LayerPlan) -> set[str]:
     """Return the arrays of a layer that are no statistics: what was kept of it, and what it repeats of the root."""
-    attrs, total = found.attrs(f"layers/{layer}"), _images(found)
-    plan = LayerPlan(layer, attrs["keep"], tuple(attrs["shape"]), attrs["dtype"])
+    total = count_images(found)
     return {"image", "filename", "label", *(array.name for array in plan.arrays(total, max(1, total)))}
 
 
@@ -288,9 +312,10 @@ def _contents(path: Location, group: str, part: str, wanted: Mapping[str, int]) 
             yield Finding("damaged", f"{group}/{name}", what, part=part)
 
 
-def _images(found: Catalogue) -> int:
-    known = (found.nodes[name] for name in ("status", "image", "label") if name in found.nodes)
-    return int(next(known, {"shape": [0]})["shape"][0])
+def count_images(found: Catalogue) -> int:
+    """Return how many images a store has; 0 where nothing says it."""
+    known = (found.nodes.get(name, {}).get("shape") for name in ("status", "image", "label"))
+    return int(next((shape[0] for shape in known if shape), 0))
 
 
 def _array(part: str, name: str) -> str:

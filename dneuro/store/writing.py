@@ -32,7 +32,7 @@ def _opened(store: Path, path: str, version: tuple[int, int]) -> Any:
 def _writable(store: Location, path: str) -> Any:
     """Open an array whose chunks are written whatever they hold.
 
-    Zarr would leave out a chunk of nothing but zeros. To find that out it compares each with zeros, which takes longer
+    Zarr would leave out a chunk that is as it was created. To find that out it compares all of each, which takes longer
     than compressing it; and one that is lost could not be told from one that is left out.
     """
     return zarr.open_array(opened_by_zarr(store), path=path, mode="r+").with_config({"write_empty_chunks": True})

@@ -1,4 +1,4 @@
-"""NaN and infinity among the activations: an error that says the way out, or the image is masked in all layers."""
+"""NaN and infinity among the activations or in the output: an error that says the way out, or the image is masked."""
 
 from __future__ import annotations
 
@@ -55,19 +55,24 @@ def make():
     return Network()
 """
 
+LAST = "return self.fc(self.flat(self.pool(self.spoil(self.conv(x)))))"
+AT_THE_END = CODE.replace(LAST, """out = self.fc(self.flat(self.pool(self.conv(x))))
+        return torch.where(x[:, 0, 1, 1, None] > 0.99, torch.full_like(out, VALUE), out)""")
+"""The same network, which spoils nothing but its output."""
+
 MakeJob = Callable[..., JobSpec]
 
 
 @pytest.fixture
 def spoilt(tmp_path: Path, make_job: MakeJob) -> MakeJob:
-    """Return ``spoilt(layers, *steps, value="nan", **settings)``: a job whose network spoils the images `BAD`."""
+    """Return ``spoilt(layers, *steps, value="nan", code=CODE, **settings)``: a job whose network spoils the `BAD`."""
     pictures = np.random.default_rng(2).integers(0, 250, (40, 12, 12), np.uint8)
     pictures[BAD, 1, 1] = 255
     np.savez(tmp_path / "pictures.npz", images=pictures, labels=np.arange(40) % 10)
 
-    def make(layers: object, *steps: object, value: str = "nan", **settings: object) -> JobSpec:
+    def make(layers: object, *steps: object, value: str = "nan", code: str = CODE, **settings: object) -> JobSpec:
         file = tmp_path / f"network{value}.py"
-        file.write_text(CODE.replace("VALUE", f'float("{value}")'))
+        file.write_text(code.replace("VALUE", f'float("{value}")'))
         images = {"source": "array", "root": str(tmp_path / "pictures.npz")}
         return make_job(
             *steps, images=images, network={"name": f"python:{file}:make"}, layers=layers, images_per_unit=16, batch=4,
@@ -121,7 +126,7 @@ def test_masked__in_all_layers_and_out_of_every_statistic(
 
 
 def test_masked__rows_do_not_move_the_others(spoilt: MakeJob, threads: ThreadExecutor) -> None:
-    whole = dn.open(run_job(spoilt(["conv"], store="whole.zarr"), threads).store)["conv"].values
+    whole = dn.open(run_job(spoilt(["conv"], store="whole.zarr", predictions=False), threads).store)["conv"].values
     some = dn.open(run_job(spoilt(["conv", "spoil"], on_nonfinite="mask"), threads).store)
     np.testing.assert_array_equal(some["conv"].values[FINE], whole[FINE])
     np.testing.assert_array_equal(some["spoil"].values[FINE], whole[FINE])
@@ -146,9 +151,9 @@ def test_mask__holds_for_layers_that_are_added_later(spoilt: MakeJob, threads: T
 
 
 def test_mask__of_an_image_that_other_layers_have_is_refused(spoilt: MakeJob, threads: ThreadExecutor) -> None:
-    first = run_job(spoilt(["conv"]), threads)
+    first = run_job(spoilt(["conv"], predictions=False), threads)
     with pytest.raises(NonFiniteError, match=r"spoil, neuron \(1, 2, 3\) is nan, and .* in other layers") as caught:
-        run_job(spoilt(["conv", "spoil"], on_nonfinite="mask"), threads)
+        run_job(spoilt(["conv", "spoil"], on_nonfinite="mask", predictions=False), threads)
     assert "another store" in str(caught.value.hint)
     assert np.isfinite(dn.open(first.store)["conv"].values).all()
 
@@ -164,3 +169,34 @@ def test_mask__is_known_to_what_is_made_again(spoilt: MakeJob, threads: ThreadEx
         np.testing.assert_array_equal(np.flatnonzero(store.images["status"].values), BAD)
         assert np.isnan(store["conv"].values[BAD]).all()
         assert sorted(store.masked) == BAD
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_output__that_is_not_finite_names_no_class(spoilt: MakeJob, threads: ThreadExecutor, value: str) -> None:
+    with pytest.raises(NonFiniteError, match=r"the network's output has NaN or infinity: image (17|35), ") as caught:
+        run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END), threads)
+    assert "on_nonfinite: mask" in str(caught.value.hint)
+    result = run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END, on_nonfinite="mask"), threads)
+    store = dn.open(result.store)
+    np.testing.assert_array_equal(np.flatnonzero(store.images["status"].values == 2), BAD)
+    np.testing.assert_array_equal(np.flatnonzero(store.images["prediction"].values < 0), BAD)
+    assert not store.images["correct"].values[BAD].any()
+    assert store.masked == dict.fromkeys(BAD, "the network's output has NaN or infinity")
+    for layer, array in store.items():
+        rows = np.isnan(array.values.reshape(40, -1)).all(axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(rows), BAD, err_msg=layer)
+        np.testing.assert_array_equal(store.statistics(layer)["count"], 37)
+    assert dn.verify(result.store).ok
+
+
+def test_output__masks_hold_for_layers_that_are_added_later(spoilt: MakeJob, threads: ThreadExecutor) -> None:
+    run_job(spoilt(["fc"], code=AT_THE_END, on_nonfinite="mask"), threads)
+    store = dn.open(run_job(spoilt(["fc", "conv"], code=AT_THE_END), threads).store)
+    rows = np.isnan(store["conv"].values.reshape(40, -1)).all(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(rows), BAD)
+
+
+def test_output__nobody_asks_for_may_be_anything(spoilt: MakeJob, threads: ThreadExecutor) -> None:
+    store = dn.open(run_job(spoilt(["fc"], code=AT_THE_END, predictions=False), threads).store)
+    assert np.isfinite(store["fc"].values).all()
+    assert store.masked == {}

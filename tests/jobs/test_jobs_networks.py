@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,15 @@ class Mixed(nn.Module):
 
 def make():
     return Mixed()
+"""
+
+
+FOURIER = """
+class Fourier(nn.Module):
+    def forward(self, x):
+        return torch.fft.fft2(x)
+
+
 """
 
 
@@ -116,6 +126,38 @@ def test_job__refuses_a_layer_whose_axes_are_not_known(make_job: MakeJob, thread
         "self.norm = ", "self.fold = nn.Flatten(2, 3); self.norm = "))  # fmt: skip
     with pytest.raises(NetworkError, match=r"layer fold .Flatten. gives .*which of these are channels"):
         run_job(make_job(**settings(file, "fold")), threads)
+
+
+def test_plan__refuses_a_layer_of_complex_numbers(make_job: MakeJob, threads: ThreadExecutor, file: Path) -> None:
+    from dneuro.jobs.planning import plan_job
+
+    file.write_text(CODE.replace("class Mixed", FOURIER + "class Mixed").replace(
+        "self.embed = ", "self.fourier = Fourier(); self.embed = ").replace(
+        "self.conv(images)", "self.fourier(self.conv(images)).abs()"))  # fmt: skip
+    with pytest.raises(NetworkError, match=r"layer fourier .Fourier. yields complex numbers") as caught:
+        plan_job(make_job(**settings(file, "fourier")), threads)
+    assert "dneuro layers" in str(caught.value.hint)
+    run_job(make_job(**settings(file, "head")), threads)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("images", "has a part"), ("statistics", "has a part"), ("labels", "has a part"), ("a/b", "with '/'"),
+     ("a\\b", r"with '\\\\'")],
+)  # fmt: skip
+def test_plan__refuses_a_layer_whose_name_a_store_cannot_have(
+    make_job: MakeJob, threads: ThreadExecutor, file: Path, name: str, why: str
+) -> None:
+    from dneuro.jobs.planning import plan_job
+
+    called = f"getattr(self, {name!r})"
+    file.write_text(CODE.replace("self.embed = ", f"self.add_module({name!r}, nn.Identity()); self.embed = ").replace(
+        "self.conv(images)", f"{called}(self.conv(images))"))  # fmt: skip
+    with pytest.raises(NetworkError, match=f"{re.escape(repr(name))} cannot be kept in a store: .*{why}") as caught:
+        plan_job(make_job(**settings(file, "head", name)), threads)
+    assert "another name" in str(caught.value.hint)
+    assert not Path(make_job().store).exists()
+    assert plan_job(make_job(**settings(file, "head")), threads).units == 3
 
 
 @pytest.mark.parametrize(("asked", "used"), [("auto", "channels_last"), ("contiguous", "contiguous")])

@@ -437,6 +437,84 @@ def test_verify__lists_what_is_foreign_and_lets_it_be(store: Path, threads: Thre
     assert all((store / name).exists() for name in strange)
 
 
+def put_foreign_groups(store: Path) -> set[str]:
+    """Put into a store what is no layer of it, and return where."""
+    layers = zarr.open_group(store, path="layers", mode="r+")
+    layers.create_array("numbers", shape=(9,), dtype="f4", dimension_names=("place",))
+    for name, attrs in [("mine", {}), ("odd", {"keep": ["all"], "shape": "3", "dtype": 4}), ("images", {"keep": "max"}),
+                        ("halved", {"keep": "full", "shape": [0], "dtype": "float32"})]:  # fmt: skip
+        group = layers.create_group(name, attributes=attrs)
+        group.create_array("values", shape=(5, 3), dtype="f4", dimension_names=("a", "b"))
+    return {f"layers/{name}" for name in ("numbers", "mine", "odd", "images", "halved")}
+
+
+def test_verify__lists_groups_that_are_no_layers_and_lets_them_be(
+    make_job: MakeJob, store: Path, threads: ThreadExecutor
+) -> None:
+    wanted = put_foreign_groups(store)
+    found = verify(store, client=threads)
+    assert {finding.where for finding in found.findings} == wanted
+    assert {finding.kind for finding in found.findings} == {"foreign"}
+    assert (found.ok, found.exit_code) == (True, 0)
+    alter_labels(store)
+    repaired = verify(store, repair=True, client=threads)
+    assert {one.where for one in repaired.findings if one.kind == "foreign"} == wanted
+    assert list(zarr.open_group(store, path="layers/mine", mode="r")) == ["values"], "no labels are written there"
+    assert run_job(make_job(*STEPS, {"moments": {"name": "again"}}, layers=LAYERS), threads).outcome.images == 0
+    assert {finding.where for finding in verify(store, client=threads).findings} == wanted
+    assert list(dn.open(store)) == ["relu1", "relu2"]
+
+
+def test_job__refuses_a_group_in_the_place_of_a_new_layer(
+    make_job: MakeJob, store: Path, threads: ThreadExecutor
+) -> None:
+    group = zarr.open_group(store, mode="r+").create_group("layers/conv1")
+    group.create_array("mine", data=np.arange(3))
+    with pytest.raises(StoreError, match=r"attributes of layers/conv1 in .* the job did not put it there") as caught:
+        run_job(make_job(layers={**LAYERS, "conv1": {"keep": "full"}}), threads)
+    assert f"move {store}/layers/conv1 away" in str(caught.value.hint)
+    assert (store / "layers/conv1/mine/zarr.json").exists()
+
+
+def replace_attributes(path: Path, **attributes: Any) -> None:
+    metadata = json.loads(path.read_text())
+    path.write_text(json.dumps({**metadata, "attributes": attributes}))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("layer", ["relu1", "fc"])
+def test_verify__names_a_layer_whose_attributes_were_replaced(
+    job: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same, layer: str, recorded: bool
+) -> None:
+    replace_attributes(store / f"layers/{layer}/zarr.json", note="mine")
+    if not recorded:
+        shutil.rmtree(units_folder(store) / "metadata")
+    found = verify(store, client=threads)
+    assert [(one.kind, one.where) for one in found.findings] == [("damaged", f"layers/{layer}")]
+    with pytest.raises(StoreError, match=f"attributes of layers/{layer} .* they were replaced") as caught:
+        run_job(job, threads)
+    assert f"dneuro verify {store} --repair" in str(caught.value.hint)
+    verify(store, repair=True, client=threads)
+    assert run_job(job, threads).outcome.images == (0 if recorded else 40)
+    assert verify(store, client=threads).ok
+    same_store(store, store.with_name("as-written.zarr"))
+
+
+@pytest.mark.parametrize("said", [5, {"identity": "mine"}, {"identity": {"images": "x", "images_per_unit": 0}}])
+def test_verify__names_an_origin_that_was_replaced(
+    job: JobSpec, store: Path, threads: ThreadExecutor, said: Any
+) -> None:
+    replace_attributes(store / "zarr.json", dneuro=said)
+    with pytest.raises(StoreError, match="its metadata are damaged: it says nothing of its origin") as caught:
+        verify(store, client=threads)
+    assert caught.value.hint == f"dneuro verify {store} --repair"
+    with pytest.raises(StoreError, match=r"do not say what it was made from|was made from something else"):
+        run_job(job, threads)
+    assert verify(store, repair=True, client=threads).repaired == 1
+    assert verify(store, client=threads).ok
+    assert run_job(job, threads).outcome.images == 0
+
+
 @pytest.mark.parametrize("path", ["nothing.zarr", "empty.zarr"])
 def test_verify__refuses_what_is_no_store(path: str, tmp_path: Path, threads: ThreadExecutor) -> None:
     zarr.create_group(tmp_path / "empty.zarr")

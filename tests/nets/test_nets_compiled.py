@@ -65,6 +65,39 @@ def make():
 """
 
 
+SPOILT = """
+import torch
+from torch import nn
+
+
+class Network(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(64, 5)
+
+    def forward(self, x):
+        found = self.fc(x.flatten(1))
+        return torch.where(x.amax((1, 2, 3))[:, None] > 0.99, torch.full_like(found, torch.nan), found)
+
+
+def make():
+    return Network()
+"""
+
+
+def test_compiled__says_which_images_have_no_class(tmp_path: Path) -> None:
+    (tmp_path / "spoilt.py").write_text(SPOILT)
+    how = Preprocessing(color="grey", resize=8, crop=8)
+    network = load(NetworkSpec(name=f"python:{tmp_path}/spoilt.py:make", preprocessing=how, compile=True))
+    images = np.random.default_rng(0).integers(0, 250, (5, 8, 8, 1), np.uint8)
+    images[3, 2, 2] = 255
+    with Runner(network, ["fc"], to_end=True, batch=8) as runner:
+        outputs, classes = runner.start(images).result()
+    assert classes is not None
+    assert (classes < 0).tolist() == [False, False, False, True, False]
+    assert np.isfinite(outputs["fc"]).all()
+
+
 def test_compiled__is_made_once_for_batches_that_are_not_full(tmp_path: Path) -> None:
     from torch._dynamo.utils import counters
 

@@ -94,6 +94,7 @@ class Several(nn.Module):
         (lambda x: {"out": x.unsqueeze(2)}, None),
         (lambda x: (x, x), None),
         (lambda x: {"logits": x}, None),
+        (lambda x: torch.complex(x, x), None),
         (lambda x: None, None),
     ],
 )

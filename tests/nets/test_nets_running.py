@@ -67,6 +67,19 @@ def test_runner__equals_the_network_run_by_hand() -> None:
     np.testing.assert_array_equal(classes, last.argmax(dim=1))
 
 
+def test_classes__are_unknown_where_the_output_is_not_finite() -> None:
+    network, images = squeezenet(), pixels(4)
+    expected = run(network, images)[1]
+    bad = torch.tensor([[0.0], [torch.nan], [torch.inf], [-torch.inf]])
+    place = torch.arange(1000) == 7
+    handle = network.module.register_forward_hook(lambda _module, _args, out: torch.where(place, out + bad, out))
+    outputs, classes = run(network, images)
+    handle.remove()
+    assert classes.tolist() == [expected[0], -1, -1, -1]
+    assert classes.dtype == np.int64
+    assert all(np.isfinite(output).all() for output in outputs.values())
+
+
 def test_convolutions__run_channels_last_in_the_runner() -> None:
     network, seen = squeezenet(), []
     for part in network.module.modules():

@@ -177,6 +177,32 @@ def test_tap__names_an_unknown_layer(layer: str) -> None:
     assert "relu" in str(caught.value.hint)
 
 
+class Fourier(nn.Module):
+    """Ends in complex numbers, unless their sizes are asked for."""
+
+    def __init__(self, *, real: bool) -> None:
+        super().__init__()
+        self.part = nn.Conv2d(1, 2, 1)
+        self.turn = nn.Identity()
+        self.real = real
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = self.turn(torch.fft.fft2(self.part(x))).flatten(1)
+        return turned.abs() if self.real else turned
+
+
+def test_tap__names_a_layer_of_complex_numbers() -> None:
+    images = torch.ones(3, 1, 4, 4)
+    with tap(Fourier(real=True).eval(), ["part"], to_end=True) as tapped:
+        assert tapped(images)[1] is not None
+    message = r"layer 'turn' yields complex numbers \(torch.complex64\)"
+    with tap(Fourier(real=True).eval(), ["turn"]) as tapped, pytest.raises(NetworkError, match=message):
+        tapped(images)
+    message = r"the network yields complex numbers"
+    with tap(Fourier(real=False).eval(), ["part"], to_end=True) as tapped, pytest.raises(NetworkError, match=message):
+        tapped(images)
+
+
 def test_tap__example_in_its_documentation() -> None:
     assert doctest.testmod(taps).failed == 0
     assert doctest.testmod(taps).attempted > 0

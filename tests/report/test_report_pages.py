@@ -14,6 +14,7 @@ from PIL import Image
 from dneuro.errors import ArrayError, UnreadableImageError, UsageError
 from dneuro.report import words
 from dneuro.report.write import write_report
+from dneuro.store.units import NOT_YET
 
 COUNT = 24
 
@@ -499,3 +500,13 @@ def test_index__says_why_images_are_masked(small, read_pages, tmp_path):
     tree = xr.DataTree.from_dict(small)
     source = read_pages(write_report(tree, tmp_path / "out", pictures=None, causes=causes))["index.html"].source
     assert "<td>set/005.png</td><td>the file is &lt;empty&gt; (0 bytes)</td>" in source
+
+
+def test_index__counts_images_that_are_not_extracted_yet_apart_from_masked_ones(small, read_pages, tmp_path):
+    small["/"]["status"].values[20:] = NOT_YET
+    page = read_pages(write_report(xr.DataTree.from_dict(small), tmp_path / "out", pictures=None))["index.html"]
+    assert "<dt>Masked images</dt><dd>1</dd>" in page.source
+    assert "<dt>Images not extracted yet</dt><dd>4</dd>" in page.source
+    assert "set/005.png" in page.source
+    assert "<td>set/020.png</td>" not in page.source
+    assert "of 19 images" in page.source, "the others have no prediction"

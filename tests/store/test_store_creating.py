@@ -11,6 +11,7 @@ import zarr
 from dneuro.errors import StoreError
 from dneuro.store import creating, results
 from dneuro.store.layout import REGISTRY, ArrayPlan, LayerPlan, root_arrays
+from dneuro.store.units import NOT_YET
 
 IMAGES, UNIT = 20, 8
 
@@ -47,6 +48,18 @@ def test_create__describes_every_array_of_the_registry(store: Path) -> None:
         assert array.attrs["long_name"] == meaning.text, name
         if meaning.dtype not in ("", "string"):
             assert array.dtype == meaning.dtype, name
+
+
+def test_create__says_that_nothing_is_extracted_yet(store: Path) -> None:
+    root = zarr.open_group(store, mode="r")
+    assert (root["status"][:] == NOT_YET).all()
+    assert (root["prediction"][:] == -1).all()
+    assert not root["correct"][:].any()
+    for name in ("layers/a/activation", "layers/b/activation_max", "layers/c/activation_mean"):
+        assert np.isnan(root[name][:]).all(), name
+    opened = xr.open_datatree(store, engine="zarr", consolidated=False)
+    assert opened["status"].dtype == np.uint8, "no reader takes it for a missing value"
+    assert opened["status"].values.tolist() == [NOT_YET] * IMAGES
 
 
 def test_create__keeps_text_as_it_is(store: Path) -> None:

@@ -86,8 +86,9 @@ class ExtractStep(WorkersStep):
     batch: Positive = 16
     """Images per forward pass. On a CPU few keep the activations in its caches; a GPU wants 64 and more."""
     on_nonfinite: Literal["fail", "mask"] = "fail"
-    """What becomes of an image with NaN or infinity among its activations. ``fail``: the extraction ends and names it;
-    ``mask``: it is left out of all layers and listed, like one that cannot be read."""
+    """What becomes of an image with NaN or infinity among its activations, or in the network's output where
+    ``predictions`` are stored. ``fail``: the extraction ends and names it; ``mask``: it is left out of all layers and
+    listed, like one that cannot be read."""
     predictions: bool = True
     """Also store the predicted class, where the network classifies; runs the network to its end."""
     thumbnails: bool = True
