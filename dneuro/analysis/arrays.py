@@ -134,6 +134,12 @@ class View:
         return self.prepare.images
 
     @property
+    def image_index(self) -> Any:
+        """The array's own ``image`` coordinate as an index, of numbers, names or dates; None where it has none."""
+        x = self.xs[0]
+        return x.coords["image"].to_index() if "image" in x.coords else None
+
+    @property
     def pooled(self) -> bool:
         """True if the kernels see one number for all positions of a channel."""
         return self.prepare.how is not None
