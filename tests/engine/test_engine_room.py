@@ -14,11 +14,12 @@ import xarray as xr
 
 import dneuro as dn
 from dneuro.analysis import ANALYSES
-from dneuro.engine import DaskExecutor, Plan, ThreadExecutor, memory
+from dneuro.engine import DaskExecutor, Plan, ThreadExecutor, memory, plan_pass
 from dneuro.engine.executors import PROCESS_BYTES
 from dneuro.engine.parts import PART_BYTES
 from dneuro.engine.plan import TASKS_BYTES
 from dneuro.errors import MemoryLimitError
+from dneuro.kernels import Moments
 from dneuro.quantities import GiB, MiB
 
 
@@ -215,6 +216,24 @@ def test_plan__counts_what_tasks_of_workers_take_in_the_process_that_sends_them(
         workers = dn.plan(analysis, x, client=Place(64 * GiB, 64 * GiB), **asked)
         assert workers.driver_bytes >= workers.result_bytes + TASKS_BYTES
         assert dn.plan(analysis, x, client=ThreadExecutor(1, memory=64 * GiB), **asked).driver_bytes < TASKS_BYTES
+
+
+def test_plan__counts_states_that_workers_send_to_be_merged_in_the_process_that_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One on each level of the tree of mergers; two that are merged, and what they become."""
+    x = xr.DataArray(da.zeros((64_000, 1000), chunks=(1000, 1000), dtype="f4"), dims=("image", "channel"))
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", MiB)
+    kernels = {"moments": Moments()}
+    state, _ = kernels["moments"].memory(64_000, 1000, 1000)
+    roomy = Place(64 * GiB, 64 * GiB)
+    assert plan_pass("moments", [x], kernels, roomy).tasks == 64
+    assert plan_pass("moments", [x], kernels, roomy).driver_bytes == TASKS_BYTES + (6 + 3) * state
+    assert dn.plan("moments", x, client=roomy).driver_bytes >= TASKS_BYTES + (6 + 3) * state
+    threads = ThreadExecutor(1, memory=64 * GiB)
+    assert plan_pass("moments", [x], kernels, threads).driver_bytes == 0, "counted with the tasks"
+    monkeypatch.setattr("dneuro.engine.plan.SMALL", state - 1)
+    assert plan_pass("moments", [x], kernels, roomy).driver_bytes == TASKS_BYTES, "merged by the workers"
 
 
 def test_plan__of_tiles_counts_the_parts_of_the_array_that_tasks_are_sent() -> None:

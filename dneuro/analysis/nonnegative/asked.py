@@ -24,7 +24,7 @@ from dneuro.analysis.nonnegative.reads import choose as choose_reads
 from dneuro.analysis.nonnegative.solve import Solution, solve
 from dneuro.engine.device import process_bytes
 from dneuro.engine.executors import Executor
-from dneuro.engine.plan import Plan, in_driver
+from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.store.states import check_state, place_of_state
@@ -141,7 +141,7 @@ class Asked:
             worker_bytes=worker,
             passes=passes,
             read_bytes=passes * self.arrays.nbytes,
-            driver_bytes=in_driver(driver + result, executor),
+            driver_bytes=one.driver_bytes + driver + result,  # what tasks take there, and what is made of it
             result_bytes=result,
             method=f"{self.update}, {reads.how}",
         )
