@@ -89,6 +89,7 @@ class Pace:
 
 Listener = Callable[[Event], object]
 _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("dneuro_listeners", default=())
+_said: ContextVar[set[str] | None] = ContextVar("dneuro_said", default=None)
 _parent: ContextVar[str] = ContextVar("dneuro_parent", default="")
 _member: ContextVar[str] = ContextVar("dneuro_member", default="")
 
@@ -103,24 +104,34 @@ def emit(kind: Kind, step: str = "", message: str = "", **fields: Any) -> None:
             listener(event)
 
 
+def emit_once(kind: Kind, step: str = "", message: str = "") -> None:
+    """Tell every listener what holds for longer than a call, unless it was told within this ``with`` block."""
+    said = _said.get()
+    if said is not None and message not in said:
+        said.add(message)
+        emit(kind, step, message)
+
+
 @contextlib.contextmanager
 def listening(listener: Listener) -> Iterator[None]:
     """Call `listener` with every event emitted inside the ``with`` block, in this context."""
-    token = _listeners.set((*_listeners.get(), listener))
+    token, said = _listeners.set((*_listeners.get(), listener)), _said.set(set())
     try:
         yield
     finally:
         _listeners.reset(token)
+        _said.reset(said)
 
 
 @contextlib.contextmanager
 def only(listener: Listener) -> Iterator[None]:
     """Call `listener`, and nobody else, with every event emitted inside the ``with`` block."""
-    token = _listeners.set((listener,))
+    token, said = _listeners.set((listener,)), _said.set(set())
     try:
         yield
     finally:
         _listeners.reset(token)
+        _said.reset(said)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,8 +14,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dneuro import events
 from dneuro.analysis.images import SELECTED, image_numbers, taking_part
 from dneuro.analysis.taken import TAKEN, Taken
+from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import Executor, Sizes
 from dneuro.engine.parts import Source
 from dneuro.engine.passes import reduce
@@ -134,6 +137,12 @@ class View:
         return self.prepare.images
 
     @property
+    def image_index(self) -> Any:
+        """The array's own ``image`` coordinate as an index, of numbers, names or dates; None where it has none."""
+        x = self.xs[0]
+        return x.coords["image"].to_index() if "image" in x.coords else None
+
+    @property
     def pooled(self) -> bool:
         """True if the kernels see one number for all positions of a channel."""
         return self.prepare.how is not None
@@ -193,7 +202,7 @@ def view(
     Parameters
     ----------
     x : DataArray, dims (image, features…)
-        Backed by dask or NumPy; floating point.
+        Backed by dask, NumPy or a file; floating point.
     per : {"channel", "neuron"}
         One feature per channel (all positions made one by `pool`), or one per neuron.
     pool : {"max", "mean"}
@@ -216,7 +225,7 @@ def view(
     layer = layer_of(x)
     what = f"array {layer!r}" if layer else "the array"
     _check(x, what)
-    x = told_apart(x.transpose("image", ...), own)
+    x = told_apart(in_parts(x, "image").transpose("image", ...), own)
     xs: tuple[xr.DataArray, ...] = (x,)
     how: Pool | None = None
     positions: dict[str, int] = {}
@@ -238,6 +247,48 @@ def view(
     )
     taken = x.attrs.get(TAKEN) if SELECTED not in x.coords else None  # it was taken of all images
     return View(xs, labels, taking_part(x), Prepare(layer, how, image_numbers(x)), _look(x, how), taken)
+
+
+def in_parts(x: xr.DataArray, along: str) -> xr.DataArray:
+    """Return an array that still lies in its file in chunks of dask, with a note; any other as it is.
+
+    xarray opens files so where ``chunks=`` is not given, and whoever asks for the data of such an array loads all of
+    them. Reads nothing.
+
+    Parameters
+    ----------
+    x : DataArray
+        Any.
+    along : str
+        Dim along which it is cut where the file itself has no chunks.
+    """
+    if not _lies_in_file(x.variable):
+        return x
+    per_step = x.dtype.itemsize * math.prod(length for dim, length in x.sizes.items() if dim != along)
+    lengths: dict[Any, int] = {along: max(1, BLOCK_BYTES // max(1, per_step))}
+    stored = x.encoding.get("preferred_chunks", {})
+    lengths |= {dim: int(stored[dim]) for dim in x.dims if isinstance(stored.get(dim), int | np.integer)}
+    coords = {
+        name: (coord.dims, _chunked(coord.variable, lengths))
+        for name, coord in x.coords.items()
+        if coord.ndim > 1 and _lies_in_file(coord.variable)
+    }
+    parts = x.copy(deep=False, data=_chunked(x.variable, lengths)).assign_coords(coords)
+    shape = " × ".join(str(max(some, default=0)) for some in parts.chunks or ())
+    name = f"{layer}: " if (layer := layer_of(x)) else ""
+    events.emit_once("note", "", f"{name}opened without chunks=, read in chunks of {shape} all the same")
+    return parts
+
+
+def _lies_in_file(variable: xr.Variable) -> bool:
+    """Return whether a variable is what xarray makes of one in a file: not loaded, nor an array of any library."""
+    return variable.chunks is None and not variable._in_memory and not hasattr(variable._data, "__array_function__")
+
+
+def _chunked(variable: xr.Variable, lengths: Mapping[Any, int]) -> Any:
+    """Return the data in chunks; whole along other dims."""
+    here = {dim: lengths.get(dim, -1) for dim in variable.dims}
+    return variable.chunk(here, name=f"file-{uuid.uuid4().hex}").data
 
 
 def layer_of(x: xr.DataArray) -> str:

@@ -12,7 +12,7 @@ from dneuro import events
 from dneuro.analysis.arrays import View
 from dneuro.engine.executors import Executor
 from dneuro.engine.plan import fit
-from dneuro.kernels import Energy, Standardise, Step, Triangle
+from dneuro.kernels import Energy, Scores, Standardise, Step, Triangle
 from dneuro.quantities import MiB
 
 Matrix = NDArray[np.float64]
@@ -172,15 +172,18 @@ def krylov(
     single = seen.xs[0].dtype.itemsize <= 4
     rng = np.random.default_rng([seed, rank])
     known = np.empty((p, 0)) if known is None else known
-    sampled = not known.shape[1] and _is_worth_sampling(seen, standardise, wide, executor)
+    steps = most = min(steps, MAX_STEPS)
+    sampled = steps > 1 and not known.shape[1] and _is_worth_sampling(seen, standardise, wide, executor)
     if sampled:
         known = _sample(seen, standardise, _Space(known, wide, rng), wide - PROBES, single, executor)
-    space, passes, converged = _Space(known, wide, rng), int(sampled), False
-    steps = most = min(steps, MAX_STEPS)
+    space, passes, converged, sound = _Space(known, wide, rng), int(sampled), False, True
     while not converged and passes < steps and space.steps < most:
         space.add(seen.reduce({"step": Step(standardise, space.block, single)}, executor, "svd")["step"])
         passes += 1
-        if single and not space.is_sound(rank, tolerance):
+        sound = not single or space.is_sound(rank, tolerance)
+        if not sound and passes == steps:
+            break
+        if not sound:
             events.emit("note", "svd", "products in float32 do not resolve the smallest of these; going on in float64")
             single, space = False, _Space(space.ritz(max(wide - PROBES, 0)), wide, rng)
             most = max(1, steps // 2)  # each leaves twice as much
@@ -189,15 +192,27 @@ def krylov(
         settled = space.open_share(rank) <= tolerance and space.unseen(rank) <= HIDDEN
         converged = settled or space.block.shape[1] == 0
     if not converged:
-        message = f"not converged after {passes} passes: a certificate is {space.open_share(rank):.1e} of its σ"
-        if space.open_share(rank) <= tolerance:
-            message = f"not converged after {passes} passes: some σ up to {space.unseen(rank):.1f} × the last may lack"
-        if steps < MAX_STEPS:
-            message += "; with more memory this process would go on"
-        events.emit("warning", "svd", message)
+        events.emit("warning", "svd", _lacking(space, rank, tolerance, passes, steps, sound))
     rounding = float(np.finfo(np.float32).eps) * np.sqrt(space.total) if single else 0.0
-    vectors, applied, scores = space.ritz(rank), space.applied(rank), space.scores(rank)
+    vectors = space.ritz(rank)
+    if not space.is_finite:  # nothing is known of ZᵀZ: of zeros the certificate of any σ is σ
+        made = seen.reduce({"scores": Scores(standardise, vectors)}, executor, "svd")["scores"]
+        applied, passes = np.zeros_like(vectors), passes + 1
+        return Eigenvectors(vectors, applied, space.total, passes, False, made["image"], made["score"])
+    applied, scores = space.applied(rank), space.scores(rank)
     return Eigenvectors(vectors, applied, space.total, passes, converged, space.images, scores, rounding)
+
+
+def _lacking(space: _Space, rank: int, tolerance: float, passes: int, steps: int, sound: bool) -> str:
+    """Return what keeps the leading pairs of a space from being those that were asked for."""
+    message = f"not converged after {passes} passes: "
+    if not sound:
+        message += "products in float32 do not resolve the smallest of these, and no pass was left for float64"
+    elif space.open_share(rank) <= tolerance:
+        message += f"some σ up to {space.unseen(rank):.1f} × the last may lack"
+    else:
+        message += f"a certificate is {space.open_share(rank):.1e} of its σ"
+    return message + "; with more memory this process would go on" * (steps < MAX_STEPS)
 
 
 def _is_worth_sampling(seen: View, standardise: Standardise, wide: int, executor: Executor) -> bool:
@@ -240,7 +255,12 @@ class _Space:
         self._images: list[Matrix] = []
         self._parts: list[NDArray[np.floating]] = []
         self._projected = np.empty((0, 0))
-        self.total = 0.0
+        self.total, self.doubt = 0.0, 0.0
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether what ZᵀZ makes of the basis could be held."""
+        return bool(np.isfinite(self.doubt))
 
     @property
     def block(self) -> Matrix:

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import check_dims, choose, dims_of, is_count, one_of, told_apart
+from dneuro.analysis.arrays import check_dims, choose, dims_of, in_parts, is_count, one_of, told_apart
 from dneuro.analysis.checks import check_count, check_number, check_seed
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.passes import reduce
@@ -174,7 +174,7 @@ def _setup(
             hint=one_of(x, "xr.DataArray(patches, dims=('channel', 'sample', 'pixel'))"),
         )
     check_dims(x, "the array")
-    x = told_apart(x, OWN)
+    x = told_apart(in_parts(x, next(name for name in dims if name != "sample")), OWN)
     dim = next(name for name in x.dims if name != "sample")
     problems = x.transpose(dim, "sample", ...)
     if problems.dtype.kind not in "fiu" or 0 in problems.shape:

@@ -60,7 +60,10 @@ def of_images(x: xr.DataArray | xr.Dataset, name: str) -> NDArray[Any]:
 
 
 def image_numbers(x: xr.DataArray) -> NDArray[np.int64]:
-    """Return the number of each image: its coordinate ``image``, else its place."""
+    """Return the number of each image: its coordinate ``image``, else its place.
+
+    Names, dates and the like are no numbers: arrays that go by those may have the same places and other images.
+    """
     if "image" in x.coords and x.coords["image"].dtype.kind in "iu":
         return np.asarray(x.coords["image"].values, dtype=np.int64)
     return np.arange(x.sizes["image"])

@@ -55,10 +55,11 @@ def selectivity(
     Dataset
         Over the features, float64: class_selectivity, gini, flatness, entropy (bits), mf (flatness ÷ gini: high for
         multi-faceted neurons), p_low and p_high (one-sided, of mf under a normal fitted to the layer's other
-        neurons); preferred_class (int64, the first with the largest entry; −1 for a row of zeros). Of counts also
-        counted (int64, their sum), flatness_least (what the flatness of so many images is at least, given the sizes of
-        the classes: 0.072 for 100 images of 1,000 classes with 50 each) and, unless ``chance=0``, mf_chance,
-        mf_chance_std and p_chance (the share of draws, the neuron itself among them, whose mf is not above its own).
+        neurons); preferred_class (int64, the first with the largest entry; −1 for a row of zeros, and where no entry is
+        finite). Of counts also counted (int64, their sum), flatness_least (what the flatness of so many images is at
+        least, given the sizes of the classes: 0.072 for 100 images of 1,000 classes with 50 each) and, unless
+        ``chance=0``, mf_chance, mf_chance_std and p_chance (the share of draws, the neuron itself among them, whose mf
+        is not above its own).
 
     Raises
     ------
@@ -203,8 +204,10 @@ def _indices(rows: xr.DataArray, chance: int, seed: int) -> xr.Dataset:
 def _preferred(table: NDArray[Any], classes: NDArray[np.int64]) -> NDArray[np.int64]:
     if not len(classes):
         return np.full(len(table), -1, dtype=np.int64)
-    filled = np.where(np.isnan(table), -np.inf, table) if table.dtype.kind == "f" else table
-    return np.where((table != 0).any(axis=1), classes[filled.argmax(axis=1)], -1).astype(np.int64)
+    lacking = np.isnan(table)
+    filled = np.where(lacking, -np.inf, table) if table.dtype.kind == "f" else table
+    prefers = ((table != 0) & ~lacking).any(axis=1) & np.isfinite(table).any(axis=1)
+    return np.where(prefers, classes[filled.argmax(axis=1)], -1).astype(np.int64)
 
 
 def _sizes(rows: xr.DataArray, counts: NDArray[Any]) -> NDArray[np.int64]:

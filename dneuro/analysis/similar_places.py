@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import choose, view
+from dneuro.analysis.arrays import choose, in_parts, view
 from dneuro.analysis.checks import check_count
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.similarity import plan_similarity, similarity
@@ -81,7 +81,7 @@ def similar_places(
     plan_similar_places(x, neighbours=neighbours, metric=metric, client=executor).check(
         executor, hint="workers with more memory", driver_hint="fewer neighbours, or more memory in this process"
     )
-    x = x.transpose("image", "channel", "y", "x")
+    x = in_parts(x, "image").transpose("image", "channel", "y", "x")
     found = similarity(x, metric=metric, per="neuron", neighbours=neighbours, client=executor)
     shape = (x.sizes["channel"], x.sizes["y"], x.sizes["x"])
     near = np.asarray(found[f"{metric}_neighbour"].values).reshape(-1, found.sizes["neighbour"])

@@ -35,7 +35,7 @@ from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.analysis.turned import has_panels, standardisation_turned, turned
 from dneuro.engine.executors import Executor, get_executor
-from dneuro.engine.plan import Plan, in_driver
+from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.kernels import Energy, Kernel, Moments, Scores, Standardise, Step, Triangle
@@ -417,12 +417,13 @@ def _plan(seen: View, wanted: Wanted, standardize: Mode, way: _Way, executor: Ex
         driver_bytes=driver[steps],
         method=way.method if way.side == "neuron" else f"{way.method} on the side of the images",
     )
+    besides = plan.driver_bytes - driver[steps]  # what tasks take there
     while way.method == "krylov" and steps > FEWEST_STEPS and plan.asking_bytes(executor) > executor.driver_memory:
         steps -= 1
         passes = looks * (steps + 1) + before
         plan = replace(
             plan, passes=passes, read_bytes=plan.read_bytes // plan.passes * passes,
-            driver_bytes=in_driver(driver[steps], executor),
+            driver_bytes=besides + driver[steps],
         )  # fmt: skip
     way = replace(way, steps=steps)
     if way.side == "image" and seen.rows is not None:  # chunks are read whole, whoever takes part

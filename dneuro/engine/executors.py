@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Collection
 from numbers import Integral
 from typing import Any, Protocol
@@ -17,7 +18,7 @@ from dask.utils import funcname
 
 from dneuro.engine import stopping
 from dneuro.engine.at_work import ONE_BLAS_THREAD, run_task, same
-from dneuro.engine.memory import available
+from dneuro.engine.memory import available, installed
 from dneuro.engine.place import free_bytes, free_on_worker
 from dneuro.engine.spread import persist_evenly
 from dneuro.engine.standstill import Standstill
@@ -185,7 +186,8 @@ class DaskExecutor:
     Parameters
     ----------
     client : distributed.Client
-        A synchronous client with at least one worker.
+        A synchronous client with at least one worker. One without a memory limit counts as having an equal part, with
+        all other workers of its host, of what this process could take of this machine.
     pool : str, optional
         Only the workers that offer a resource of this name; the default is all of them. Workers that join later count
         too: a task is bound to what a worker offers, not to its address.
@@ -223,8 +225,7 @@ class DaskExecutor:
                 hint="client.wait_for_workers(1)" if pool is None else f"dask worker --resources {pool}=1 …",
             )
         self.slots_per_process = max(w["nthreads"] for w in self._workers)
-        limits = [w["memory_limit"] for w in self._workers if w["memory_limit"]]
-        self.memory = min(limits) if limits else psutil.virtual_memory().total
+        self.memory = min(w["memory_limit"] or installed() // self._on_host[w.get("host")] for w in self._workers)
 
     def _look(self) -> None:
         """See which workers there are, unless that was seen a moment ago: asking takes as long as a small task."""
@@ -232,6 +233,9 @@ class DaskExecutor:
         if began < self._seen:
             return
         workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        # Whoever has no limit shares what its host has with all that are there, of other pools too. The host is taken
+        # to be like this machine: its scheduler does not say what it has.
+        self._on_host = Counter(worker.get("host") for worker in workers.values())
         self._workers = [
             {**worker, "address": address}
             for address, worker in workers.items()

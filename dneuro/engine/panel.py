@@ -8,14 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.engine.blocks import Grid
 from dneuro.engine.executors import Future
-from dneuro.engine.plan import by_image, run_state
+from dneuro.engine.plan import by_image
 from dneuro.engine.tree import Tree
-from dneuro.quantities import MiB
-
-SMALL = 4 * MiB
-"""States up to this size come to the driver and are merged there: tasks that merge them would take longer."""
 
 ROWS = -1
 """Level of the rows that a run holds of its images."""
@@ -25,11 +20,6 @@ States = dict[str, dict[str, Any]]
 
 To = tuple[int, int]
 """Level and place."""
-
-
-def is_small(grid: Grid, kernels: Mapping[str, Any], images: int) -> bool:
-    """Return whether the states of one run are small."""
-    return run_state(grid, images, kernels) <= SMALL
 
 
 class Panel:

@@ -16,10 +16,10 @@ from dneuro.engine import stopping
 from dneuro.engine.blocks import Block, Grid, narrowed, thinned
 from dneuro.engine.device import Device, chosen
 from dneuro.engine.executors import Executor, one_blas_thread
-from dneuro.engine.panel import Panel, is_small
+from dneuro.engine.panel import Panel
 from dneuro.engine.parts import Source, compute
 from dneuro.engine.place import Place, place_of
-from dneuro.engine.plan import Plannable, fit
+from dneuro.engine.plan import Plannable, fit, is_small
 from dneuro.engine.window import Call, Window
 
 State = dict[str, Any]

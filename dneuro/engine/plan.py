@@ -21,6 +21,9 @@ TASKS_BYTES = 16 * MiB
 """What tasks on workers take in the process that sends them: their graphs, messages and futures, and what is imported
 with the first of them."""
 
+SMALL = 4 * MiB
+"""States up to this size come to the driver and are merged there: tasks that merge them would take longer."""
+
 
 class Plannable(Protocol):
     """What the plan needs of a kernel."""
@@ -110,9 +113,10 @@ class Plan:
         return self.process_bytes(where) if isinstance(where, ThreadExecutor) else self.driver_bytes
 
     def at_least(self, other: Plan) -> Plan:
-        """Return the plan with the peaks of another one where they are higher: of workers, and of their devices."""
+        """Return the plan with the peaks of another one where they are higher: of any process, and of devices."""
         return replace(
             self, worker_bytes=max(self.worker_bytes, other.worker_bytes),
+            driver_bytes=max(self.driver_bytes, other.driver_bytes),
             device_bytes=max(self.device_bytes, other.device_bytes),
         )  # fmt: skip
 
@@ -205,14 +209,36 @@ def _pass_bytes(grid: Grid, images: int, kernels: Mapping[str, Plannable], slots
     the kernel works with; and one state that is done, until the driver knows it. In the tree of mergers one state
     may wait on each level, all of them on the same worker.
     """
-    runs = max(map(len, grid.panels.values()))
-    per_run = math.ceil(images / runs)
-    levels = math.ceil(math.log2(runs)) if runs > 1 else 0
+    per_run = _per_run(grid, images)
     leaf, _ = _memory(grid, per_run, kernels)
-    waiting = sum(_memory(grid, min(images, per_run << level), kernels, per_run)[0] for level in range(levels))
     _, work = _memory(grid, images, kernels, per_run)
     moving = moving_bytes(grid.block_bytes)
-    return slots * (2 * grid.block_bytes + grid.chunk_bytes + moving + 2 * leaf + work) + waiting
+    held = 2 * grid.block_bytes + grid.chunk_bytes + moving + 2 * leaf + work
+    return slots * held + _waiting(grid, images, kernels)
+
+
+def _per_run(grid: Grid, images: int) -> int:
+    """Return the images of a run."""
+    return math.ceil(images / max(map(len, grid.panels.values())))
+
+
+def _waiting(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> int:
+    """Return the bytes of one state on each level of the tree of mergers."""
+    runs, per_run = max(map(len, grid.panels.values())), _per_run(grid, images)
+    levels = math.ceil(math.log2(runs)) if runs > 1 else 0
+    return sum(_memory(grid, min(images, per_run << level), kernels, per_run)[0] for level in range(levels))
+
+
+def _merged_in_driver(grid: Grid, images: int, kernels: Mapping[str, Plannable], executor: Sizes) -> int:
+    """Return the bytes of states that workers send to be merged in the process that asks.
+
+    One on each level of the tree; two that are merged, and what they become. Those of threads are there in any case,
+    and counted with their tasks.
+    """
+    if isinstance(executor, ThreadExecutor) or not is_small(grid, kernels, images):
+        return 0
+    largest, _ = _memory(grid, images, kernels, _per_run(grid, images))
+    return _waiting(grid, images, kernels) + 3 * largest
 
 
 def _task_on_device(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> int:
@@ -220,14 +246,13 @@ def _task_on_device(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -
 
     What is made of a block at once, its maximum over positions for instance, is there when the next has not come yet.
     """
-    per_run = math.ceil(images / max(map(len, grid.panels.values())))
-    state, work = _memory(grid, per_run, kernels)
+    state, work = _memory(grid, _per_run(grid, images), kernels)
     return 2 * grid.block_bytes + state + work
 
 
-def run_state(grid: Grid, images: int, kernels: Mapping[str, Plannable]) -> int:
-    """Return the bytes of the states of one run."""
-    return _memory(grid, math.ceil(images / max(map(len, grid.panels.values()))), kernels)[0]
+def is_small(grid: Grid, kernels: Mapping[str, Plannable], images: int) -> bool:
+    """Return whether the states of one run are small, so that they are merged in the process that asks."""
+    return _memory(grid, _per_run(grid, images), kernels)[0] <= SMALL
 
 
 def by_image(kernel: Any) -> tuple[str, ...]:
@@ -265,13 +290,14 @@ def plan_pass(
     """Return the plan of `passes` passes like this one; reads no data."""
     grid, peak = fit(xs, kernels, executor, pooled=pooled)
     panel = max(grid.panels.values(), key=len)
+    driver = in_driver(2 * result_bytes if driver_bytes is None else driver_bytes, executor)
     return Plan(
         operation=operation,
         passes=passes,
         read_bytes=passes * sum(int(x.nbytes) for x in xs),
         tasks=len(grid.runs),
         worker_bytes=peak,
-        driver_bytes=in_driver(2 * result_bytes if driver_bytes is None else driver_bytes, executor),
+        driver_bytes=driver + _merged_in_driver(grid, len(xs[0]), kernels, executor),
         result_bytes=result_bytes,
         method=method,
         device=chosen_name(),

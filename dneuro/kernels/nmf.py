@@ -139,6 +139,9 @@ class Alternate:
         Times that the rows are updated while their block is in memory.
     scales : tuple of float
         What X₁, X₂, … are multiplied by as they are read: powers of two. Empty: nothing.
+    positions : int
+        Rows of the blocks for each step along the arrays that they are cut from: panels of neurons have one for each
+        position of a channel.
     """
 
     fixed: tuple[NDArray[Any], ...]
@@ -147,6 +150,7 @@ class Alternate:
     rule: Update
     sweeps: int = 1
     scales: tuple[float, ...] = ()
+    positions: int = 1
     whole_rows: ClassVar[bool] = True
 
     def start(self) -> State:  # noqa: D102
@@ -208,6 +212,7 @@ class Alternate:
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         components, item = self.fixed[0].shape[1], self.fixed[0].dtype.itemsize
         lengths = [len(other) for other in self.fixed]
+        images, rows = self.positions * images, self.positions * rows
         state = components * (8 * sum(lengths) + item * images + 8 * components)
         one_slice = max(SLICE_ITEMS, min(rows, LEAST_ROWS) * max(lengths)) // max(lengths)
         work = item * one_slice * sum(lengths)  # the slice in the dtype of the products, if it has another
@@ -224,9 +229,12 @@ class Totals(Sums):
     ----------
     arrays : int
         How many: the first so many blocks.
+    positions : int
+        As of `Alternate`.
     """
 
     arrays: int = 1
+    positions: int = 1
     whole_rows: ClassVar[bool] = True
 
     def update(self, state: State, blocks: Sequence[Array], origin: Origin) -> State:  # noqa: D102
@@ -241,4 +249,4 @@ class Totals(Sums):
         return state
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
-        return 16 * self.arrays, 24 * max(SLICE_ITEMS, features)
+        return 16 * self.arrays, 24 * max(SLICE_ITEMS, features // self.positions)

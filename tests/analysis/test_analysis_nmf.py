@@ -217,6 +217,16 @@ def test_nmf__that_cannot_fit_is_refused_before_anything_is_read(counted: Any) -
     assert not reads
 
 
+def test_plan__of_panels_counts_every_position_of_a_channel() -> None:
+    """Cut at the same places, the same table takes the same memory, whatever its dims are called."""
+    values = np.zeros((40, 8, 16, 16), "f2")
+    asked: dict[str, Any] = {"rank": 20, "init": "random", "client": EXECUTOR}
+    layer = dn.plan("nmf", labelled(values, (40, 2)), **asked)
+    table = dn.plan("nmf", labelled(values.reshape(40, -1), (40, 512)), **asked)
+    assert layer.method == table.method == "hals, panels of neurons"
+    assert layer == table
+
+
 def test_nmf__goes_on_from_an_earlier_result() -> None:
     x = labelled(parts(), (9, 24))
     long = dn.nmf(x, rank=3, max_iter=9, tol=0, client=EXECUTOR)

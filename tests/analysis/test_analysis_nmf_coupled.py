@@ -92,6 +92,40 @@ def test_coupled__arrays_must_be_of_the_same_images_and_have_names() -> None:
         dn.coupled_nmf({"a": pixels, "b": layer}, rank=2, weights="same")
 
 
+NAMES = np.array([f"{number:02}.png" for number in range(40)])
+NAMED: dict[str, np.ndarray] = {
+    "text": NAMES,
+    "objects": NAMES.astype(object),
+    "floats": np.linspace(0, 1, 40),
+    "dates": np.datetime64("2026-01-01", "ns") + np.arange(40) * np.timedelta64(1, "D"),
+    "numbers": np.arange(40) + 7,
+}
+
+
+@pytest.mark.parametrize("kind", NAMED)
+def test_coupled__images_go_by_whatever_their_coordinate_holds(kind: str) -> None:
+    pixels, layer = (labelled(values, (9, 10)) for values in coupled())
+    names = NAMED[kind]
+    one, other = pixels.assign_coords(image=names), layer.assign_coords(image=names)
+    asked: dict[str, Any] = {"rank": 2, "max_iter": 2, "tol": 0, "client": EXECUTOR}
+    expected = dn.coupled_nmf({"a": pixels, "b": layer}, **asked)
+    found = dn.coupled_nmf({"a": one, "b": other}, **asked)
+    np.testing.assert_array_equal(found["image_weight"].values, expected["image_weight"].values)
+    with pytest.raises(ArrayError, match="in another order") as caught:
+        dn.coupled_nmf({"a": one, "b": other.isel(image=slice(None, None, -1))}, **asked)
+    assert "xr.align" in str(caught.value.hint)
+
+
+def test_coupled__images_with_names_are_not_those_with_numbers() -> None:
+    pixels, layer = (labelled(values, (9, 10)) for values in coupled())
+    xs = {"a": pixels.assign_coords(image=NAMES), "b": layer.assign_coords(image=np.arange(40))}
+    with pytest.raises(ArrayError, match="if as many, then others") as caught:
+        dn.coupled_nmf(xs, rank=2)
+    assert "0, … of the one and 00.png, … of the other" in str(caught.value.hint)
+    xs["b"] = xs["b"].assign_coords(image=xs["a"]["image"])
+    assert dn.plan("coupled_nmf", xs, rank=2).passes
+
+
 def test_coupled__leaves_out_images_that_one_of_the_arrays_lacks() -> None:
     pixels, layer = coupled()
     status = np.zeros(40, "u1")

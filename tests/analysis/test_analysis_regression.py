@@ -113,6 +113,11 @@ def test_regression__refuses_what_cannot_be(given_settings: dict[str, Any], mess
 def test_regression__refuses_other_images() -> None:
     with pytest.raises(ArrayError, match="59 images"):
         dn.regression(labelled(B, 60), source=labelled(A[:59], 60), client=EXECUTOR)
+    names = np.array([f"{number}.png" for number in range(60)], dtype=object)
+    x, source = (labelled(values, 60).assign_coords(image=names) for values in (B, A))
+    assert dn.regression(x, source=source, client=EXECUTOR).attrs["images"] == 60
+    with pytest.raises(ArrayError, match="in another order"):
+        dn.regression(x, source=source.assign_coords(image=names[::-1]), client=EXECUTOR)
 
 
 def held_out(a: np.ndarray, b: np.ndarray, fold: np.ndarray, ridge: float) -> np.ndarray:

@@ -109,6 +109,13 @@ def test_selectivity__of_dead_neurons_only() -> None:
         assert np.isnan(found[name]).all(), name
 
 
+def test_selectivity__prefers_nothing_where_nothing_is_known() -> None:
+    nan, inf = np.nan, np.inf
+    means = [[1.0, 2, 3, nan], [nan, nan, nan, nan], [nan, 0, 0, nan], [nan, -1, 0, nan], [-inf, nan, nan, nan]]
+    found = dn.selectivity(xr.DataArray(means, dims=("channel", "class")))
+    assert found["preferred_class"].values.tolist() == [2, -1, -1, 2, -1]
+
+
 @pytest.mark.parametrize("per", ["channel", "neuron"])
 def test_selectivity__of_one_image_one_class_one_neuron(per: Any) -> None:
     x = xr.DataArray(np.ones((1, 1), "f4"), dims=("image", "channel"), coords={"label": ("image", [0])})

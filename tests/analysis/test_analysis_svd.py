@@ -160,6 +160,25 @@ def test_svd__krylov_ends_where_there_is_nothing_to_add() -> None:
     np.testing.assert_allclose(found["singular_value"][2], 3e-7, rtol=0.1)
 
 
+@pytest.mark.parametrize(("unit", "passes"), [(1.0, 1), (1e25, 2)], ids=["rounded", "too large"])
+def test_svd__float32_that_proves_too_coarse_in_the_last_pass_has_not_converged(
+    unit: float, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dneuro.analysis.eigen.MAX_STEPS", 1)
+    values = (unit * made(200, [1, 0.5, 1e-5])).astype("f4")
+    true = np.linalg.svd(values.astype("f8"), compute_uv=False)
+    seen: list[events.Event] = []
+    with events.listening(seen.append):
+        found = dn.svd(labelled(values), rank=3, method="krylov", standardize=None)
+    assert not found.attrs["converged"]
+    assert found.attrs["passes"] == passes
+    warnings = [event.message for event in seen if event.kind == "warning"]
+    assert len(warnings) == 1
+    assert "no pass was left for float64" in warnings[0]
+    radius = np.abs(found["singular_value"].values[:, None] - true[None]).min(1)
+    assert (radius <= found["residual"].values).all()
+
+
 @METHODS
 def test_svd__steep_spectrum_keeps_its_vectors_orthonormal(method: Any) -> None:
     sizes = 10.0 ** -(np.arange(40) / 4)

@@ -34,7 +34,7 @@ def test_reduce__small_states_are_merged_here_to_the_same_bits(
     threads: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = run(threads)
-    monkeypatch.setattr("dneuro.engine.panel.SMALL", 0)
+    monkeypatch.setattr("dneuro.engine.plan.SMALL", 0)
     there = run(threads)
     for kernel, results in here.items():
         for name, values in results.items():
@@ -43,7 +43,7 @@ def test_reduce__small_states_are_merged_here_to_the_same_bits(
 
 @pytest.mark.parametrize("small", [0, 1 << 30])
 def test_reduce__rows_of_images_come_in_their_order(threads: Any, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
-    monkeypatch.setattr("dneuro.engine.panel.SMALL", small)
+    monkeypatch.setattr("dneuro.engine.plan.SMALL", small)
     found = run(threads)["scores"]
     np.testing.assert_array_equal(found["image"], np.arange(130))
     np.testing.assert_allclose(found["score"], VALUES @ Q, rtol=1e-6, atol=1e-6)

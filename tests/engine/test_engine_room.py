@@ -14,11 +14,12 @@ import xarray as xr
 
 import dneuro as dn
 from dneuro.analysis import ANALYSES
-from dneuro.engine import Plan, ThreadExecutor, memory
+from dneuro.engine import DaskExecutor, Plan, ThreadExecutor, memory, plan_pass
 from dneuro.engine.executors import PROCESS_BYTES
 from dneuro.engine.parts import PART_BYTES
 from dneuro.engine.plan import TASKS_BYTES
 from dneuro.errors import MemoryLimitError
+from dneuro.kernels import Moments
 from dneuro.quantities import GiB, MiB
 
 
@@ -64,6 +65,38 @@ def test_installed__is_what_the_machine_has_within_the_limit_of_any_group(groups
     assert memory.installed() == 8 * GiB
     write(groups / "user.slice", memory__max=3 * GiB)
     assert memory.installed() == 3 * GiB, "whatever of it is in use"
+
+
+class Client:
+    """A client of workers by address; each has a host, a limit and what it offers."""
+
+    class scheduler:  # noqa: N801 - as of dask's client
+        address = "tcp://here"
+
+    def __init__(self, *workers: tuple[str, int, str]) -> None:
+        self.workers = {
+            f"tcp://{host}:{port}": {"host": host, "nthreads": 1, "memory_limit": limit, "resources": {pool: 1}}
+            for port, (host, limit, pool) in enumerate(workers)
+        }
+
+    def submit(self, *args: Any) -> None:
+        raise AssertionError("no task is sent")
+
+    def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+        return {"workers": self.workers}
+
+
+def test_workers__without_a_limit_share_what_their_host_has(groups: Path) -> None:
+    two, one = [("a", 0, "load"), ("a", 0, "extract")], [("b", 0, "load")]
+    assert DaskExecutor(Client(*one)).memory == 8 * GiB
+    assert DaskExecutor(Client(*two)).memory == 4 * GiB
+    assert DaskExecutor(Client(*two, *one)).memory == 4 * GiB
+    assert DaskExecutor(Client(*two, *one), "extract").memory == 4 * GiB, "the host has those of other pools, too"
+    assert DaskExecutor(Client(*two, ("b", GiB, "load"))).memory == GiB
+    assert DaskExecutor(Client(*one, ("a", 9 * GiB, "load"))).memory == 8 * GiB, "one of them has no more"
+    write(groups, own="0::/job")
+    write(groups / "job", memory__max=3 * GiB, memory__current=GiB, memory__stat="inactive_file 0")
+    assert DaskExecutor(Client(*two)).memory == 3 * GiB // 2, "within the limit of a control group"
 
 
 def test_available__in_groups_of_version_1(groups: Path) -> None:
@@ -183,6 +216,24 @@ def test_plan__counts_what_tasks_of_workers_take_in_the_process_that_sends_them(
         workers = dn.plan(analysis, x, client=Place(64 * GiB, 64 * GiB), **asked)
         assert workers.driver_bytes >= workers.result_bytes + TASKS_BYTES
         assert dn.plan(analysis, x, client=ThreadExecutor(1, memory=64 * GiB), **asked).driver_bytes < TASKS_BYTES
+
+
+def test_plan__counts_states_that_workers_send_to_be_merged_in_the_process_that_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One on each level of the tree of mergers; two that are merged, and what they become."""
+    x = xr.DataArray(da.zeros((64_000, 1000), chunks=(1000, 1000), dtype="f4"), dims=("image", "channel"))
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", MiB)
+    kernels = {"moments": Moments()}
+    state, _ = kernels["moments"].memory(64_000, 1000, 1000)
+    roomy = Place(64 * GiB, 64 * GiB)
+    assert plan_pass("moments", [x], kernels, roomy).tasks == 64
+    assert plan_pass("moments", [x], kernels, roomy).driver_bytes == TASKS_BYTES + (6 + 3) * state
+    assert dn.plan("moments", x, client=roomy).driver_bytes >= TASKS_BYTES + (6 + 3) * state
+    threads = ThreadExecutor(1, memory=64 * GiB)
+    assert plan_pass("moments", [x], kernels, threads).driver_bytes == 0, "counted with the tasks"
+    monkeypatch.setattr("dneuro.engine.plan.SMALL", state - 1)
+    assert plan_pass("moments", [x], kernels, roomy).driver_bytes == TASKS_BYTES, "merged by the workers"
 
 
 def test_plan__of_tiles_counts_the_parts_of_the_array_that_tasks_are_sent() -> None:

@@ -23,6 +23,7 @@ from dneuro.kernels import (
     Triangle,
 )
 from dneuro.kernels.base import State
+from dneuro.kernels.nmf import Alternate, Totals
 from dneuro.kernels.paired import PairedProducts, PairedRows
 from dneuro.kernels.products import PairDistances
 
@@ -124,3 +125,28 @@ def test_memory__bounds_update_and_merge_of_pairs(kernel: Kernel, rows: int, sou
     assert size(merged) <= state
     assert third <= work
     assert work <= 2 * state + 2**27, "a bound that refuses everything is no use"
+
+
+@pytest.mark.parametrize("images", [300, 70_000])
+def test_memory__of_panels_of_neurons_counts_each_position(images: int) -> None:
+    """Steps along the array are channels, and a block has a row for each position of them."""
+    channels, positions, columns = (8, 400, 20) if images < 1000 else (2, 9, 20)
+    rows, rng = channels * positions, np.random.default_rng(1)
+    fixed, factor = (rng.random((length, columns), np.float32) for length in (images, rows))
+    table = rng.random((rows, images), np.float32).astype("f2")
+    kernel = Alternate((fixed,), fixed.T.astype("f8") @ fixed, (1.0,), "hals", positions=positions)
+    sizes = (channels, positions * images)
+    tracemalloc.start()
+    try:
+        a, first = traced(lambda: kernel.update(kernel.start(), (table, factor), {"image": np.arange(channels)}))
+        merged, second = traced(lambda: kernel.merge(a, a))
+        _, third = traced(lambda: Totals(1, positions).update({}, (table, factor), {"image": np.arange(channels)}))
+    finally:
+        tracemalloc.stop()
+    assert size(a) <= kernel.memory(channels, *sizes)[0]
+    assert first <= sum(kernel.memory(channels, *sizes))
+    state, work = kernel.memory(2 * channels, *sizes)
+    assert size(merged) <= state
+    assert second <= work
+    assert third <= sum(Totals(1, positions).memory(channels, *sizes))
+    assert state + work <= 20 * (size(merged) + table.nbytes) + 2**27, "a bound that refuses everything is no use"

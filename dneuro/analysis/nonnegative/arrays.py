@@ -170,19 +170,20 @@ def no_gram(like: Matrix) -> NDArray[np.float64]:
 
 
 def with_totals(
-    kernels: dict[str, Kernel], totals: Matrix | None, arrays: int
+    kernels: dict[str, Kernel], totals: Matrix | None, arrays: int, positions: int = 1
 ) -> tuple[dict[str, Kernel], bool]:
     """Add the kernel of the totals to a first read; return whether it is one."""
-    return (kernels, False) if totals is not None else ({**kernels, "totals": Totals(arrays)}, True)
+    return (kernels, False) if totals is not None else ({**kernels, "totals": Totals(arrays, positions)}, True)
 
 
 def plan_read(
-    step: str, xs: list[xr.DataArray], fixed: tuple[Matrix, ...], sizes: Sizes, arrays: int
-) -> tuple[Plan, int]:
-    """Return the plan of one read, and the bytes of a block."""
+    step: str, xs: list[xr.DataArray], fixed: tuple[Matrix, ...], sizes: Sizes, arrays: int,
+    positions: int = 1,
+) -> tuple[Plan, int]:  # fmt: skip
+    """Return the plan of one read, and the bytes of a block; `positions` as of `dneuro.kernels.nmf.Alternate`."""
     columns = fixed[0].shape[1]
     kernels: dict[str, Kernel] = {
-        "alternate": Alternate(fixed, np.zeros((columns, columns)), (1.0,) * len(fixed), "hals"),
-        "totals": Totals(arrays),
+        "alternate": Alternate(fixed, np.zeros((columns, columns)), (1.0,) * len(fixed), "hals", positions=positions),
+        "totals": Totals(arrays, positions),
     }
     return plan_pass(step, xs, kernels, sizes), fit(xs, kernels, sizes)[0].block_bytes

@@ -24,7 +24,7 @@ from dneuro.analysis.nonnegative.reads import choose as choose_reads
 from dneuro.analysis.nonnegative.solve import Solution, solve
 from dneuro.engine.device import process_bytes
 from dneuro.engine.executors import Executor
-from dneuro.engine.plan import Plan, in_driver
+from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.store.states import check_state, place_of_state
@@ -141,7 +141,7 @@ class Asked:
             worker_bytes=worker,
             passes=passes,
             read_bytes=passes * self.arrays.nbytes,
-            driver_bytes=in_driver(driver + result, executor),
+            driver_bytes=one.driver_bytes + driver + result,  # what tasks take there, and what is made of it
             result_bytes=result,
             method=f"{self.update}, {reads.how}",
         )
@@ -225,6 +225,9 @@ def _equal(totals: Matrix) -> tuple[float, ...]:
 def same_images(views: Sequence[View], names: Sequence[str]) -> np.ndarray[Any, np.dtype[np.bool_]] | None:
     """Return which images take part in all of them; None for all.
 
+    Images are the same if their ``image`` coordinates are, whatever those hold; of arrays that have none, by their
+    places.
+
     Raises
     ------
     ArrayError
@@ -232,17 +235,36 @@ def same_images(views: Sequence[View], names: Sequence[str]) -> np.ndarray[Any, 
     """
     first, rows = views[0], None
     for seen, name in zip(views, names, strict=True):
-        if not np.array_equal(seen.images, first.images):
+        if not _alike(seen, first):
             raise ArrayError(
                 f"{name} has {len(seen.images)} images, {names[0]} {len(first.images)}; if as many, then others or in "
                 "another order",
-                hint="xr.align(*xs, join='inner') takes those they have in common",
+                hint=_way_out(seen, first),
             )
         if seen.rows is not None:
             rows = seen.rows if rows is None else rows & seen.rows
     if rows is not None and not rows.any():
         raise ArrayError("no image could be read for all of the arrays: there is nothing to analyse")
     return rows
+
+
+def _alike(one: View, other: View) -> bool:
+    """Return whether two arrays say that they are about the same images, in the same order."""
+    mine, theirs = one.image_index, other.image_index
+    if mine is None or theirs is None:
+        return bool(np.array_equal(one.images, other.images))
+    return bool(mine.equals(theirs))
+
+
+def _way_out(one: View, other: View) -> str:
+    """Return how two arrays of different images come to be about the same."""
+    mine, theirs = one.image_index, other.image_index
+    if mine is None or theirs is None or not set(mine).isdisjoint(theirs):
+        return "xr.align(*xs, join='inner') takes those they have in common"
+    return (
+        f"the coordinate 'image' says {mine[0]}, … of the one and {theirs[0]}, … of the other; of the same images "
+        "in the same order, x.assign_coords(image=y['image'])"
+    )
 
 
 def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> Factors:

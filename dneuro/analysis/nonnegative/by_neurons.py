@@ -85,10 +85,14 @@ class ByNeurons:
             values = values[..., self.arrays.rows]
         return xr.DataArray(values.data)
 
+    def _positions(self, j: int) -> int:
+        """Return the neurons of each step along the first dim of a matrix."""
+        return math.prod(self.arrays.views[j].xs[0].shape[2:])
+
     def _read(self, j: int, neurons: Matrix | None, kernels: dict[str, Kernel]) -> dict[str, dict[str, Matrix]]:
         """Read one matrix; `totals` are taken where they are not known."""
         seen, x = self.arrays.views[j], self._panels(j)
-        kernels, first = with_totals(kernels, self.totals, 1)
+        kernels, first = with_totals(kernels, self.totals, 1, self._positions(j))
         xs = [x]
         if neurons is not None:
             xs.append(xr.DataArray(neurons.reshape(x.shape[0], -1, neurons.shape[1])))
@@ -103,7 +107,7 @@ class ByNeurons:
         found, totals = [], []
         for j, old in enumerate(neurons):
             scales = self.arrays.scales[j : j + 1]
-            kernel = Alternate((images,), gram, (1.0,), rule.update, rule.sweeps, scales)
+            kernel = Alternate((images,), gram, (1.0,), rule.update, rule.sweeps, scales, self._positions(j))
             rows = np.zeros((self.arrays.neurons[j], images.shape[1]), images.dtype) if old is None else old
             both = self._read(j, rows, {"alternate": kernel})
             found.append(both["alternate"])
@@ -186,10 +190,10 @@ class ByNeurons:
         for j in range(len(self.arrays.views)):
             x = self._panels(j)
             one = np.zeros((), self.arrays.dtype)
-            cells = (x.shape[0], math.prod(x.shape[1:-1]), columns)
+            cells = (x.shape[0], self._positions(j), columns)
             rows = xr.DataArray(np.broadcast_to(one, cells))
             fixed = np.broadcast_to(one, (self.arrays.images, columns))
-            plans.append(plan_read(self.step, [x, rows], (fixed,), sizes, 1))
+            plans.append(plan_read(self.step, [x, rows], (fixed,), sizes, 1, self._positions(j)))
         worst = reduce_plans(Plan.at_least, [plan for plan, _ in plans])
         tasks = sum(plan.tasks for plan, _ in plans)
         return replace(worst, tasks=tasks), max(block for _, block in plans)
