@@ -223,7 +223,7 @@ def _lists(store: Store, layer: str, recorded: xr.Dataset, top: Any, k: Any) -> 
         what = f"no top images were recorded of layer {layer}"
         raise ArrayError(
             what if top is None else f"top is a {type(top).__name__} without top_image and top_value",
-            hint=f"top=dn.top_images(store[{layer!r}], k={k}), or extract with statistics: [top_images]",
+            hint=_found_by(layer, recorded.attrs, k),
         )
     dims = tuple(map(str, found["top_image"].dims))
     if set(dims) != {"channel", "rank"}:
@@ -237,9 +237,16 @@ def _lists(store: Store, layer: str, recorded: xr.Dataset, top: Any, k: Any) -> 
     if top is None and known < min(k, readable):
         raise ArrayError(
             f"k={k}, and of layer {layer} the {known} top images of each channel are recorded",
-            hint=f"k={known}, or top=dn.top_images(store[{layer!r}], k={k})",
+            hint=f"k={known}, or {_found_by(layer, recorded.attrs, k)}",
         )
     return found
+
+
+def _found_by(layer: str, about: Mapping[str, Any], k: int | np.integer[Any]) -> str:
+    """Return how to come by lists of top images with the positions that won."""
+    if about.get("keep") == "stats" or (about.get("keep") == "mean" and len(about.get("shape", ())) > 1):
+        return f"run the job again with extract: {{statistics: [top_images], top_k: {k}}}, which extracts {layer} again"
+    return f"top=dn.top_images(store[{layer!r}], k={k})"
 
 
 def _names(top: xr.Dataset) -> list[str]:

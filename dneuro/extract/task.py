@@ -92,6 +92,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         return UnitReport(number, stop - start, [(name, why) for name, why in found.get("masked", [])])
     parts = [part for part in parts if part in missing]
     earlier = {part: _earlier_states(work, part, number) for part in parts}
+    before = SameImages(work, number, parts)
     tries = max(work.unit(part, number).begin(work.attempt.number) for part in parts)
     if tries > MAX_ATTEMPTS:
         raise QuarantinedError(f"unit {number} was begun {MAX_ATTEMPTS} times and never finished")
@@ -100,7 +101,6 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         makers.append(_Images(work, start, stop) if part == IMAGES else _Layer(work, part, start, stop))
     masked: list[tuple[str, str]] = []
     layers = [part for part in parts if part != IMAGES]
-    before = None if IMAGES in parts else SameImages(work, start, stop)
     faults = Faults(work, number, parts)
     with Behind() as behind, contextlib.closing(batches(work, layers, start, stop)) as stream:
         if stop - start > work.plan.batch:  # one batch has nothing to be written behind of
@@ -108,8 +108,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
                 maker.writers = {name: behind.follow(writer) for name, writer in maker.writers.items()}
         for batch in stream:
             stopping.check()
-            if before is not None:
-                before.check(batch)
+            before.check(batch)
             faults.mask(batch)
             masked += batch.pictures.reasons
             for maker in makers:
@@ -117,6 +116,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
             del batch  # not to be held while the next one is computed
             behind.turn()
         behind.settle()
+    before.settle()
     for part, maker in zip(parts, makers, strict=True):
         unit = work.unit(part, number)
         marker = {
@@ -125,6 +125,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
             "attempt": work.attempt.number,
             "tries": tries,
             "images": stop - start,
+            "images_crc32": before.seen,
             "masked": masked,
             "checksums": {name: writer.finish() for name, writer in maker.writers.items()},
         }

@@ -80,6 +80,10 @@ class Along:
         feeds = list(feeds)
         return sum(lacks({"kernels": keys}, feeds, images) for keys, images in self.states.get(layer, ()))
 
+    def lacking(self, layer: str, feeds: Iterable[Feed]) -> list[Feed]:
+        """Return those of `feeds` whose partial states some of the units that are done lack."""
+        return [feed for feed in feeds if self.units_without(layer, [feed])]
+
     def bytes_with(self, plan: LayerPlan, feeds: Iterable[Feed]) -> tuple[int, int]:
         """Return (bytes of a unit's partial states that `feeds` of a layer add, bytes of all of them then)."""
         joined = self.feeds | {plan.name: self._joined(plan, feeds)}
@@ -136,13 +140,16 @@ def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Qu
             if named is None or plan.name in named:
                 questions += _ask(along, step, plan, named=named is not None)
     _refuse_nothing_kept(along)
+    for plan in study.plan.layers:
+        _make_good(along, plan)
     for layer, feeds in along.required.items():
         if redone := along.units_without(layer, feeds):
             events.emit(
                 "note",
                 "extract",
-                f"{redone} units of {layer} were extracted without {', '.join(sorted({f.key for f in feeds}))}, which "
-                f"its activations would be needed for; they are extracted again",
+                f"{redone} units of {layer} were extracted without "
+                f"{', '.join(sorted({f.key for f in along.lacking(layer, feeds)}))}, which its activations would be "
+                "needed for; they are extracted again",
             )
     settled = replace(
         study,
@@ -161,6 +168,23 @@ def _refuse_nothing_kept(along: Along) -> None:
             f"extract: keep: stats keeps nothing of layer {', '.join(nothing)}, for no statistics are taken, and no "
             "later step takes anything along",
             hint=f"statistics: [moments], or layers: {{{nothing[0]}: {{keep: full}}}}",
+        )
+
+
+def _make_good(along: Along, plan: LayerPlan) -> None:
+    """Have the statistics of the extract step taken that earlier runs did not; or say which steps find them."""
+    statistics = _statistics(along.study, plan)
+    if plan.keep == "stats" or (plan.keep == "mean" and len(plan.shape) > 1):  # nothing stored has the maxima
+        along.required[plan.name] = (*statistics, *along.required.get(plan.name, ()))
+    elif lacking := along.lacking(plan.name, statistics):
+        top = [feed.kernel.k for feed in lacking if isinstance(feed.kernel, TopK)]
+        steps = ["moments"] * (len(top) < len(lacking)) + [f"top_images: {{k: {k}}}" for k in sorted(set(top))]
+        events.emit(
+            "note",
+            "extract",
+            f"{along.units_without(plan.name, lacking)} units of {plan.name} were extracted without "
+            f"{', '.join(sorted(feed.key for feed in lacking))}, and the store does not get these statistics any more; "
+            f"a step {' and a step '.join(steps)} finds them by a pass over it",
         )
 
 

@@ -12,6 +12,8 @@ from dneuro.cluster import backend_of
 from dneuro.extract.plan import ExtractPlan
 from dneuro.jobs.planning import JobPlan
 from dneuro.jobs.trials import UNITS, Trial, most_memory, try_job, try_patches
+from dneuro.kernels import TopK
+from dneuro.kernels.feeds import channel_look
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import PatchComponentsStep
 
@@ -71,7 +73,8 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     Extraction and training go with the number of images. Part of an analysis goes with the bytes that it reads (or else
     with those of its result), and part takes as long for any number of images: which, is known from half of them.
     Components of top patches go with the channels, and a report takes as long for any number. Activations, partial
-    statistics and each step's results pack as those of the trial did.
+    statistics and each step's results pack as those of the trial did. Lists of top images grow until they have their
+    length; metadata and statistics per channel are as large for any number of images.
 
     **Cost**: the job over so many images, and without its report twice over half of them, in temporary stores; of
     top patches some channels.
@@ -138,9 +141,17 @@ def _packed(trial: Trial, plan: JobPlan) -> int:
     return round(
         trial.activations * many.store_bytes / few.store_bytes
         + trial.partials * many.units / few.units * many.partial_bytes / max(1, few.partial_bytes)
+        + sum(held * _lengths(layer, plan) / max(1, _lengths(layer, trial.plan)) for layer, held in trial.lists.items())
         + sum(held * _growth(step, trial.plan, plan) for step, held in trial.packed.items())
         + trial.other
     )
+
+
+def _lengths(layer: str, plan: JobPlan) -> int:
+    """Return how long the lists of a channel's top images are that are recorded of a layer, all together."""
+    shape = next(one.shape for one in plan.extract.layers if one.name == layer)
+    feeds = (feed for feed in plan.study.feeds.get(layer, ()) if feed.look == channel_look(shape))
+    return sum(min(feed.kernel.k, plan.extract.images) for feed in feeds if isinstance(feed.kernel, TopK))
 
 
 def _growth(step: str, tried: JobPlan, whole: JobPlan) -> float:

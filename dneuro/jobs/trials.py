@@ -7,7 +7,7 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from dneuro.cluster.backends import Machines
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.executors import Executor
 from dneuro.extract.patches import top_patches
+from dneuro.extract.plan import ExtractPlan
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.patching import parameters_of
 from dneuro.jobs.planning import JobPlan, plan_job
@@ -28,6 +29,9 @@ from dneuro.store.units import units_folder
 
 UNITS = 4
 """Units per slot in a trial: the first loads the network and is not counted."""
+
+ENDS = ("top", "bottom")
+"""What the names of arrays of top images begin with."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,13 @@ class Trial:
         What each step took, by name.
     packed : dict of str to int
         Bytes on disk of each step's results, by name.
-    activations, partials, other : int
-        Bytes on disk of activations, of partial statistics, and of all else (the report, markers of results).
+    activations, partials : int
+        Bytes on disk of arrays with an entry per image, and of partial statistics.
+    lists : dict of str to int
+        Bytes on disk of each layer's top images, by name.
+    other : int
+        Bytes on disk of all else, which is no more of more images: statistics per channel, metadata, markers of
+        results, the report.
     """
 
     plan: JobPlan
@@ -54,6 +63,7 @@ class Trial:
     packed: dict[str, int]
     activations: int
     partials: int
+    lists: dict[str, int]
     other: int
 
     @property
@@ -83,7 +93,11 @@ def try_job(
         run_job(small, machines, threads=extracting.cpus)
     results = {step.id: bytes_below(store / "results" / step.id) for step in small.study.job.steps}
     partials = bytes_below(Path(str(units_folder(store))) / "extract")
-    activations = bytes_below(store) - sum(results.values())
+    activations = sum(bytes_below(store / path / "c") for path in _per_image(small.extract))
+    lists = {
+        layer.name: sum(bytes_below(path / "c") for end in ENDS for path in (store / layer.group).glob(f"{end}_*"))
+        for layer in small.extract.layers
+    }
     return Trial(
         plan=small,
         rate=_rate(seen, extracting.slots),
@@ -91,8 +105,16 @@ def try_job(
         packed=results,
         activations=activations,
         partials=partials,
-        other=bytes_below(folder) - bytes_below(store) - partials,
+        lists=lists,
+        other=bytes_below(folder) - sum(results.values()) - partials - activations - sum(lists.values()),
     )
+
+
+def _per_image(plan: ExtractPlan) -> Iterator[str]:
+    """Yield the paths of the arrays of an extraction that have an entry per image."""
+    for group in ("", *(layer.group for layer in plan.layers)):
+        yield from (f"{group}/{name}".lstrip("/") for name in ("image", "filename", "label"))
+    yield from (array.path for array in plan.arrays())
 
 
 def try_patches(

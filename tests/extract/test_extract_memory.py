@@ -45,6 +45,21 @@ WORKER = """
 """
 
 
+NETWORK = """
+from torch import nn
+def make():
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU())
+"""
+
+
+def peaks_of(*pickles: Path) -> list[int]:
+    """Return the peak memory of a fresh worker, in bytes: with its libraries alone, then after each piece of work."""
+    command = [sys.executable, "-c", textwrap.dedent(WORKER), *map(str, pickles)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [int(size) for size in done.stdout.split()]
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the peak memory, on Linux only")
 def test_worker__stays_within_the_plan(
     tmp_path: Path, make_job: Callable[..., JobSpec], begin: Callable[..., ExtractWork]
@@ -69,16 +84,37 @@ def test_worker__stays_within_the_plan(
         job = make_job(*steps, network=network, images_per_unit=64, store=f"{len(works)}.zarr", **settings)
         works.append(begin(job, ThreadExecutor(1)))
         (tmp_path / f"{len(works)}.pickle").write_bytes(cloudpickle.dumps(works[-1]))
-    command = [sys.executable, "-c", textwrap.dedent(WORKER), *map(str, sorted(tmp_path.glob("*.pickle")))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    libraries, *peaks = map(int, done.stdout.split())
+    libraries, *peaks = peaks_of(*sorted(tmp_path.glob("*.pickle")))
     for work, peak in zip(works, peaks, strict=True):
         assert all(work.missing(number) == () for number in range(work.plan.units))
         planned = work.plan.worker_bytes
         assert peak <= planned, (work.network.name, peak / MiB, planned / MiB)
         # What the libraries take is counted for torch with all that a card needs; torch for CPUs alone takes less.
         assert planned <= 1.1 * peak + max(0, TORCH_BYTES - libraries), (work.network.name, peak / MiB, planned / MiB)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="/proc tells the peak memory, on Linux only")
+def test_worker__holds_as_much_for_four_times_as_many_images(
+    tmp_path: Path, make_job: Callable[..., JobSpec], make_photos: Callable[..., dict[str, Any]],
+    begin: Callable[..., ExtractWork],
+) -> None:  # fmt: skip
+    (tmp_path / "net.py").write_text(NETWORK)
+    network = {"name": f"python:{tmp_path}/net.py:make", "preprocessing": {"resize": 64, "crop": 64}}
+    written, peaks = [], []
+    for images in (128, 512):
+        job = make_job(
+            images=make_photos(images, side=64, root=f"photos-{images}")["images"],
+            network=network, layers=["0", "1"], images_per_unit=32, batch=8, store=f"{images}.zarr",
+        )  # fmt: skip
+        work = begin(job, ThreadExecutor(1))
+        path = tmp_path / f"{images}.pickle"
+        path.write_bytes(cloudpickle.dumps(work))
+        peaks.append(peaks_of(path)[-1])
+        written.append(work.plan.store_bytes)
+        assert all(work.missing(number) == () for number in range(images // 32))
+    few, many = peaks
+    assert written[1] - written[0] > 0.2 * few, "what is written besides would be seen"
+    assert many == pytest.approx(few, rel=0.1), (few / MiB, many / MiB)
 
 
 def plan(**settings: Any) -> ExtractPlan:

@@ -197,6 +197,24 @@ def test_patches__what_cannot_be_cut(digits: dn.Store, layer: str, settings: dic
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("layer", ["relu2", "pool2", "relu1"])
+def test_patches__of_lists_that_were_not_recorded_are_found_as_the_hint_says(
+    make_job: MakeJob, threads: ThreadExecutor, layer: str
+) -> None:
+    layers = {"relu2": {"keep": "stats"}, "pool2": {"keep": "mean"}, "relu1": {"keep": "max"}}
+    store = dn.open(run_job(make_job(layers=layers, statistics=["moments"]), threads).store)
+    with pytest.raises(ArrayError, match=f"no top images were recorded of layer {layer}") as caught:
+        dn.top_patches(store, layer, k=6)
+    again = "run the job again with extract: {statistics: [top_images], top_k: 6}"
+    assert str(caught.value.hint).startswith("top=dn.top_images(" if layer == "relu1" else again)
+    if layer == "relu1":
+        found = dn.top_patches(store, layer, k=6, top=dn.top_images(store[layer], k=6, client=threads))
+    else:
+        job = make_job(layers=layers, statistics=["top_images"], top_k=6)
+        found = dn.top_patches(run_job(job, threads).store, layer, k=6)
+    assert found.sizes["sample"] == 6
+
+
 def test_patches__of_means_are_refused(digits: dn.Store, threads: ThreadExecutor) -> None:
     top = dn.top_images(digits["pool2"], k=3, pool="mean", client=threads)
     with pytest.raises(ArrayError, match="the top images of pool2 come without the positions that won"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import Any
@@ -223,3 +224,44 @@ def test_statistics__of_a_whole_run_serve_a_later_job(make_job: MakeJob, threads
     assert (result.outcome.images, result.computed, passes(seen)) == (0, 1, [])
     results = dn.open(result.store).results
     xr.testing.assert_equal(results["later"]["relu1"].load(), results["moments"]["relu1"].load())
+
+
+LATER = {
+    "another": ({"statistics": ["moments"]}, {}, "max/bottom-5, max/top-5", "a step top_images: {k: 5} finds"),
+    "a first": ({"statistics": []}, {}, "max/bottom-5, max/moments, max/top-5", "a step moments and a step top_images"),
+    "longer": ({"top_k": 3}, {"top_k": 9}, "max/bottom-9, max/top-9", "a step top_images: {k: 9} finds"),
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+@pytest.mark.parametrize("done", [1, 3], ids=["half done", "done"])
+@pytest.mark.parametrize("keep", ["stats", "mean", "max", "full"])
+def test_statistics__asked_for_later_are_taken_or_named(
+    make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, keep: str, done: int, what: str
+) -> None:
+    """Where the activations or their maxima are there, a step finds them; elsewhere the units are extracted again."""
+    before, after, lacking, way = LATER[what]
+    one, kept = ThreadExecutor(1), {"relu1": {"keep": keep}}
+    steps = [{"moments": {"per": "image"}}] if keep == "stats" else []  # else nothing might be kept
+    with monkeypatch.context() as patched, contextlib.suppress(UsageError):
+        stop_after(patched, done)
+        run_job(make_job(*steps, layers=kept, **before), one)
+    again = keep in ("stats", "mean")
+    result, seen = listen(make_job(*steps, layers=kept, **after), one)
+    (note,) = {event.message for event in seen if "extracted without" in event.message}
+    assert note.startswith(f"{done} units of relu1 were extracted without {lacking}, ")
+    assert ("extracted again" in note, way in note) == (again, not again)
+    assert result.outcome.images == (40 if again else 40 - 16 * done if done < 3 else 0)
+    found = dn.open(result.store).statistics("relu1")
+    fresh = run_job(make_job(*steps, layers=kept, store="fresh.zarr", **after), one).store
+    expected = dn.open(fresh).statistics("relu1")
+    if again:
+        xr.testing.assert_identical(found.load(), expected.load())
+        assert dn.verify(result.store, client=one).findings == []
+        result, seen = listen(make_job(*steps, layers=kept, **after), one)
+        assert (result.outcome.images, [event for event in seen if "without" in event.message]) == (0, [])
+    elif what != "longer":
+        assert "top_image" not in found
+    else:
+        assert found.sizes["rank"] == 3
+    one._pool.shutdown()

@@ -12,12 +12,15 @@ import xarray as xr
 
 import dneuro as dn
 from dneuro import events
+from dneuro.cluster import backend_of
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.jobs import calibration, trials
 from dneuro.jobs.calibration import forecast
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.trials import bytes_below
+from dneuro.kernels import Moments, TopK
+from dneuro.kernels.feeds import Feed
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import AnalysisStep
@@ -99,6 +102,38 @@ def test_scaled__is_a_line_through_two_trials() -> None:
     assert scaled("svd", trial(100, 1.0, 400), trial(200, 4.0, 800), job) == pytest.approx(4.0 * 50), "in proportion"
     assert scaled("svd", trial(100, 3.0, 0), trial(200, 4.0, 0), job) == 4.0, "nothing is read, and no result is larger"
     assert scaled("train", trial(100, 3.0, 0), trial(200, 4.0, 0), job) == pytest.approx(2.0 + 0.01 * 10_000)
+
+
+def test_packed__lists_and_statistics_per_channel_do_not_grow_with_the_images() -> None:
+    def plan(images: int) -> Any:
+        layers = [SimpleNamespace(name="relu", shape=(64, 2, 2))]
+        extract = SimpleNamespace(images=images, units=images // 10, store_bytes=images, partial_bytes=9, layers=layers)
+        feeds = (Feed("max", TopK(100)), Feed("max", TopK(100, largest=False)), Feed("max", Moments()),
+                 Feed("neuron", TopK(5_000)))  # fmt: skip
+        return SimpleNamespace(extract=extract, study=SimpleNamespace(feeds={"relu": feeds}), steps=[])
+
+    def trial(images: int) -> Any:
+        return SimpleNamespace(plan=plan(images), activations=70 * images, partials=30 * images, packed={},
+                               lists={"relu": 1_000 * min(images, 100)}, other=5_000)  # fmt: skip
+
+    for tried in (50, 100, 200):
+        assert calibration._packed(trial(tried), plan(50_000)) == 50_000 * (70 + 30) + 100 * 1_000 + 5_000, tried
+
+
+def test_packed__of_layers_without_activations_is_what_the_job_then_takes(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, tmp_path: Path
+) -> None:
+    layers = {"conv1": {"keep": "stats"}, "relu2": {"keep": "max"}, "pool2": {"keep": "mean"}}
+    job = make_job(layers=layers, top_k=8, images={"source": "digits", "sample": 800}, images_per_unit=16)
+    plan = plan_job(job, threads)
+    sizes = backend_of(ProfileSpec(backend="local")).sizes
+    trial = trials.try_job(plan, 128, threads, sizes, tmp_path / "trial")  # type: ignore[arg-type]
+    store = Path(run_job(plan, threads).store)
+    taken = sum(bytes_below(folder) for folder in tmp_path.glob(f"{store.name}*"))
+    assert calibration._packed(trial, plan) == pytest.approx(taken, rel=0.1)
+    for layer in layers:
+        lists = sum(bytes_below(path / "c") for path in (store / "layers" / layer).glob("*_image"))
+        assert 0 < lists < trial.lists[layer] < 10 * lists
 
 
 def test_smaller__selects_no_more_images_than_a_trial_has(make_job: Callable[..., JobSpec]) -> None:
