@@ -16,9 +16,9 @@ import pytest
 from dneuro import events
 from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.record import Record
-from dneuro.cluster.slurm import keeper, queue
+from dneuro.cluster.slurm import backend, keeper, queue
 from dneuro.cluster.slurm.keeper import Keeper
-from dneuro.cluster.slurm.queue import BatchJob, SlurmError
+from dneuro.cluster.slurm.queue import BatchJob, NoAnswerError, SlurmError
 from dneuro.cluster.slurm.scripts import Site, driver_script, worker_script
 from dneuro.errors import DneuroError, UsageError
 from dneuro.spec import ProfileSpec
@@ -481,17 +481,82 @@ def test_keeper__gives_up_where_jobs_end_one_after_the_other(site: Pretended, tm
 def test_keeper__ends_a_job_that_was_taken_without_an_answer(
     site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also before it was looked for."""
+
     def late(path: Path, name: str) -> str:
         site.submit(path, name)
-        raise SlurmError("sbatch did not answer within 20 s")
+        raise NoAnswerError("sbatch did not answer within 20 s")
 
     site.jobs["1"] = BatchJob("1", "b-2-extract-0-0", "RUNNING", "")
     monkeypatch.setattr(queue, "submit", late)
+    monkeypatch.setattr(keeper, "POLL", 60)
     kept = Keeper({"extract": 1}, lambda pool, name, worker: "true", lambda: set(), tmp_path, "a-1")
-    with pytest.raises(SlurmError, match="did not answer"):
-        kept.start()
+    kept.start()
     kept.close()
     assert site.cancelled == ["2"], "that one, and nobody else's"
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_keeper__goes_on_where_slurm_does_not_answer_at_the_start(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    asked: list[str] = []
+
+    def silent(path: Path, name: str) -> str:
+        asked.append(name)
+        if taken:
+            site.submit(path, name)
+        raise NoAnswerError("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+
+    monkeypatch.setattr(queue, "submit", silent)
+    kept = Keeper({"extract": 7}, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
+    monkeypatch.setattr(keeper, "POLL", 0.2)
+    kept.start()
+    try:
+        assert len(asked) == keeper.SILENT, "a controller that is away for long is not asked for each of them"
+        monkeypatch.setattr(queue, "submit", site.submit)
+        until(lambda: all(slot.job for slot in kept.pools["extract"].slots))
+        time.sleep(0.5)
+        assert len(site.jobs) == 7, "each place has one job"
+        for number in site.jobs:
+            site.come(number)
+        kept.wait({"extract": 5})
+    finally:
+        kept.close()
+    assert sorted(site.cancelled) == sorted(site.jobs)
+
+
+def test_keeper__whose_jobs_are_refused_at_the_start_does_not_begin(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, name: str) -> str:
+        raise SlurmError("sbatch: error: invalid partition specified: x")
+
+    monkeypatch.setattr(queue, "submit", refused)
+    kept = Keeper({"extract": 1}, lambda pool, name, worker: "true", lambda: set(), tmp_path, "a-1")
+    with pytest.raises(SlurmError, match="invalid partition"):
+        kept.start()
+    kept.close()
+
+
+@pytest.mark.parametrize("silent", [3, 4])
+def test_open__asks_slurm_again_that_does_not_answer_for_what_an_earlier_attempt_has_left(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    monkeypatch.setattr(backend, "PAUSE", 0.01)
+    count = f'echo x >>{tmp_path}/asked; [ "$(wc -l <{tmp_path}/asked)" -gt {silent} ]'
+    commands("squeue", f"{count} || {{ echo 'error: Socket timed out' >&2; exit 1; }}; echo '17|RUNNING|None|b'")
+    commands("scancel", f'echo "$@" >>{tmp_path}/told')
+    commands("sbatch", "echo 'sbatch: error: not today' >&2; exit 1")
+    Record(tmp_path / "job").write(kind="slurm", role="worker", name="b", id="17")
+    of = profile(state=str(tmp_path), security={"bind": "lo"}, slurm=None)
+    said = "Socket timed out" if silent == backend.TRIES else "not today"
+    with (
+        pytest.raises(SlurmError, match=said),
+        backend_of(of).open(folder=tmp_path / "job" / "attempts" / "002"),
+    ):
+        raise AssertionError("there are no workers")
+    assert (tmp_path / "told").exists() == (silent < backend.TRIES)
 
 
 def test_keeper__takes_in_a_job_that_was_taken_without_an_answer(

@@ -9,12 +9,13 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dneuro import events
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.machines import DaskMachines
@@ -34,6 +35,12 @@ from dneuro.spec.sites import SlurmSpec
 
 NANNY = 192 * MiB
 """Of a job's memory, what the process takes that watches over the worker (120 MiB measured)."""
+
+TRIES = 4
+"""Times that Slurm is asked at a driver's start before its silence ends the attempt."""
+
+PAUSE = 5.0
+"""Seconds between them, beside those that each of its commands waits."""
 
 
 class SlurmBackend:
@@ -79,7 +86,7 @@ class SlurmBackend:
 
         folder = self._folder(folder, name)
         whole = job_folder_of(folder) or folder
-        end_jobs(whole, {"worker"})  # of an attempt whose driver was killed
+        _patiently(lambda: end_jobs(whole, {"worker"}))  # of an attempt whose driver was killed
         remove_keys(whole)
         keys = make_credentials(place_of_keys(folder, self.profile.security.folder))
         security = read_credentials(keys)
@@ -222,6 +229,25 @@ class SlurmBackend:
         for group, pool in self.profile.groups.items():
             its = worker_settings_of(group, self.sizes(group), pool, settings)
             (folder / f"workers-{group}.yaml").write_text(yaml.safe_dump(_nested(its)))
+
+
+def _patiently(ask: Callable[[], object]) -> None:
+    """Ask Slurm, and again where it does not answer in time: a busy controller is no reason for a job to end.
+
+    Raises
+    ------
+    SlurmError
+        If it has not answered `TRIES` times, or has said no.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            ask()
+            return
+        except queue.NoAnswerError as error:
+            if not left:
+                raise
+            events.emit("note", message=f"asked once more in {PAUSE:g} s: {error.message}")
+            time.sleep(PAUSE)
 
 
 def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
