@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import subprocess
 import sys
@@ -276,10 +277,32 @@ def test_this_driver__is_its_batch_job_unless_drivers_stay_on_the_login_node(mon
     on_login = backend_of(profile(slurm={"submit_workers_from": "login"}))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_JOB_NAME", "a")
-    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17", {"name": "a"})
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17", {"name": "a", "user": me})
     assert on_login.driver_state(on_login.this_driver()) == "running"
     monkeypatch.delenv("SLURM_JOB_ID")
     assert backend_of(profile()).this_driver().id == str(os.getpid())
+
+
+def test_driver__of_another_user_is_not_dead_because_nothing_is_to_be_seen_of_it(
+    commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """A state folder may be several users', who see their own jobs alone, and have no accounts to ask."""
+    commands("squeue", f'echo "$@" >>{tmp_path}/asked; cat {tmp_path}/there 2>/dev/null; true')
+    commands("sacct", "echo disabled >&2; exit 1")
+    commands("scancel", f'echo "$@" >>{tmp_path}/told')
+    backend, me = backend_of(profile()), pwd.getpwuid(os.geteuid()).pw_name
+    hers = DriverRef("slurm", "17", {"name": "a", "user": "somebody-else"})
+    assert backend.driver_state(hers) == "unknown"
+    assert "--user=somebody-else" in (tmp_path / "asked").read_text()
+    with pytest.raises(SlurmError, match="job 17 of user somebody-else"):
+        backend.stop_driver(hers, grace=0)
+    assert not (tmp_path / "told").exists(), "its number may be another's by now"
+    assert backend.driver_state(DriverRef("slurm", "17", {"name": "a", "user": me})) == "gone"
+    (tmp_path / "there").write_text("17|RUNNING|None|a\n")  # on most sites it is to be seen
+    assert backend.driver_state(hers) == "running"
+    (tmp_path / "there").write_text("17|FAILED|None|a\n")
+    assert backend.driver_state(hers) == "gone"
 
 
 def test_driver__that_slurm_is_ending_is_cancelled_without_waiting_for_its_node(

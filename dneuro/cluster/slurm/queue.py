@@ -106,9 +106,12 @@ def submit(script: Path, name: str) -> str:
     return call("sbatch", "--parsable", f"--job-name={name}", str(script)).strip().split(";")[0]
 
 
-def look(patience: float = PATIENCE) -> dict[str, BatchJob]:
-    """Return this user's jobs by their numbers, those that ended a short while ago too."""
-    text = call("squeue", "--noheader", f"--user={os.geteuid()}", "--states=all", "--format=%i|%T|%r|%j",
+def look(patience: float = PATIENCE, user: str | None = None) -> dict[str, BatchJob]:
+    """Return this user's jobs by their numbers, those that ended a short while ago too; or another user's, by name.
+
+    Those of others are not among them where the site keeps them private.
+    """
+    text = call("squeue", "--noheader", f"--user={user or os.geteuid()}", "--states=all", "--format=%i|%T|%r|%j",
                 patience=patience)  # fmt: skip
     return {number: BatchJob(number, name, state, reason) for number, state, reason, name in _fields(text)}
 
