@@ -237,6 +237,7 @@ def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], Non
         "18": BatchJob("18", "c", "FAILED", "NonZeroExitCode"),
     }
     assert [job.ended for job in queue.look().values()] == [False, True]
+    (tmp_path / "x.sh").write_text("#!/bin/bash\n")
     assert queue.submit(tmp_path / "x.sh", "x") == "19"
     assert (tmp_path / "sent").read_text() == f"--parsable --job-name=x {tmp_path}/x.sh\n"
     assert queue.look_back(["20"])["20"].state == "CANCELLED"
@@ -346,6 +347,7 @@ def test_jobs__that_were_given_the_numbers_of_ours_are_left_alone(
 
 def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:
     commands("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    (tmp_path / "x.sh").write_text("#!/bin/bash\n")
     with pytest.raises(SlurmError, match="invalid partition specified: x") as caught:
         queue.submit(tmp_path / "x.sh", "x")
     assert "the partition, account and sizes in the profile" in str(caught.value.hint)
@@ -372,6 +374,39 @@ def test_queue__hides_the_job_that_this_process_is_part_of(
         monkeypatch.setenv(name, "1")
     commands("squeue", "env | grep -E '^(SLURM|SBATCH)' | sort | tr '\\n' ' '")
     assert queue.call("squeue").split() == ["SBATCH_ACCOUNT=1", "SLURM_CONF=1"]
+
+
+VARIABLES = (
+    "ACCOUNT", "ARRAY_INX", "CONSTRAINT", "ERROR", "EXCLUSIVE", "GPUS", "GRES", "MEM_PER_CPU", "MEM_PER_NODE",
+    "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "PARTITION", "QOS", "REQUEUE", "RESERVATION", "SIGNAL", "TIMELIMIT", "WAIT",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "worker", "driver"),
+    [
+        ({}, {"EXCLUSIVE", "OPEN_MODE", "RESERVATION", "SIGNAL"},
+         {"CONSTRAINT", "EXCLUSIVE", "GPUS", "GRES", "RESERVATION"}),
+        ({"slurm": None, "driver": {}, "pools": {"extract": {"memory": "8GiB", "directives": ["-x n7 --exclusive"]}}},
+         {"ACCOUNT", "CONSTRAINT", "GPUS", "GRES", "OPEN_MODE", "PARTITION", "QOS", "RESERVATION", "SIGNAL",
+          "TIMELIMIT"},
+         {"ACCOUNT", "CONSTRAINT", "EXCLUSIVE", "GPUS", "GRES", "PARTITION", "QOS", "RESERVATION", "TIMELIMIT"}),
+    ],
+)  # fmt: skip
+def test_submit__follows_the_script_where_it_speaks_and_the_users_variables_elsewhere(
+    commands: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any],
+    worker: set[str], driver: set[str],
+) -> None:  # fmt: skip
+    """To sbatch a variable counts more than the script."""
+    for name in VARIABLES:
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    commands("sbatch", f"env | sed -n 's/^SBATCH_\\(.*\\)=.*/\\1/p' >{tmp_path}/seen; echo 17")
+    of = profile(**settings)
+    texts = ("\n".join(script(of, "extract")), driver_script(of, tmp_path, ["true"], "a"))
+    for text, left in zip(texts, (worker, driver), strict=True):
+        (tmp_path / "x.sh").write_text(text)
+        queue.submit(tmp_path / "x.sh", "x")
+        assert set((tmp_path / "seen").read_text().split()) == left
 
 
 class Pretended:
