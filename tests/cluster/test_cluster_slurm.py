@@ -17,7 +17,7 @@ import pytest
 from dneuro import events
 from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.record import Record
-from dneuro.cluster.slurm import backend, keeper, queue
+from dneuro.cluster.slurm import backend, keeper, queue, scripts
 from dneuro.cluster.slurm.keeper import Keeper
 from dneuro.cluster.slurm.queue import BatchJob, NoAnswerError, SlurmError
 from dneuro.cluster.slurm.scripts import Site, driver_script, worker_script
@@ -182,6 +182,33 @@ def test_driver_script__that_is_not_to_be_queued_again_ends_as_its_driver_does(t
     out_of_time = ["bash", "-c", "trap 'exit 9' TERM; kill -USR1 $PPID; sleep 9 & wait"]
     told = driver_script(of, tmp_path, out_of_time, "a")
     assert subprocess.run(["bash", "-c", told], check=False).returncode == 9
+
+
+def test_driver_script__whose_time_is_up_is_queued_again_whatever_its_setup_has_set(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands("scontrol", f'echo "$@" >>{tmp_path}/told')
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    out_of_time = ["bash", "-c", "trap 'exit 9' TERM; kill -USR1 $PPID; sleep 9 & wait"]
+    text = driver_script(profile(slurm={"setup": ["set -eu", "true"]}), tmp_path, out_of_time, "a")
+    assert subprocess.run(["bash", "-c", text], check=False).returncode == 9
+    assert (tmp_path / "told").read_text() == "requeue 17\n"
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_driver_script__whose_driver_does_not_end_in_time_is_queued_again_before_the_limit(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """It may be in one long call of a library, and what reaches its limit Slurm does not start again."""
+    first = f"[ -e {tmp_path}/told ] || {{ touch {tmp_path}/told; exit 1; }}; " if away else ""
+    commands("scontrol", f'{first}echo "$@" >>{tmp_path}/told; touch {tmp_path}/asked')
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(scripts, "NOTICE", 4)
+    wait = f"for i in $(seq 200); do [ -e {tmp_path}/asked ] && sleep 1.5 && exit 3; sleep 0.1; done; exit 4"
+    busy = ["bash", "-c", f"trap '' TERM; kill -USR1 $PPID; {wait}"]
+    text = driver_script(profile(slurm=None), tmp_path, busy, "a")
+    assert subprocess.run(["bash", "-c", text], check=False).returncode == 3, "asked while it still ran"
+    assert (tmp_path / "told").read_text() == "requeue 17\n", "once"
 
 
 @pytest.mark.parametrize(
