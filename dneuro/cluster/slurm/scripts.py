@@ -75,7 +75,8 @@ def _slurm_job() -> Any:
     try:
         from dask_jobqueue.slurm import SLURMJob
     except ImportError:
-        raise UsageError("dask-jobqueue is not installed", hint='pip install "dneuro[slurm]"') from None
+        hint = 'pip install ".[slurm]" in the sources of dneuro'
+        raise UsageError("dask-jobqueue is not installed", hint=hint) from None
     if signal.getsignal(signal.SIGINT) is not before:
         signal.signal(signal.SIGINT, before)
     return SLURMJob
