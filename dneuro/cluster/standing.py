@@ -255,10 +255,27 @@ def _folder_started(path: Path, spec: ProfileSpec) -> Path | None:
     """Return the folder of the cluster that was started from a profile, be it edited since; None if none was.
 
     One whose process nobody wrote down counts: it was about to be started, and may have been.
+
+    Raises
+    ------
+    UsageError
+        If there is none but one that another user keeps to himself.
     """
     own = [] if "://" in spec.state else [Path(spec.state).absolute() / STANDING / path.stem]
     places = [*own, *whereabouts.folders_of(path)]
-    return next((one for one in places if (one / DRIVER).is_file() or (one / PROFILE).is_file()), None)
+    closed = []
+    for one in places:
+        try:
+            if (one / DRIVER).is_file() or (one / PROFILE).is_file():
+                return one
+        except PermissionError:
+            closed.append(one)
+    if closed:
+        raise UsageError(
+            f"the cluster of {closed[0]} is another user's, who alone may look into its folder",
+            hint="its address and credentials, which its user can give away; or another state:",
+        )
+    return None
 
 
 def _find_started(profile: Target) -> tuple[Path, ProfileSpec, Path]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -236,6 +237,33 @@ def test_up__over_a_dead_cluster_ends_what_that_has_left_in_the_queue(
     with pytest.raises(DneuroError, match="sbatch: error: no"):
         standing.up(path)
     assert (tmp_path / "told").read_text() == "18\n"
+
+
+def test_commands__pass_over_a_cluster_that_another_user_keeps_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is 0700; the profiles of both lie in one folder."""
+    for name in ("hers", "mine"):
+        (tmp_path / f"{name}.yaml").write_text(f"backend: local\nstate: {tmp_path}/{name}-state\n")
+    hers, mine = (tmp_path / f"{name}-state" / "clusters" / name for name in ("hers", "mine"))
+    for folder in (hers, mine):
+        folder.mkdir(parents=True)
+        (folder / "driver.json").write_text("{}")
+    (mine / "cluster.json").write_text('{"address": "tls://far:1", "credentials": "/keys"}')
+    honest = Path.stat
+
+    def closed(path: Path, **settings: Any) -> os.stat_result:  # root may look into every folder
+        if hers in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return honest(path, **settings)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    monkeypatch.setenv("DNEURO_PROFILE_DIR", str(tmp_path))
+    monkeypatch.setattr(standing, "connect_to", lambda spec, **settings: spec)
+    assert str(standing.connect("tls://far:1").ca) == "/keys/ca.pem"
+    for command in (standing.status, standing.down, standing.connect):
+        with pytest.raises(UsageError, match=f"the cluster of {hers} is another user's"):
+            command(tmp_path / "hers.yaml")
 
 
 @pytest.mark.parametrize("ends", ["at once", "later"])
