@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,9 +13,36 @@ PARTIAL = ".partial"
 """Ending of what is being written; whoever finds one after a crash may remove it."""
 
 
+AT_ONCE = 8
+"""Files that are waited for at the same time until they are on the disk."""
+
+
 def partial(path: Path) -> Path:
     """Return a name beside `path` under which it can be made before it takes its place."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
+
+
+def to_disk(paths: Iterable[Path]) -> None:
+    """Have files that were written on the disk when this returns; until then they may be in memory alone.
+
+    Of a machine that loses its power, nothing else is sure to be there. The name of a file, also one that it was just
+    given, comes with it on the file systems of Linux. What is not there yet is waited for; many at a time, for a file
+    system takes those together in little more than the time of one.
+    """
+    wanted = list(paths)
+    if len(wanted) == 1:
+        _to_disk(wanted[0])
+    elif wanted:
+        with ThreadPoolExecutor(min(len(wanted), AT_ONCE), thread_name_prefix="dneuro-disk") as threads:
+            list(threads.map(_to_disk, wanted))
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

@@ -59,7 +59,8 @@ class StandingCluster:
     name : str
         The profile's.
     state : str
-        Of the process that holds the scheduler: ``pending``, ``running``, ``ending``, ``gone`` or ``unknown``.
+        Of the process that holds the scheduler: ``pending``, ``running``, ``ending``, ``gone`` or ``unknown``, also
+        where it may have been started, and whoever started it was told nothing of it.
     address : str
         The scheduler's; empty until it listens.
     credentials : str
@@ -121,14 +122,11 @@ def up(profile: Target) -> StandingCluster:
                 backend_of(before).clean_up(folder)  # what a dead one has left is known by its folder alone
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(mode=0o700)
-        ref = _start(wanted, folder, path.stem)
-    whereabouts.remember(path, folder)
-    try:
+        whereabouts.remember(path, folder)
+        with _ended_if_it_fails(profile):
+            ref = _start(wanted, folder, path.stem)
+    with _ended_if_it_fails(profile):
         _wait(wanted, folder, ref)
-    except BaseException:
-        with contextlib.suppress(DneuroError):
-            down(profile)
-        raise
     return status(profile)
 
 
@@ -275,10 +273,30 @@ def _own_folder(profile: Target, path: Path, spec: ProfileSpec) -> Path:
 
 
 def _folder_started(path: Path, spec: ProfileSpec) -> Path | None:
-    """Return the folder of the cluster that was started from a profile, be it edited since; None if none was."""
+    """Return the folder of the cluster that was started from a profile, be it edited since; None if none was.
+
+    One whose process nobody wrote down counts: it was about to be started, and may have been.
+
+    Raises
+    ------
+    UsageError
+        If there is none but one that another user keeps to himself.
+    """
     own = [] if "://" in spec.state else [Path(spec.state).absolute() / STANDING / path.stem]
     places = [*own, *whereabouts.folders_of(path)]
-    return next((one for one in places if (one / DRIVER).is_file()), None)
+    closed = []
+    for one in places:
+        try:
+            if (one / DRIVER).is_file() or (one / PROFILE).is_file():
+                return one
+        except PermissionError:
+            closed.append(one)
+    if closed:
+        raise UsageError(
+            f"the cluster of {closed[0]} is another user's, who alone may look into its folder",
+            hint="its address and credentials, which its user can give away; or another state:",
+        )
+    return None
 
 
 def _find_started(profile: Target) -> tuple[Path, ProfileSpec, Path]:
@@ -314,8 +332,23 @@ def _writing_to(folder: Path) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def _ended_if_it_fails(profile: Target) -> Iterator[None]:
+    """End what was started of a cluster where the block fails; where that cannot be just now, `down` can later."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(DneuroError):
+            down(profile)
+        raise
+
+
 def _start(spec: ProfileSpec, folder: Path, name: str) -> DriverRef:
-    """Start the process that holds the scheduler, and write down where."""
+    """Start the process that holds the scheduler, and write down where.
+
+    The profile is written first: a queue may take the process without an answer, and then `down` has only the folder
+    to find it by.
+    """
     _write(folder / PROFILE, spec.model_dump_json(indent=1))
     command = [sys.executable, "-m", "dneuro.cluster.standing", str(folder)]
     ref = backend_of(spec).start_driver(folder, command, f"dneuro-cluster-{name}")
@@ -361,7 +394,7 @@ def _driver(folder: Path) -> DriverRef | None:
 
 def _state(spec: ProfileSpec, folder: Path) -> DriverState:
     ref = _driver(folder)
-    return "gone" if ref is None else backend_of(spec).driver_state(ref)
+    return "unknown" if ref is None else backend_of(spec).driver_state(ref)
 
 
 def _wait(spec: ProfileSpec, folder: Path, ref: DriverRef) -> None:

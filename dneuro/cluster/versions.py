@@ -17,6 +17,9 @@ from dneuro.quantities import format_duration
 
 PACKAGES = ("dneuro", "torch", "dask", "distributed", "zarr", "numpy")
 
+BUILDS = ("torch",)
+"""Of those, whose local label (``2.14.1+cpu``, ``+cu128``) names what it was built for: the version is the same."""
+
 MISSING = "missing"
 
 PATIENCE = 60.0
@@ -41,9 +44,14 @@ def versions() -> dict[str, str]:
 
 
 def differences(here: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """Return what is not the same, in words."""
+    """Return what is not the same, in words; two builds of one version are the same."""
     return [f"{name} {there.get(name, MISSING)} instead of {version}" for name, version in here.items()
-            if there.get(name, MISSING) != version]  # fmt: skip
+            if _counts(name, there.get(name, MISSING)) != _counts(name, version)]  # fmt: skip
+
+
+def _counts(name: str, version: str) -> str:
+    """Return what counts of a version."""
+    return version.partition("+")[0] if name in BUILDS else version
 
 
 def check_versions(client: Any, workers: Collection[str] | None = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -17,6 +18,9 @@ class Writer(Protocol):
 
     def finish(self) -> int:
         """Return the checksum, once all rows have been written."""
+
+    def files(self) -> list[Path]:
+        """Return the files of this machine, or of a disk that it shares, in which they are."""
 
 
 class Behind:
@@ -83,6 +87,10 @@ class _Follower:
     def finish(self) -> int:
         self._behind.settle()
         return self._writer.finish()
+
+    def files(self) -> list[Path]:
+        self._behind.settle()
+        return self._writer.files()
 
 
 def _settle(calls: list[Future[None]]) -> None:

@@ -19,6 +19,7 @@ from dneuro.extract.gathering import Feeding, Seen
 from dneuro.extract.pipeline import Batch, Output, batches, cast, source_of
 from dneuro.extract.same import SameImages
 from dneuro.extract.work import IMAGES, ExtractWork
+from dneuro.files import to_disk
 from dneuro.kernels.base import Array, check_finite, pool
 from dneuro.store.layout import ArrayPlan, LayerPlan
 from dneuro.store.units import MAX_ATTEMPTS
@@ -60,8 +61,8 @@ class QuarantinedError(DneuroError):
 def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitReport:
     """Extract the parts of one unit that are missing, and publish their markers; what is done is left alone.
 
-    Count the attempt and withdraw the markers; write the chunks and read them back; write the partial statistics;
-    make sure that no later run has taken over; publish.
+    Count the attempt and withdraw the markers; write the chunks and read them back; wait until they are on the disk;
+    write the partial statistics; make sure that no later run has taken over; publish.
 
     Parameters
     ----------
@@ -117,6 +118,8 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
             behind.turn()
         behind.settle()
     before.settle()
+    # The markers are, by their own nature: after a power cut there must be none of what was in memory alone.
+    to_disk(path for maker in makers for writer in maker.writers.values() for path in writer.files())
     for part, maker in zip(parts, makers, strict=True):
         unit = work.unit(part, number)
         marker = {

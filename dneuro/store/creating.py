@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dneuro.errors import NotAStoreError
 from dneuro.store.codecs import CODECS
-from dneuro.store.files import Location, in_the_making, opened_by_zarr, put, remove
+from dneuro.store.files import Location, in_the_making, opened_by_zarr, put, remove, to_disk
 from dneuro.store.layout import REGISTRY, ArrayPlan
 from dneuro.store.metadata import release, remember
 from dneuro.store.remote import RemotePath
@@ -84,6 +84,7 @@ def create(
             put(temporary, path)
             _note(path).unlink(missing_ok=True)
         else:
+            to_disk(temporary)
             temporary.rename(path)
 
 
@@ -99,6 +100,7 @@ def add_group(path: Location, name: str, coords: xr.Dataset, arrays: Iterable[Ar
             remove_group(path, name)
             put(temporary / name, target)
             return
+        to_disk(temporary / name)
         if target.exists():  # moved away first: a kill while files are being removed leaves no half of a group
             target.rename(temporary / "replaced")
         (temporary / name).rename(target)
@@ -124,6 +126,7 @@ def adopt_group(path: Path, name: str, written: Path, attrs: Mapping[str, Any]) 
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         zarr.open_group(written, mode="r+").attrs.update(dict(attrs))
+        to_disk(written)
         target = path / name
         zarr.open_group(path, mode="r+").require_group(name.rpartition("/")[0])
         if target.exists():
@@ -196,4 +199,6 @@ def add_variables(path: Location, group: str, dataset: xr.Dataset) -> None:
             del target[name]
     kept = _with_text(dataset.drop_attrs(deep=False)).assign_attrs(target.attrs.asdict())  # else they are replaced
     kept.to_zarr(store, group=group or None, mode="a", zarr_format=3, consolidated=False)
+    if isinstance(path, Path):
+        to_disk(path / group / "zarr.json", *(path / group / name for name in names))
     remember(path, group, names)

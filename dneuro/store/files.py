@@ -194,6 +194,12 @@ def put(made: Path, target: RemotePath, last: str = "zarr.json", *, finish: bool
             (target / file.relative_to(made).as_posix()).write_bytes(file.read_bytes())
 
 
+def to_disk(*places: Path) -> None:
+    """Have files, and all those below folders, on the disk when this returns."""
+    files.to_disk(path for place in places for path in ([place] if place.is_file() else place.rglob("*"))
+                  if path.is_file())  # fmt: skip
+
+
 def sizes(folder: Location) -> dict[str, int]:
     """Return every file below a folder, by its path from there with ``/``, with its size in bytes."""
     if isinstance(folder, RemotePath):

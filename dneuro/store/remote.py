@@ -216,7 +216,7 @@ def _system(protocol: str) -> Any:
         package = _PACKAGES.get(protocol)
         if package is None:
             raise
-        extra = "pip install 'dneuro[s3]'" if package == "s3fs" else f"pip install {package}"
+        extra = "pip install '.[s3]' in the sources of dneuro" if package == "s3fs" else f"pip install {package}"
         raise StoreError(f"a store at {protocol}:// needs the package {package}, which is not installed",
                          hint=extra) from error  # fmt: skip
     except ValueError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import zlib
 from functools import lru_cache
 from pathlib import Path
@@ -57,8 +59,8 @@ class RowWriter:
 
     def __init__(self, store: Location, plan: ArrayPlan, start: int, stop: int) -> None:
         self._array = _open(store, plan.path)
-        self._plan = plan
-        self._next, self._stop = start, stop
+        self._store, self._plan = store, plan
+        self._first, self._next, self._stop = start, start, stop
         self._buffer = np.empty((min(plan.chunks[0], stop - start), *plan.shape[1:]), dtype=plan.dtype)
         self._filled = 0
         self.checksum = 0
@@ -78,6 +80,16 @@ class RowWriter:
         if self._next != self._stop:
             raise StoreError(f"{self._plan.path}: {self._stop - self._next} rows of the unit are missing")
         return self.checksum
+
+    def files(self) -> list[Path]:
+        """Return the chunks that were written; none in an object store, which keeps what it has taken."""
+        if not isinstance(self._store, Path):
+            return []
+        shape, chunks = self._array.shape, self._array.chunks
+        rows = range(self._first // chunks[0], math.ceil(self._next / chunks[0]))
+        rest = (range(math.ceil(length / chunk)) for length, chunk in zip(shape[1:], chunks[1:], strict=True))
+        name = self._array.metadata.encode_chunk_key
+        return [self._store / self._plan.path / name(place) for place in itertools.product(rows, *rest)]
 
     def _flush(self) -> None:
         part = self._buffer[: self._filled]

@@ -153,6 +153,21 @@ def test_workers__of_other_versions_are_refused_by_name(profile: Any, monkeypatc
         raise AssertionError("they must not work together")
 
 
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        ({"torch": "2.14.1+cpu"}, []),
+        ({"torch": "2.14.0+cpu"}, ["torch 2.14.0+cpu instead of 2.14.1+cu128"]),
+        ({"dneuro": "1.0+mine"}, ["dneuro 1.0+mine instead of 1.0"]),
+        ({"torch": "missing"}, ["torch missing instead of 2.14.1+cu128"]),
+    ],
+)
+def test_versions__of_torch_are_the_same_whatever_it_was_built_for(there: dict[str, str], said: list[str]) -> None:
+    """As where the image has the wheels without CUDA, and the login node those of the package index."""
+    here = {"dneuro": "1.0", "torch": "2.14.1+cu128"}
+    assert versions.differences(here, {**here, **there}) == said
+
+
 def test_workers__of_another_python_are_sent_nothing(profile: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent whole to run there ends such a process before it can answer."""
     from distributed import Client

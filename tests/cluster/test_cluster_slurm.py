@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shlex
 import subprocess
 import sys
@@ -16,9 +17,9 @@ import pytest
 from dneuro import events
 from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.record import Record
-from dneuro.cluster.slurm import keeper, queue
+from dneuro.cluster.slurm import backend, keeper, queue, scripts
 from dneuro.cluster.slurm.keeper import Keeper
-from dneuro.cluster.slurm.queue import BatchJob, SlurmError
+from dneuro.cluster.slurm.queue import BatchJob, NoAnswerError, SlurmError
 from dneuro.cluster.slurm.scripts import Site, driver_script, worker_script
 from dneuro.errors import DneuroError, UsageError
 from dneuro.spec import ProfileSpec
@@ -183,6 +184,33 @@ def test_driver_script__that_is_not_to_be_queued_again_ends_as_its_driver_does(t
     assert subprocess.run(["bash", "-c", told], check=False).returncode == 9
 
 
+def test_driver_script__whose_time_is_up_is_queued_again_whatever_its_setup_has_set(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands("scontrol", f'echo "$@" >>{tmp_path}/told')
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    out_of_time = ["bash", "-c", "trap 'exit 9' TERM; kill -USR1 $PPID; sleep 9 & wait"]
+    text = driver_script(profile(slurm={"setup": ["set -eu", "true"]}), tmp_path, out_of_time, "a")
+    assert subprocess.run(["bash", "-c", text], check=False).returncode == 9
+    assert (tmp_path / "told").read_text() == "requeue 17\n"
+
+
+@pytest.mark.parametrize("away", [False, True])
+def test_driver_script__whose_driver_does_not_end_in_time_is_queued_again_before_the_limit(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
+) -> None:
+    """It may be in one long call of a library, and what reaches its limit Slurm does not start again."""
+    first = f"[ -e {tmp_path}/told ] || {{ touch {tmp_path}/told; exit 1; }}; " if away else ""
+    commands("scontrol", f'{first}echo "$@" >>{tmp_path}/told; touch {tmp_path}/asked')
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(scripts, "NOTICE", 4)
+    wait = f"for i in $(seq 200); do [ -e {tmp_path}/asked ] && sleep 1.5 && exit 3; sleep 0.1; done; exit 4"
+    busy = ["bash", "-c", f"trap '' TERM; kill -USR1 $PPID; {wait}"]
+    text = driver_script(profile(slurm=None), tmp_path, busy, "a")
+    assert subprocess.run(["bash", "-c", text], check=False).returncode == 3, "asked while it still ran"
+    assert (tmp_path / "told").read_text() == "requeue 17\n", "once"
+
+
 @pytest.mark.parametrize(
     ("setup", "said"),
     [
@@ -236,6 +264,7 @@ def test_queue__reads_what_the_commands_print(commands: Callable[[str, str], Non
         "18": BatchJob("18", "c", "FAILED", "NonZeroExitCode"),
     }
     assert [job.ended for job in queue.look().values()] == [False, True]
+    (tmp_path / "x.sh").write_text("#!/bin/bash\n")
     assert queue.submit(tmp_path / "x.sh", "x") == "19"
     assert (tmp_path / "sent").read_text() == f"--parsable --job-name=x {tmp_path}/x.sh\n"
     assert queue.look_back(["20"])["20"].state == "CANCELLED"
@@ -299,10 +328,32 @@ def test_this_driver__is_its_batch_job_unless_drivers_stay_on_the_login_node(mon
     on_login = backend_of(profile(slurm={"submit_workers_from": "login"}))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("SLURM_JOB_NAME", "a")
-    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17", {"name": "a"})
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    assert backend_of(profile()).this_driver() == DriverRef("slurm", "17", {"name": "a", "user": me})
     assert on_login.driver_state(on_login.this_driver()) == "running"
     monkeypatch.delenv("SLURM_JOB_ID")
     assert backend_of(profile()).this_driver().id == str(os.getpid())
+
+
+def test_driver__of_another_user_is_not_dead_because_nothing_is_to_be_seen_of_it(
+    commands: Callable[[str, str], None], tmp_path: Path
+) -> None:
+    """A state folder may be several users', who see their own jobs alone, and have no accounts to ask."""
+    commands("squeue", f'echo "$@" >>{tmp_path}/asked; cat {tmp_path}/there 2>/dev/null; true')
+    commands("sacct", "echo disabled >&2; exit 1")
+    commands("scancel", f'echo "$@" >>{tmp_path}/told')
+    backend, me = backend_of(profile()), pwd.getpwuid(os.geteuid()).pw_name
+    hers = DriverRef("slurm", "17", {"name": "a", "user": "somebody-else"})
+    assert backend.driver_state(hers) == "unknown"
+    assert "--user=somebody-else" in (tmp_path / "asked").read_text()
+    with pytest.raises(SlurmError, match="job 17 of user somebody-else"):
+        backend.stop_driver(hers, grace=0)
+    assert not (tmp_path / "told").exists(), "its number may be another's by now"
+    assert backend.driver_state(DriverRef("slurm", "17", {"name": "a", "user": me})) == "gone"
+    (tmp_path / "there").write_text("17|RUNNING|None|a\n")  # on most sites it is to be seen
+    assert backend.driver_state(hers) == "running"
+    (tmp_path / "there").write_text("17|FAILED|None|a\n")
+    assert backend.driver_state(hers) == "gone"
 
 
 def test_driver__that_slurm_is_ending_is_cancelled_without_waiting_for_its_node(
@@ -346,6 +397,7 @@ def test_jobs__that_were_given_the_numbers_of_ours_are_left_alone(
 
 def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_path: Path) -> None:
     commands("sbatch", "echo 'sbatch: error: invalid partition specified: x' >&2; exit 1")
+    (tmp_path / "x.sh").write_text("#!/bin/bash\n")
     with pytest.raises(SlurmError, match="invalid partition specified: x") as caught:
         queue.submit(tmp_path / "x.sh", "x")
     assert "the partition, account and sizes in the profile" in str(caught.value.hint)
@@ -372,6 +424,39 @@ def test_queue__hides_the_job_that_this_process_is_part_of(
         monkeypatch.setenv(name, "1")
     commands("squeue", "env | grep -E '^(SLURM|SBATCH)' | sort | tr '\\n' ' '")
     assert queue.call("squeue").split() == ["SBATCH_ACCOUNT=1", "SLURM_CONF=1"]
+
+
+VARIABLES = (
+    "ACCOUNT", "ARRAY_INX", "CONSTRAINT", "ERROR", "EXCLUSIVE", "GPUS", "GRES", "MEM_PER_CPU", "MEM_PER_NODE",
+    "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "PARTITION", "QOS", "REQUEUE", "RESERVATION", "SIGNAL", "TIMELIMIT", "WAIT",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "worker", "driver"),
+    [
+        ({}, {"EXCLUSIVE", "OPEN_MODE", "RESERVATION", "SIGNAL"},
+         {"CONSTRAINT", "EXCLUSIVE", "GPUS", "GRES", "RESERVATION"}),
+        ({"slurm": None, "driver": {}, "pools": {"extract": {"memory": "8GiB", "directives": ["-x n7 --exclusive"]}}},
+         {"ACCOUNT", "CONSTRAINT", "GPUS", "GRES", "OPEN_MODE", "PARTITION", "QOS", "RESERVATION", "SIGNAL",
+          "TIMELIMIT"},
+         {"ACCOUNT", "CONSTRAINT", "EXCLUSIVE", "GPUS", "GRES", "PARTITION", "QOS", "RESERVATION", "TIMELIMIT"}),
+    ],
+)  # fmt: skip
+def test_submit__follows_the_script_where_it_speaks_and_the_users_variables_elsewhere(
+    commands: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, settings: dict[str, Any],
+    worker: set[str], driver: set[str],
+) -> None:  # fmt: skip
+    """To sbatch a variable counts more than the script."""
+    for name in VARIABLES:
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    commands("sbatch", f"env | sed -n 's/^SBATCH_\\(.*\\)=.*/\\1/p' >{tmp_path}/seen; echo 17")
+    of = profile(**settings)
+    texts = ("\n".join(script(of, "extract")), driver_script(of, tmp_path, ["true"], "a"))
+    for text, left in zip(texts, (worker, driver), strict=True):
+        (tmp_path / "x.sh").write_text(text)
+        queue.submit(tmp_path / "x.sh", "x")
+        assert set((tmp_path / "seen").read_text().split()) == left
 
 
 class Pretended:
@@ -504,17 +589,82 @@ def test_keeper__gives_up_where_jobs_end_one_after_the_other(site: Pretended, tm
 def test_keeper__ends_a_job_that_was_taken_without_an_answer(
     site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also before it was looked for."""
+
     def late(path: Path, name: str) -> str:
         site.submit(path, name)
-        raise SlurmError("sbatch did not answer within 20 s")
+        raise NoAnswerError("sbatch did not answer within 20 s")
 
     site.jobs["1"] = BatchJob("1", "b-2-extract-0-0", "RUNNING", "")
     monkeypatch.setattr(queue, "submit", late)
+    monkeypatch.setattr(keeper, "POLL", 60)
     kept = Keeper({"extract": 1}, lambda pool, name, worker: "true", lambda: set(), tmp_path, "a-1")
-    with pytest.raises(SlurmError, match="did not answer"):
-        kept.start()
+    kept.start()
     kept.close()
     assert site.cancelled == ["2"], "that one, and nobody else's"
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_keeper__goes_on_where_slurm_does_not_answer_at_the_start(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    asked: list[str] = []
+
+    def silent(path: Path, name: str) -> str:
+        asked.append(name)
+        if taken:
+            site.submit(path, name)
+        raise NoAnswerError("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
+
+    monkeypatch.setattr(queue, "submit", silent)
+    kept = Keeper({"extract": 7}, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
+    monkeypatch.setattr(keeper, "POLL", 0.2)
+    kept.start()
+    try:
+        assert len(asked) == keeper.SILENT, "a controller that is away for long is not asked for each of them"
+        monkeypatch.setattr(queue, "submit", site.submit)
+        until(lambda: all(slot.job for slot in kept.pools["extract"].slots))
+        time.sleep(0.5)
+        assert len(site.jobs) == 7, "each place has one job"
+        for number in site.jobs:
+            site.come(number)
+        kept.wait({"extract": 5})
+    finally:
+        kept.close()
+    assert sorted(site.cancelled) == sorted(site.jobs)
+
+
+def test_keeper__whose_jobs_are_refused_at_the_start_does_not_begin(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(path: Path, name: str) -> str:
+        raise SlurmError("sbatch: error: invalid partition specified: x")
+
+    monkeypatch.setattr(queue, "submit", refused)
+    kept = Keeper({"extract": 1}, lambda pool, name, worker: "true", lambda: set(), tmp_path, "a-1")
+    with pytest.raises(SlurmError, match="invalid partition"):
+        kept.start()
+    kept.close()
+
+
+@pytest.mark.parametrize("silent", [3, 4])
+def test_open__asks_slurm_again_that_does_not_answer_for_what_an_earlier_attempt_has_left(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    monkeypatch.setattr(backend, "PAUSE", 0.01)
+    count = f'echo x >>{tmp_path}/asked; [ "$(wc -l <{tmp_path}/asked)" -gt {silent} ]'
+    commands("squeue", f"{count} || {{ echo 'error: Socket timed out' >&2; exit 1; }}; echo '17|RUNNING|None|b'")
+    commands("scancel", f'echo "$@" >>{tmp_path}/told')
+    commands("sbatch", "echo 'sbatch: error: not today' >&2; exit 1")
+    Record(tmp_path / "job").write(kind="slurm", role="worker", name="b", id="17")
+    of = profile(state=str(tmp_path), security={"bind": "lo"}, slurm=None)
+    said = "Socket timed out" if silent == backend.TRIES else "not today"
+    with (
+        pytest.raises(SlurmError, match=said),
+        backend_of(of).open(folder=tmp_path / "job" / "attempts" / "002"),
+    ):
+        raise AssertionError("there are no workers")
+    assert (tmp_path / "told").exists() == (silent < backend.TRIES)
 
 
 def test_keeper__takes_in_a_job_that_was_taken_without_an_answer(

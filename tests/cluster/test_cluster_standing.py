@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -236,6 +237,82 @@ def test_up__over_a_dead_cluster_ends_what_that_has_left_in_the_queue(
     with pytest.raises(DneuroError, match="sbatch: error: no"):
         standing.up(path)
     assert (tmp_path / "told").read_text() == "18\n"
+
+
+def test_commands__pass_over_a_cluster_that_another_user_keeps_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder is 0700; the profiles of both lie in one folder."""
+    for name in ("hers", "mine"):
+        (tmp_path / f"{name}.yaml").write_text(f"backend: local\nstate: {tmp_path}/{name}-state\n")
+    hers, mine = (tmp_path / f"{name}-state" / "clusters" / name for name in ("hers", "mine"))
+    for folder in (hers, mine):
+        folder.mkdir(parents=True)
+        (folder / "driver.json").write_text("{}")
+    (mine / "cluster.json").write_text('{"address": "tls://far:1", "credentials": "/keys"}')
+    honest = Path.stat
+
+    def closed(path: Path, **settings: Any) -> os.stat_result:  # root may look into every folder
+        if hers in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return honest(path, **settings)
+
+    monkeypatch.setattr(Path, "stat", closed)
+    monkeypatch.setenv("DNEURO_PROFILE_DIR", str(tmp_path))
+    monkeypatch.setattr(standing, "connect_to", lambda spec, **settings: spec)
+    assert str(standing.connect("tls://far:1").ca) == "/keys/ca.pem"
+    for command in (standing.status, standing.down, standing.connect):
+        with pytest.raises(UsageError, match=f"the cluster of {hers} is another user's"):
+            command(tmp_path / "hers.yaml")
+
+
+@pytest.mark.parametrize("ends", ["at once", "later"])
+def test_up__whose_process_is_taken_without_an_answer_leaves_nothing_that_cannot_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    queued = f'name=$(cat {tmp_path}/name 2>/dev/null) && echo "17|RUNNING|None|$name"'
+    commands = {
+        "sbatch": f'echo "$2" | cut -d= -f2 >{tmp_path}/name; echo "sbatch: error: Socket timed out" >&2; exit 1',
+        "squeue": f'[ -e {tmp_path}/away ] && {{ echo "error: Socket timed out" >&2; exit 1; }}; {queued}; true',
+        "scancel": f'echo "$@" >>{tmp_path}/told; rm {tmp_path}/name',
+        "sacct": "exit 1",
+    }
+    for name, shell in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{shell}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    path, folder = tmp_path / "far.yaml", tmp_path / "state" / "clusters" / "far"
+    path.write_text(f"backend: slurm\nstate: {tmp_path}/state\npools: {{extract: {{memory: 1GiB}}}}\n")
+    if ends == "later":
+        (tmp_path / "away").touch()
+    with pytest.raises(DneuroError, match="sbatch: error: Socket timed out"):
+        standing.up(path)
+    if ends == "later":
+        assert not (tmp_path / "told").exists(), "there is nobody to ask"
+        assert standing.status(path).state == "unknown"
+        (tmp_path / "away").unlink()
+        assert standing.down(path) == ["17"]
+    assert (tmp_path / "told").read_text() == "17\n"
+    assert not (folder / "profile.json").exists(), "should it be started after all, it ends for want of it"
+    with pytest.raises(UsageError, match="no cluster was started from the profile far"):
+        standing.status(path)
+
+
+def test_up__that_is_interrupted_while_its_process_is_started_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cleaned: list[Path] = []
+
+    def start(self: LocalBackend, folder: Path, command: list[str], name: str) -> DriverRef:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalBackend, "start_driver", start)
+    monkeypatch.setattr(LocalBackend, "clean_up", lambda self, folder: cleaned.append(folder) or [])
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/state\n")
+    with pytest.raises(KeyboardInterrupt):
+        standing.up(path)
+    assert cleaned == [tmp_path / "state" / "clusters" / "mine"]
 
 
 def test_up__of_a_scheduler_that_stands_is_refused(tmp_path: Path) -> None:

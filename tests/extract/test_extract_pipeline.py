@@ -223,6 +223,9 @@ class Slow:
     def finish(self) -> int:
         return len(self.rows)
 
+    def files(self) -> list[Path]:
+        return []
+
 
 def test_behind__writes_in_order_and_holds_two_turns() -> None:
     slow = Slow()

@@ -1,4 +1,4 @@
-"""A disk that is really full."""
+"""A disk that is really full, and what is on one before it is said to be done."""
 
 from __future__ import annotations
 
@@ -43,3 +43,31 @@ def test_full_disk__ends_the_run_and_a_resume_with_room_equals_a_clean_run(
     assert 0 < resumed.outcome.done_before < resumed.outcome.units, "what was done is kept"
     clean = run_job(make_job(store="clean.zarr", **SETTINGS), threads)
     same_store(resumed.store, clean.store)
+
+
+def test_marker__is_published_when_what_it_speaks_of_is_on_the_disk(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was in memory alone when the power went is not there afterwards, whatever was read back from it."""
+    kept: list[str] = []
+    known: set[int] = set()
+    honest = os.fsync
+
+    def fsync(handle: int) -> None:
+        kept.append(str(Path(f"/proc/self/fd/{handle}").readlink()))
+        known.add(os.fstat(handle).st_ino)
+        honest(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    settings = {"images": {"source": "digits", "sample": 48}, "layers": ["conv1", "fc"], "images_per_unit": 16}
+    store = run_job(make_job({"moments": {"layer": "fc"}}, **settings), threads).store
+    chunks = [path for path in store.rglob("*/c/**/*") if path.is_file()]
+    assert chunks
+    assert [path for path in chunks if path.stat().st_ino not in known] == []
+    for part in ("images", "conv1", "fc"):
+        for unit in range(3):
+            marker = next(i for i, path in enumerate(kept) if f".units/extract/{part}/.{unit:05d}.done" in path)
+            group = "status" if part == "images" else f"layers/{part}/activation"
+            assert any(path.startswith(f"{store}/{group}/c/{unit}") for path in kept[:marker]), f"{part} {unit}"
+    marker = next(i for i, path in enumerate(kept) if ".units/results/" in path and ".done" in path)
+    assert any("/results/moments/fc/" in path and "/c/" in path for path in kept[:marker])

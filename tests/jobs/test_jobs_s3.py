@@ -200,7 +200,7 @@ def test_s3__names_the_package_it_needs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fsspec, "filesystem", absent)
     with pytest.raises(StoreError, match="needs the package s3fs") as caught:
         dn.open(URL)
-    assert caught.value.hint == "pip install 'dneuro[s3]'"
+    assert caught.value.hint == "pip install '.[s3]' in the sources of dneuro"
 
 
 def test_s3__a_job_file_may_say_so() -> None:

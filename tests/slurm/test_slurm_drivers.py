@@ -207,6 +207,19 @@ def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile,
     assert queue.look()[ref.id].state == "COMPLETED"
 
 
+def test_driver__is_what_the_profile_says_whatever_variables_the_user_has(
+    make_profile: MakeProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"NO_REQUEUE": "1", "TIMELIMIT": "1", "ARRAY_INX": "1-3", "MEM_PER_CPU": "2G"}.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    backend = backend_of(make_profile(driver={"memory": "1GiB", "walltime": "10m"}))
+    ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "mine")
+    said = queue.call("scontrol", "show", "job", ref.id).split()
+    assert {"Requeue=1", "TimeLimit=00:10:00", "MinMemoryNode=1G"} <= set(said)
+    assert in_queue() == [ref.id]
+    backend.stop_driver(ref, grace=0)
+
+
 def test_driver__whose_number_was_lost_is_found_by_its_name(make_profile: MakeProfile, tmp_path: Path) -> None:
     backend = backend_of(make_profile(driver={"memory": "1GiB"}))
     ref = backend.start_driver(tmp_path / "job", ["sleep", "100"], "named")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import os
+import pwd
 import secrets
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dneuro import events
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.machines import DaskMachines
@@ -34,6 +35,12 @@ from dneuro.spec.sites import SlurmSpec
 
 NANNY = 192 * MiB
 """Of a job's memory, what the process takes that watches over the worker (120 MiB measured)."""
+
+TRIES = 4
+"""Times that Slurm is asked at a driver's start before its silence ends the attempt."""
+
+PAUSE = 5.0
+"""Seconds between them, beside those that each of its commands waits."""
 
 
 class SlurmBackend:
@@ -79,7 +86,7 @@ class SlurmBackend:
 
         folder = self._folder(folder, name)
         whole = job_folder_of(folder) or folder
-        end_jobs(whole, {"worker"})  # of an attempt whose driver was killed
+        _patiently(lambda: end_jobs(whole, {"worker"}))  # of an attempt whose driver was killed
         remove_keys(whole)
         keys = make_credentials(place_of_keys(folder, self.profile.security.folder))
         security = read_credentials(keys)
@@ -141,7 +148,7 @@ class SlurmBackend:
             record.write(kind="slurm", role="driver", name=unique, refused=error.message)
             raise
         record.write(kind="slurm", role="driver", name=unique, id=number)
-        return DriverRef("slurm", number, {"name": unique, "user": getpass.getuser()})
+        return DriverRef("slurm", number, {"name": unique, "user": _user()})
 
     def this_driver(self) -> DriverRef:
         """Return the batch job that this process is in; where drivers stay on the login node the process itself."""
@@ -149,11 +156,12 @@ class SlurmBackend:
         if number is None or self.slurm.submit_workers_from == "login":
             return processes.this_process("slurm")
         name = os.environ.get("SLURM_JOB_NAME")
-        return DriverRef("slurm", number, {"name": name} if name else {})
+        return DriverRef("slurm", number, {"user": _user()} | ({"name": name} if name else {}))
 
     def driver_state(self, ref: DriverRef) -> DriverState:
         """Return what the queue says of the driver; ``"unknown"`` while the controller does not answer.
 
+        Of another user's driver, too, of which nothing is to be seen: the site may keep it from others.
         A job of its number that bears another name is another one: Slurm counts from 1 again when its own state is new.
         """
         if "host" in ref.details:
@@ -179,12 +187,17 @@ class SlurmBackend:
         Raises
         ------
         SlurmError
-            If the controller does not answer.
+            If the controller does not answer, or it is another user's, who alone may do so.
         """
         if "host" in ref.details:
             processes.stop(ref, grace)
             return
-        if _state_of_job(ref) == "running":
+        before = _state_of_job(ref)
+        if before == "unknown":
+            owner = ref.details.get("user")
+            raise queue.SlurmError(f"the driver is job {ref.id} of user {owner}, and nothing is to be seen of it",
+                                   hint=f"the same command, by {owner}")  # fmt: skip
+        if before == "running":
             queue.cancel([ref.id], signal="TERM")
             over = time.monotonic() + grace
             while self.driver_state(ref) == "running" and time.monotonic() < over:
@@ -234,6 +247,25 @@ class SlurmBackend:
             (folder / f"workers-{group}.yaml").write_text(yaml.safe_dump(_nested(its)))
 
 
+def _patiently(ask: Callable[[], object]) -> None:
+    """Ask Slurm, and again where it does not answer in time: a busy controller is no reason for a job to end.
+
+    Raises
+    ------
+    SlurmError
+        If it has not answered `TRIES` times, or has said no.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            ask()
+            return
+        except queue.NoAnswerError as error:
+            if not left:
+                raise
+            events.emit("note", message=f"asked once more in {PAUSE:g} s: {error.message}")
+            time.sleep(PAUSE)
+
+
 def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
     """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers.
 
@@ -252,12 +284,24 @@ def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
 
 def _state_of_job(ref: DriverRef) -> DriverState:
     """Return what Slurm says of a driver's batch job; raises SlurmError where it does not answer."""
-    job = queue.find(queue.look(), ref.id, ref.details.get("name"))
-    if job is None or job.ended:
+    owner = ref.details.get("user")
+    others = owner not in (None, _user())
+    job = queue.find(queue.look(user=owner) if others else queue.look(), ref.id, ref.details.get("name"))
+    if job is None:
+        return "unknown" if others else "gone"
+    if job.ended:
         return "gone"
     if job.ending:
         return "ending"
     return "pending" if job.waits else "running"
+
+
+def _user() -> str:
+    """Return the name of the user that Slurm takes this process for, whatever the environment calls it."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def _options(keys: Path) -> dict[str, str]:

@@ -29,6 +29,9 @@ LOADING = 300.0
 FRUITLESS = 3
 """Jobs of a pool in a row that may end without their worker ever having been there, until one is."""
 
+SILENT = 3
+"""Submissions without an answer at the start, each of which takes its time, after which no more are tried at once."""
+
 LATEST = 60.0
 """The most seconds between two tries, where one after the other fails."""
 
@@ -117,13 +120,23 @@ class Keeper:
     def start(self) -> None:
         """Submit all jobs and watch them from now on.
 
+        Where Slurm does not answer in time, the job may have been taken: it is looked for with all others, and
+        submitted again if it is not there. After `SILENT` of them the rest is left to that, too.
+
         Raises
         ------
         SlurmError
             If Slurm does not take them.
         """
+        silent = 0
         for slot in self._slots():
-            self._submit(slot)
+            try:
+                self._submit(slot)
+            except queue.NoAnswerError as error:
+                silent += 1
+                events.emit("note", message=f"a worker job for pool {slot.pool} may have been taken: {error.message}")
+                if silent == SILENT:
+                    break
         self._thread.start()
 
     def wait(self, pools: dict[str, float]) -> None:
@@ -261,7 +274,8 @@ class Keeper:
         """Submit a job for a place that has none, unless Slurm has just refused one; then later and later."""
         if now < pool.next_try:
             return
-        pool.next_try = now + POLL
+        if pool.fruitless:  # one at a time; where all is well, as after a start without answers, all at once
+            pool.next_try = now + POLL
         try:
             self._submit(slot)
             pool.refused = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,7 @@ def submit(script: Path, name: str) -> str:
     """Submit a batch script; return the job's number.
 
     Its name is said once more: that counts, whatever SBATCH_JOB_NAME says, or another one has just written as script.
+    And what is said in the script counts, whatever the user's SBATCH_… say, which sbatch would follow instead.
 
     Raises
     ------
@@ -103,12 +104,51 @@ def submit(script: Path, name: str) -> str:
     SlurmError
         With what sbatch says.
     """
-    return call("sbatch", "--parsable", f"--job-name={name}", str(script)).strip().split(";")[0]
+    said = _options_in(script.read_text(errors="replace"))
+    hidden = {f"SBATCH_{variable}" for option in said for variable in (_name(option), *_ALSO.get(option, ()))}
+    text = call("sbatch", "--parsable", f"--job-name={name}", str(script), hidden=hidden | NEVER)
+    return text.strip().split(";")[0]
 
 
-def look(patience: float = PATIENCE) -> dict[str, BatchJob]:
-    """Return this user's jobs by their numbers, those that ended a short while ago too."""
-    text = call("squeue", "--noheader", f"--user={os.geteuid()}", "--states=all", "--format=%i|%T|%r|%j",
+NEVER = frozenset({"SBATCH_ARRAY_INX", "SBATCH_WAIT"})
+"""Variables that would have sbatch start many jobs in place of one, or come back only when it has ended."""
+
+_LETTERS = {
+    "A": "account", "C": "constraint", "G": "gpus", "J": "job-name", "O": "overcommit", "S": "core-spec",
+    "e": "error", "i": "input", "k": "no-kill", "m": "distribution", "o": "output", "p": "partition", "q": "qos",
+    "t": "time",
+}  # fmt: skip
+"""Short options of sbatch that it also has variables for, by the long ones that mean the same."""
+
+_ALSO = {
+    "gres": ("GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK"),
+    "mem": ("MEM_PER_CPU", "MEM_PER_GPU", "MEM_PER_NODE"),
+    "no-requeue": ("REQUEUE",),
+    "output": ("ERROR",),
+    "requeue": ("NO_REQUEUE",),
+    "switches": ("REQ_SWITCH", "WAIT4SWITCH"),
+    "time": ("TIMELIMIT",),
+}
+"""Variables that have other names than the option, or ask for something else in its place."""
+
+
+def _name(option: str) -> str:
+    return option.upper().replace("-", "_")
+
+
+def _options_in(script: str) -> set[str]:
+    """Return the options of sbatch that a batch script holds, by their long names."""
+    words = [word for line in script.splitlines() if line.startswith("#SBATCH ") for word in line.split()[1:]]
+    long = {word[2:].partition("=")[0] for word in words if word.startswith("--")}
+    return long | {_LETTERS[word[1]] for word in words if re.match("-[A-Za-z]", word) and word[1] in _LETTERS}
+
+
+def look(patience: float = PATIENCE, user: str | None = None) -> dict[str, BatchJob]:
+    """Return this user's jobs by their numbers, those that ended a short while ago too; or another user's, by name.
+
+    Those of others are not among them where the site keeps them private.
+    """
+    text = call("squeue", "--noheader", f"--user={user or os.geteuid()}", "--states=all", "--format=%i|%T|%r|%j",
                 patience=patience)  # fmt: skip
     return {number: BatchJob(number, name, state, reason) for number, state, reason, name in _fields(text)}
 
@@ -156,8 +196,11 @@ def cancel(ids: Iterable[str], *, signal: str | None = None, patience: float = P
         call("scancel", *options, *numbers, patience=patience, allowed=re.compile("(?i)invalid job|already"))
 
 
-def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.Pattern[str] | None = None) -> str:
-    """Run one of Slurm's commands and return its output.
+def call(
+    command: str, *arguments: str, patience: float = PATIENCE, allowed: re.Pattern[str] | None = None,
+    hidden: Collection[str] = (),
+) -> str:  # fmt: skip
+    """Run one of Slurm's commands and return its output; some variables of the environment may be `hidden` from it.
 
     Raises
     ------
@@ -169,7 +212,7 @@ def call(command: str, *arguments: str, patience: float = PATIENCE, allowed: re.
     try:
         done = subprocess.run(
             [command, *arguments], capture_output=True, text=True, errors="replace", timeout=patience,
-            env=environment(), check=False,
+            env={key: value for key, value in environment().items() if key not in hidden}, check=False,
         )  # fmt: skip
     except FileNotFoundError:
         hint = "run this on a login node of the cluster, or module load slurm"

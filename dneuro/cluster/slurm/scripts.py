@@ -27,6 +27,9 @@ DEATH_TIMEOUT = 60
 NOTICE = 120
 """Seconds before its time limit at which a driver is told to stop, to be queued again; at most half of its time."""
 
+LAST = 30
+"""Of those, the seconds that are left for queueing it again where it has not ended; at most half of them."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -72,7 +75,8 @@ def _slurm_job() -> Any:
     try:
         from dask_jobqueue.slurm import SLURMJob
     except ImportError:
-        raise UsageError("dask-jobqueue is not installed", hint='pip install "dneuro[slurm]"') from None
+        hint = 'pip install ".[slurm]" in the sources of dneuro'
+        raise UsageError("dask-jobqueue is not installed", hint=hint) from None
     if signal.getsignal(signal.SIGINT) is not before:
         signal.signal(signal.SIGINT, before)
     return SLURMJob
@@ -187,6 +191,7 @@ def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], na
     return _DRIVER.format(
         header="\n".join(f"#SBATCH {line}" for line in [*header, *driver.directives]),
         restarts=driver.max_restarts,
+        patience=notice - min(LAST, notice // 2),
         setup="\n".join(_common(slurm)),
         command=shlex.join(command) if slurm.python is None else f"{_python(slurm)} {shlex.join(command[1:])}",
         again="scontrol requeue" if slurm.requeue else ":",  # bash wants a command there
@@ -225,18 +230,32 @@ if [ "${{SLURM_RESTART_COUNT:-0}}" -gt {restarts} ]; then
   exit 4
 fi
 {setup}
+set +eu # what was set above would end this shell by the signals that it gets
 
-# The shell gets the signals: told to end, it tells the driver; out of time, it has itself queued again after that.
-out_of_time=
+# The shell gets the signals: told to end, it tells the driver; out of time, it has itself queued again after that, or,
+# where the driver is in the midst of something long, before the limit: what reaches that does not come back.
+late=
+asked=
 # ($!: the driver is known by it as soon as it is there, by a variable only in the next line.)
 trap 'if [ "$!" ]; then kill -TERM "$!"; else exit 143; fi' TERM INT
-trap 'out_of_time=1; [ "$!" ] && kill -TERM "$!"' USR1
+trap 'late=${{late:-$((SECONDS + {patience}))}}; [ "$!" ] && kill -TERM "$!"' USR1
 {command} &
 driver=$!
-while kill -0 $driver 2>/dev/null; do wait $driver; done # a signal ends the waiting, not the driver
+while kill -0 $driver 2>/dev/null; do # a signal ends the waiting, not the driver
+  if [ -z "$late" ]; then
+    wait $driver
+  elif [ "$SECONDS" -lt "$late" ]; then
+    sleep 1
+  elif [ -z "$asked" ] && ! {again} "$SLURM_JOB_ID"; then
+    sleep 5
+  else
+    asked=1
+    wait $driver
+  fi
+done
 wait $driver
 code=$?
-if [ -n "$out_of_time" ] && [ "$code" -ne 0 ]; then
+if [ -n "$late" ] && [ -z "$asked" ] && [ "$code" -ne 0 ]; then
   {again} "$SLURM_JOB_ID"
 fi
 exit $code
