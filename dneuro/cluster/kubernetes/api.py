@@ -63,7 +63,7 @@ class Api:
             self._kr8s = importlib.import_module("kr8s")
             self._objects = importlib.import_module("kr8s.objects")
         except ImportError as error:
-            hint = 'pip install "dneuro[kubernetes]"'
+            hint = 'pip install ".[kubernetes]" in the sources of dneuro'
             raise UsageError(f"Kubernetes needs the package {error.name}", hint) from None
         # Servers are newer than the newest that the client was tested with as often as not.
         warnings.filterwarnings("ignore", "Kubernetes version .* is not supported", UserWarning)

@@ -38,7 +38,7 @@ from dneuro.spec import read_job
 from dneuro.spec.profile import ProfileSpec
 
 for package in ("kr8s", "kopf", "kmock", "dask_kubernetes"):
-    pytest.importorskip(package, reason=f"needs the package {package}: pip install 'dneuro[test]'")
+    pytest.importorskip(package, reason=f"needs the package {package}: pip install '.[test]'")
 
 MakeProfile = Callable[..., ProfileSpec]
 

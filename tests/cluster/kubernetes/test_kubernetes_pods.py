@@ -193,7 +193,7 @@ def test_package__that_is_missing_is_named_with_how_to_get_it(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "kr8s", None)
     with pytest.raises(UsageError, match="needs the package kr8s") as caught:
         Api("dneuro")
-    assert caught.value.hint == 'pip install "dneuro[kubernetes]"'
+    assert caught.value.hint == 'pip install ".[kubernetes]" in the sources of dneuro'
 
 
 def test_log__has_what_the_driver_printed_and_its_exit_code_is_kept(tmp_path: Path) -> None:
