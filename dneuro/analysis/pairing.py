@@ -240,7 +240,9 @@ def pairing(
         left=16 if multiplied == "float32" else 0,
         left_bands=MOVES_AT_ONCE,
     )  # fmt: skip
+    pieces = 1
     if not seen.pooled and exceeds_strip(math.prod(seen.xs[0].shape[2:])):
+        pieces = math.prod(map(len, (seen.xs[0].chunks or ())[2:]))  # of which each chunk of `stacked` is made
         seen = stacked(seen)
     x, features = seen.xs[0], 1 if seen.pooled else math.prod(seen.xs[0].shape[2:])
     taken = result if shares_memory else 0
@@ -260,7 +262,7 @@ def pairing(
         tasks=len(tiling.regions),
         worker_bytes=peak - taken,  # threads share the driver's memory, and the plan counts the result there
         driver_bytes=in_driver(_driver_bytes(keep, count, tiling), executor)
-        + parts_bytes(x, tiling.spans, tiling.bands, PER_SLOT * executor.slots),
+        + pieces * parts_bytes(x, tiling.spans, tiling.bands, PER_SLOT * executor.slots),
         result_bytes=result,
         method=_method(tiling, multiplied, reads),
         times_over=times_over([x], [Block(band, tiling.strips[0]) for band in tiling.bands]),

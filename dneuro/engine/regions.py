@@ -184,7 +184,7 @@ class _Cost:
         if region.held:
             always += width * (needs.item * height + needs.left * bands) * len(region.rows)
         if self.resident:
-            always += height * self._cell * sum(stop - start for start, stop in spans)
+            always += self._read(region)  # whole chunks travel with the task
         # While images stream by: a span as its chunks and as it is joined, the z of all strips, one product. Tiles that
         # have to be done again in float64 are done one by one; distances that are summed directly take activations as
         # they are.

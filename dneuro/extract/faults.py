@@ -1,4 +1,4 @@
-"""Images with NaN or infinity among their activations, or in the network's output where that is to name a class.
+"""Images with NaN or infinity among their activations, or with an output of the network that names no class.
 
 They are masked where the job says so, else the end of the extraction.
 """
@@ -15,7 +15,7 @@ from dneuro.errors import NonFiniteError
 from dneuro.extract.pipeline import Batch, source_of
 from dneuro.extract.work import IMAGES, ExtractWork
 
-OUTPUT = "the network's output has NaN or infinity"
+OUTPUT = "the network's output has NaN, or no finite largest number"
 _WAY_OUT = (
     "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them; or "
     "{predictions: false} and another store:, which asks for no classes"

@@ -53,7 +53,7 @@ class Batch:
     outputs : dict of array
         Per layer (readable images, …), or of a pooled one the maximum per channel and its position.
     predictions : array (readable images,) of int64, or None
-        The class with the largest output, −1 where the output has NaN or infinity.
+        The class with the largest output, −1 where that is NaN or infinite.
     status : array (images,) of uint8
         0 read, 1 could not be read, 2 read, and masked for what the network made of it.
     """

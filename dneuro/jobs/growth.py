@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -17,8 +18,8 @@ from dneuro.images.manifest import Manifest
 from dneuro.jobs.study import Study
 from dneuro.store import metadata
 from dneuro.store.codecs import FIRST_CODEC
-from dneuro.store.creating import add_group, create, create_arrays, exists, root_coords
-from dneuro.store.files import Location, opened_by_zarr, remove, sweep
+from dneuro.store.creating import add_group, create, create_arrays, exists, require_group, root_coords
+from dneuro.store.files import Location, opened_by_zarr, remove, sweep, to_disk
 from dneuro.store.layout import ArrayPlan, LayerPlan
 from dneuro.store.units import any_marker, units_folder, withdraw_statistics
 
@@ -101,10 +102,9 @@ def open_or_create(study: Study) -> None:
         create(path, coords, study.plan.root, _provenance(study), _described(study))
     else:
         metadata.remember_older(path)
-    root = zarr.open_group(opened_by_zarr(path), mode="r+")
     for holder in dict.fromkeys(("layers", "results", *(array.group for array in study.plan.root if array.group))):
         if not (path / holder / "zarr.json").is_file():
-            root.require_group(holder)
+            require_group(path, holder)
     lost = missing_nodes(study)
     for part, nodes in lost.items():
         _withdraw(study, part, nodes)
@@ -160,6 +160,8 @@ def _add_image_arrays(study: Study, arrays: list[ArrayPlan]) -> None:
     create_arrays(group, arrays)
     for name, said in _described(study).items():
         group[name].attrs.update(said)
+    if isinstance(study.store, Path):
+        to_disk(*(study.store / array.path / "zarr.json" for array in arrays))
     if metadata.is_known(study.store, ""):
         metadata.remember(study.store, "", [array.path for array in arrays])
 

@@ -25,7 +25,7 @@ from dneuro.nets.strongest import Strongest
 from dneuro.nets.taps import Output, tap
 
 UNKNOWN = -1
-"""The class of an image where the network's output has NaN or infinity: the largest of such numbers says nothing."""
+"""The class of an image where the network's output has NaN, or no finite largest number: it says nothing."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Running:
     outputs : dict of Tensor
         Layer to what is taken of it, on the CPU.
     classes : Tensor or None
-        The class with the largest output, per image; `UNKNOWN` where the output is not finite.
+        The class with the largest output, per image; `UNKNOWN` where that is not finite.
     done : torch.cuda.Event, optional
         Passed when the copies to the CPU are there; None where they are there already.
     held : list
@@ -72,7 +72,7 @@ class Runner:
     layers : sequence of str
         Layers wanted; may be empty.
     to_end : bool
-        Run to the end and yield the class with the largest output, `UNKNOWN` where some output is not finite.
+        Run to the end and yield the class with the largest output, `UNKNOWN` where that is not finite.
     batch : int
         Images per batch, if all have as many; the last may have fewer.
     pooled : collection of str
@@ -222,8 +222,8 @@ def _each(output: Any, change: Callable[[Any], Any]) -> Any:
 def _classes(output: Tensor) -> Tensor:
     if output.ndim != 2:
         raise NetworkError(f"the network yields shape {tuple(output.shape)}, not one number for each class")
-    numbers = output.float()
-    return torch.where(numbers.isfinite().all(dim=1), numbers.argmax(dim=1), UNKNOWN)
+    largest, classes = output.float().max(dim=1)  # of a row with NaN it is NaN; -inf rules a class out
+    return torch.where(largest.isfinite(), classes, UNKNOWN)
 
 
 def _stream(device: torch.device) -> Any:

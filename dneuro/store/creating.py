@@ -94,7 +94,7 @@ def add_group(path: Location, name: str, coords: xr.Dataset, arrays: Iterable[Ar
     with in_the_making(path) as temporary:
         write_dataset(temporary, name, coords)
         create_arrays(zarr.open_group(temporary, mode="r+"), arrays)
-        zarr.open_group(opened_by_zarr(path), mode="r+").require_group(name.rpartition("/")[0])
+        require_group(path, name.rpartition("/")[0])
         target = path / name
         if isinstance(target, RemotePath):
             remove_group(path, name)
@@ -104,6 +104,13 @@ def add_group(path: Location, name: str, coords: xr.Dataset, arrays: Iterable[Ar
         if target.exists():  # moved away first: a kill while files are being removed leaves no half of a group
             target.rename(temporary / "replaced")
         (temporary / name).rename(target)
+
+
+def require_group(path: Location, name: str) -> None:
+    """Have a group in a store, on the disk when this returns."""
+    zarr.open_group(opened_by_zarr(path), mode="r+").require_group(name)
+    if isinstance(path, Path):
+        to_disk(path / name / "zarr.json")
 
 
 def remove_group(path: Location, name: str) -> None:
@@ -128,7 +135,7 @@ def adopt_group(path: Path, name: str, written: Path, attrs: Mapping[str, Any]) 
         zarr.open_group(written, mode="r+").attrs.update(dict(attrs))
         to_disk(written)
         target = path / name
-        zarr.open_group(path, mode="r+").require_group(name.rpartition("/")[0])
+        require_group(path, name.rpartition("/")[0])
         if target.exists():
             target.rename(temporary)
         written.rename(target)

@@ -123,6 +123,11 @@ def test_tile__what_travels_with_a_task_counts() -> None:
     assert streamed.task_bytes < held.task_bytes
 
 
+def test_tile__whole_chunks_travel_with_a_task() -> None:
+    x = array(20_000, 8192, (500, 8192))
+    assert tile(x, 1, Workers(8 * GiB), NEEDS, resident=True)[1] > x.nbytes
+
+
 @pytest.mark.parametrize("how", [{}, {"neighbours": 20}, {"metric": "euclidean"}, {"precision": "float64"}])
 def test_similarity__workers_stay_within_the_plan(how: Any, cluster: Any) -> None:
     """The workers' high-water mark, with 400 MiB each."""
