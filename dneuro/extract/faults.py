@@ -15,7 +15,7 @@ from dneuro.errors import NonFiniteError
 from dneuro.extract.pipeline import Batch, source_of
 from dneuro.extract.work import IMAGES, ExtractWork
 
-OUTPUT = "the network's output has NaN, or no finite largest number"
+OUTPUT = "the network's largest output is NaN or infinite"
 _WAY_OUT = (
     "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them; or "
     "{predictions: false} and another store:, which asks for no classes"

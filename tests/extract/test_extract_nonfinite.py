@@ -173,7 +173,7 @@ def test_mask__is_known_to_what_is_made_again(spoilt: MakeJob, threads: ThreadEx
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_output__that_is_not_finite_names_no_class(spoilt: MakeJob, threads: ThreadExecutor, value: str) -> None:
-    with pytest.raises(NonFiniteError, match=r"the network's output has NaN or infinity: image (17|35), ") as caught:
+    with pytest.raises(NonFiniteError, match=r"the network's largest output is NaN or infinite: image (17|35), ") as caught:
         run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END), threads)
     assert "on_nonfinite: mask" in str(caught.value.hint)
     result = run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END, on_nonfinite="mask"), threads)
@@ -181,7 +181,7 @@ def test_output__that_is_not_finite_names_no_class(spoilt: MakeJob, threads: Thr
     np.testing.assert_array_equal(np.flatnonzero(store.images["status"].values == 2), BAD)
     np.testing.assert_array_equal(np.flatnonzero(store.images["prediction"].values < 0), BAD)
     assert not store.images["correct"].values[BAD].any()
-    assert store.masked == dict.fromkeys(BAD, "the network's output has NaN or infinity")
+    assert store.masked == dict.fromkeys(BAD, "the network's largest output is NaN or infinite")
     for layer, array in store.items():
         rows = np.isnan(array.values.reshape(40, -1)).all(axis=1)
         np.testing.assert_array_equal(np.flatnonzero(rows), BAD, err_msg=layer)
