@@ -16,6 +16,9 @@ PARTIAL = ".partial"
 AT_ONCE = 8
 """Files that are waited for at the same time until they are on the disk."""
 
+FEW = 4
+"""So few are waited for one after the other: threads would take longer to start."""
+
 
 def partial(path: Path) -> Path:
     """Return a name beside `path` under which it can be made before it takes its place."""
@@ -30,9 +33,10 @@ def to_disk(paths: Iterable[Path]) -> None:
     system takes those together in little more than the time of one.
     """
     wanted = list(paths)
-    if len(wanted) == 1:
-        _to_disk(wanted[0])
-    elif wanted:
+    if len(wanted) <= FEW:
+        for path in wanted:
+            _to_disk(path)
+    else:
         with ThreadPoolExecutor(min(len(wanted), AT_ONCE), thread_name_prefix="dneuro-disk") as threads:
             list(threads.map(_to_disk, wanted))
 
