@@ -16,6 +16,9 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 def ended_by_signals() -> Iterator[None]:
     """Let a signal that would end this process end the block as Ctrl-C does: workers stopped, what is done kept.
 
+    Who ends a session sends both, and the shell the SIGHUP once more: that is one end, which the others leave to its
+    work. Only a second SIGTERM after a first one interrupts that, too, as a second Ctrl-C does.
+
     Those for which the program has a handler of its own are left as they are, and so is a SIGHUP that it ignores (as
     under ``nohup``); all of them are where the block is not in the main thread.
     """
@@ -24,8 +27,9 @@ def ended_by_signals() -> Iterator[None]:
         return
 
     def stop(number: int, frame: Any) -> None:
-        if number == signal.SIGHUP:  # the shell passes on the one that the terminal has sent already
-            signal.signal(number, signal.SIG_IGN)
+        for one in taken:
+            if one == signal.SIGHUP or one != number:
+                signal.signal(one, signal.SIG_IGN)  # so what is started from here on has it, too, such as scancel
         raise KeyboardInterrupt
 
     before = {number: signal.getsignal(number) for number in ENDS}

@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -124,7 +125,7 @@ def up(profile: Target) -> StandingCluster:
             folder.mkdir(mode=0o700)
         whereabouts.remember(path, folder)
         with _ended_if_it_fails(profile):
-            ref = _start(wanted, folder, path.stem)
+            ref = _start(wanted, folder, path)
     with _ended_if_it_fails(profile):
         _wait(wanted, folder, ref)
     return status(profile)
@@ -287,7 +288,7 @@ def _folder_started(path: Path, spec: ProfileSpec) -> Path | None:
     closed = []
     for one in places:
         try:
-            if (one / DRIVER).is_file() or (one / PROFILE).is_file():
+            if _is_there(one / DRIVER) or _is_there(one / PROFILE):
                 return one
         except PermissionError:
             closed.append(one)
@@ -297,6 +298,14 @@ def _folder_started(path: Path, spec: ProfileSpec) -> Path | None:
             hint="its address and credentials, which its user can give away; or another state:",
         )
     return None
+
+
+def _is_there(path: Path) -> bool:
+    """Return whether there is such a file; unlike `Path.is_file` of some Pythons it never hides a PermissionError."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _find_started(profile: Target) -> tuple[Path, ProfileSpec, Path]:
@@ -343,15 +352,20 @@ def _ended_if_it_fails(profile: Target) -> Iterator[None]:
         raise
 
 
-def _start(spec: ProfileSpec, folder: Path, name: str) -> DriverRef:
+def _start(spec: ProfileSpec, folder: Path, profile: Path) -> DriverRef:
     """Start the process that holds the scheduler, and write down where.
 
     The profile is written first: a queue may take the process without an answer, and then `down` has only the folder
-    to find it by.
+    to find it by. What a UsageError is said of was sent to nobody, and there is nothing to find.
     """
     _write(folder / PROFILE, spec.model_dump_json(indent=1))
     command = [sys.executable, "-m", "dneuro.cluster.standing", str(folder)]
-    ref = backend_of(spec).start_driver(folder, command, f"dneuro-cluster-{name}")
+    try:
+        ref = backend_of(spec).start_driver(folder, command, f"dneuro-cluster-{profile.stem}")
+    except UsageError:
+        (folder / PROFILE).unlink(missing_ok=True)
+        whereabouts.forget(profile, folder)
+        raise
     _write(folder / DRIVER, json.dumps(ref.to_dict()))
     return ref
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import dneuro as dn
+from dneuro.cluster.local import LocalBackend
 from dneuro.cluster.signals import ENDS, ended_by_signals
 
 
@@ -29,15 +32,32 @@ def test_signal__ends_the_block_as_ctrl_c_does(number: signal.Signals) -> None:
     assert signal.getsignal(number) is signal.SIG_DFL
 
 
-def test_hangup__may_be_sent_by_the_terminal_and_by_the_shell() -> None:
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(signal.SIGHUP, signal.SIGHUP), (signal.SIGHUP, signal.SIGTERM), (signal.SIGTERM, signal.SIGHUP)],
+)
+def test_end__may_be_said_twice(first: signal.Signals, second: signal.Signals) -> None:
+    """By the terminal and by the shell, or by what ends a session."""
     ended = []
     with pytest.raises(KeyboardInterrupt), ended_by_signals():
         try:
-            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(first)
         finally:
-            signal.raise_signal(signal.SIGHUP)  # in the midst of ending machines
+            signal.raise_signal(second)  # in the midst of ending machines
             ended.append("machines")
     assert ended == ["machines"]
+    assert [signal.getsignal(number) for number in ENDS] == [signal.SIG_DFL] * 2
+
+
+def test_second_polite_kill__interrupts_as_a_second_ctrl_c_does() -> None:
+    ended = []
+    with pytest.raises(KeyboardInterrupt), ended_by_signals():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            ended.append("machines")
+    assert ended == []
 
 
 def test_hangup__that_is_ignored_ends_nothing() -> None:
@@ -70,7 +90,19 @@ def test_block__in_another_thread_has_no_signals() -> None:
     assert done == ["work"]
 
 
-def test_open_cluster__ends_its_machines_when_the_terminal_is_closed(threads_as_machines: Any) -> None:
-    with pytest.raises(KeyboardInterrupt), dn.open_cluster("local"):
+def test_open_cluster__ends_its_machines_when_the_terminal_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Any] = []
+
+    @contextlib.contextmanager
+    def open_noted(self: LocalBackend, **settings: Any) -> Iterator[SimpleNamespace]:
+        try:
+            yield SimpleNamespace(client="client")
+        finally:
+            ended.append(signal.getsignal(signal.SIGHUP))
+
+    monkeypatch.setattr(LocalBackend, "open", open_noted)
+    with pytest.raises(KeyboardInterrupt), dn.open_cluster("local") as client:
+        assert client == "client"
         signal.raise_signal(signal.SIGHUP)
+    assert ended == [signal.SIG_IGN], "and the next one does not interrupt that"
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL

@@ -7,6 +7,7 @@ import pwd
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -611,7 +612,8 @@ def test_keeper__goes_on_where_slurm_does_not_answer_at_the_start(
     asked: list[str] = []
 
     def silent(path: Path, name: str) -> str:
-        asked.append(name)
+        if threading.current_thread() is threading.main_thread():  # the keeper's own may look for them already
+            asked.append(name)
         if taken:
             site.submit(path, name)
         raise NoAnswerError("sbatch: error: Batch job submission failed: Socket timed out on send/recv operation")
@@ -632,6 +634,69 @@ def test_keeper__goes_on_where_slurm_does_not_answer_at_the_start(
     finally:
         kept.close()
     assert sorted(site.cancelled) == sorted(site.jobs)
+
+
+@pytest.fixture
+def five(site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keeper:
+    """Five places without a job, and nobody who looks after them but the test."""
+    monkeypatch.setattr(keeper, "POLL", 5.0)
+    return Keeper({"extract": 5}, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
+
+
+@pytest.mark.parametrize(("lived", "replaced"), [(keeper.SOON - 1, [1, 2, 2, 3]), (keeper.SOON, [5, 5, 5, 5])])
+def test_keeper__replaces_one_at_a_time_what_comes_up_and_dies(
+    site: Pretended, five: Keeper, lived: float, replaced: list[int]
+) -> None:
+    """What has lived for a while was taken away, which may happen to many at once and says nothing about the next."""
+    five._look(site.look(), site.workers, 100.0)
+    assert len(site.jobs) == 5, "places that the start has left: all at once"
+    for number in list(site.jobs):
+        site.come(number)
+    five._look(site.look(), site.workers, 101.0)
+    site.workers.clear()
+    for number in list(site.jobs):
+        site.turn(number, "FAILED")
+    found = []
+    for later in (0.0, keeper.POLL, 1.5 * keeper.POLL, 2 * keeper.POLL):
+        five._look(site.look(), site.workers, 101.0 + lived + later)
+        found.append(len(site.jobs) - 5)
+    assert found == replaced
+
+
+def test_keeper__asks_seldom_where_slurm_refuses_what_replaces_many(
+    site: Pretended, five: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    five._look(site.look(), site.workers, 100.0)
+    for number in list(site.jobs):
+        site.come(number)
+    five._look(site.look(), site.workers, 101.0)
+    asked: list[str] = []
+
+    def refused(path: Path, name: str) -> str:
+        asked.append(name)
+        raise SlurmError("sbatch: error: partition is down")
+
+    monkeypatch.setattr(queue, "submit", refused)
+    for number in list(site.jobs):
+        site.turn(number, "NODE_FAIL")
+    five._look(site.look(), set(), 1000.0)
+    assert len(asked) == 1
+    five._look(site.look(), set(), 1000.0 + 2 * keeper.POLL)
+    assert len(asked) == 2
+
+
+def test_keeper__that_is_closed_submits_no_more(
+    site: Pretended, five: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last(path: Path, name: str) -> str:
+        five._over.set()
+        return site.submit(path, name)
+
+    monkeypatch.setattr(queue, "submit", last)
+    five._look(site.look(), site.workers, 100.0)
+    assert len(site.jobs) == 1
+    five.close()
+    assert site.cancelled == ["1"]
 
 
 def test_keeper__whose_jobs_are_refused_at_the_start_does_not_begin(

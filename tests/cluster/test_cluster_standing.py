@@ -298,6 +298,40 @@ def test_up__whose_process_is_taken_without_an_answer_leaves_nothing_that_cannot
         standing.status(path)
 
 
+def test_up__where_there_is_no_slurm_leaves_nothing_to_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    path = tmp_path / "far.yaml"
+    path.write_text(f"backend: slurm\nstate: {tmp_path}/state\npools: {{extract: {{memory: 1GiB}}}}\n")
+    for _ in range(2):
+        with pytest.raises(DneuroError, match="sbatch is not on this machine's PATH"):
+            standing.up(path)
+        with pytest.raises(UsageError, match="no cluster was started from the profile far"):
+            standing.status(path)
+
+
+def test_up__whose_process_was_sent_to_nobody_leaves_nothing_to_be_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(self: LocalBackend, folder: Path, command: list[str], name: str) -> DriverRef:
+        raise UsageError("the folder is on no volume")
+
+    def away(self: LocalBackend, folder: Path) -> list[str]:
+        raise DneuroError("nobody answers")
+
+    monkeypatch.setattr(LocalBackend, "start_driver", start)
+    monkeypatch.setattr(LocalBackend, "clean_up", away)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"backend: local\nstate: {tmp_path}/state\n")
+    with pytest.raises(UsageError, match="on no volume"):
+        standing.up(path)
+    with pytest.raises(UsageError, match="no cluster was started from the profile mine"):
+        standing.status(path)
+    assert list((tmp_path / "cache" / "dneuro" / "clusters").iterdir()) == []
+
+
 def test_up__that_is_interrupted_while_its_process_is_started_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

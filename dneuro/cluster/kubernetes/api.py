@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import ssl
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
@@ -32,16 +33,20 @@ class ApiError(DneuroError):
         As of `DneuroError`.
     code : int, optional
         HTTP status, if there was an answer.
+    wrong : bool
+        Whether there was none because of what is said about the API here, its certificate or the credentials.
     """
 
-    def __init__(self, message: str, hint: str | None = None, code: int | None = None) -> None:
+    def __init__(
+        self, message: str, hint: str | None = None, code: int | None = None, *, wrong: bool = False
+    ) -> None:
         super().__init__(message, hint)
-        self.code = code
+        self.code, self.wrong = code, wrong
 
     @property
     def passes(self) -> bool:
         """Whether the same request may do later: nobody has answered, or a server with its own troubles."""
-        return self.code is None or self.code == 429 or self.code >= 500
+        return not self.wrong and (self.code is None or self.code == 429 or self.code >= 500)
 
 
 class Api:
@@ -153,6 +158,7 @@ class Api:
             raise ApiError(
                 f"the API of Kubernetes cannot be reached to {what}: {error or type(error).__name__}",
                 hint="kubectl cluster-info; KUBECONFIG and kubernetes.context in the profile",
+                wrong=type(error) is ValueError or _is_distrusted(error),
             ) from error
 
 
@@ -162,6 +168,13 @@ class _GoneError(ApiError):
 
 def _what(manifest: Manifest) -> str:
     return f"{manifest['kind']} {manifest['metadata']['name']}"
+
+
+def _is_distrusted(error: BaseException | None) -> bool:
+    """Return whether a connection was not made for the server's certificate; the client says it in many wrappings."""
+    while error is not None and not isinstance(error, ssl.SSLCertVerificationError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _hint(code: int | None, what: str) -> str | None:

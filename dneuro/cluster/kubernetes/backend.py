@@ -298,8 +298,12 @@ class KubernetesBackend:
             except ApiError as error:
                 if error.code != 409 or "already exists" not in error.message:
                     raise
-                # A driver may not read Secrets, and nothing belongs to one.
-                return manifest if kind == "Secret" else self.api.read(kind, name) or manifest
+                if kind == "Secret":  # a driver may not read them, and nothing belongs to one
+                    return manifest
+                made = self.api.read(kind, name)
+                if made is None:  # somebody has deleted it since
+                    raise
+                return made
 
         return waiting.patiently(create, TROUBLE)
 

@@ -269,13 +269,14 @@ def _patiently(ask: Callable[[], object]) -> None:
 def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
     """Cancel the batch jobs that were recorded for a job and are still in the queue; return their numbers.
 
+    Those that Slurm has ``refused`` are not asked for: where no other was recorded, Slurm need not be there.
     They are known by their names, which are drawn at random for each: a number may be another job's by now. Those that
     Slurm is ending already do not count, but may be queued again, and are cancelled too.
     """
     recorded = [entry for entry in entries(job_folder) if entry.get("kind") == "slurm" and entry["role"] in roles]
-    if not recorded:
+    names = {entry["name"] for entry in recorded} - {entry["name"] for entry in recorded if "refused" in entry}
+    if not names:
         return []
-    names = {entry["name"] for entry in recorded}
     left = [job for job in queue.look().values() if job.name in names and not job.ended]
     left = [job for job in left if job.id != os.environ.get("SLURM_JOB_ID")]
     queue.cancel(job.id for job in left)

@@ -32,6 +32,9 @@ FRUITLESS = 3
 SILENT = 3
 """Submissions without an answer at the start, each of which takes its time, after which no more are tried at once."""
 
+SOON = 60.0
+"""Seconds: a worker that is lost in the first ones of its job may be lost again as soon, and all others with it."""
+
 LATEST = 60.0
 """The most seconds between two tries, where one after the other fails."""
 
@@ -46,10 +49,13 @@ class Slot:
         Worker group.
     number : int
         Counts the workers of the pool.
+    new : bool
+        Whether it has never had a job: the start may leave places without one.
     """
 
     pool: str
     number: int
+    new: bool = True
     job: str | None = None
     name: str = ""
     running: float | None = None
@@ -198,6 +204,7 @@ class Keeper:
         self._doubtful.add(slot.name)
         slot.log = str(self._folder / "logs" / f"{slot.name}.log")
         slot.job, slot.running, slot.seen = queue.submit(script, slot.name), None, None
+        slot.new = False
         self._doubtful.discard(slot.name)
         self._record.write(kind="slurm", role="worker", name=slot.name, id=slot.job)
         self.pools[slot.pool].last_log = slot.log
@@ -238,7 +245,7 @@ class Keeper:
             if job.name not in self._doubtful:
                 continue
             if slot := places.get(job.name):
-                slot.job, slot.running, slot.seen = job.id, None, None
+                slot.job, slot.running, slot.seen, slot.new = job.id, None, None, False
             elif not job.ended:
                 queue.cancel([job.id])
             self._doubtful.discard(job.name)
@@ -267,14 +274,17 @@ class Keeper:
         pool.last_log = slot.log
         slot.job = None
         events.emit("note", message=f"{why}; another one is submitted", data={"log": slot.log})
-        pool.next_try = now + (min(LATEST, 2.0**pool.fruitless) if pool.fruitless else 0)
+        if pool.fruitless:
+            pool.next_try = max(pool.next_try, now + min(LATEST, 2.0**pool.fruitless))
+        elif slot.running is not None and now - slot.running >= SOON and not pool.refused:
+            pool.next_try = now  # a node that fails, or is wanted by others, may take many with it, once
         self._try_again(pool, slot, now)
 
     def _try_again(self, pool: Pool, slot: Slot, now: float) -> None:
         """Submit a job for a place that has none, unless Slurm has just refused one; then later and later."""
-        if now < pool.next_try:
+        if self._over.is_set() or now < pool.next_try:
             return
-        if pool.fruitless:  # one at a time; where all is well, as after a start without answers, all at once
+        if pool.fruitless or not slot.new:  # one at a time; after a start without answers, all at once
             pool.next_try = now + POLL
         try:
             self._submit(slot)

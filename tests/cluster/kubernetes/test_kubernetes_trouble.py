@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +13,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 
 from dneuro import events
+from dneuro.cluster.kubernetes import api as api_module
 from dneuro.cluster.kubernetes import backend as backend_module
 from dneuro.cluster.kubernetes import scheduler, waiting
 from dneuro.cluster.kubernetes.api import ApiError
 from dneuro.cluster.kubernetes.backend import KubernetesBackend
+from dneuro.cluster.security import make_credentials
 from dneuro.errors import DneuroError, PartialError
 from dneuro.spec.profile import ProfileSpec
 
@@ -226,6 +232,73 @@ def test_machines__that_were_made_by_a_request_without_an_answer_are_not_made_tw
         assert api.kinds == CLUSTER
         groups = [one for (kind, _), one in api.there.items() if kind == "DaskWorkerGroup"]
         assert {one["metadata"]["ownerReferences"][0]["uid"] for one in groups} == {"1"}
+
+
+@pytest.mark.usefixtures("machines")
+def test_machines__that_are_deleted_while_they_are_made_are_refused(
+    api: Api, make_profile: MakeProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def create(self: Api, manifest: Manifest) -> Manifest:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        if kind == "DaskCluster":
+            raise ApiError(f'Kubernetes refuses to make the {kind} {name}: "{name}" already exists', code=409)
+        return honest(self, manifest)
+
+    honest = Api.create
+    monkeypatch.setattr(Api, "create", create)
+    with (
+        pytest.raises(ApiError, match="already exists"),
+        KubernetesBackend(make_profile()).open(folder=tmp_path / "state" / "x", name="small"),
+    ):
+        raise AssertionError("there are no machines")
+    assert api.kinds == []
+
+
+@pytest.fixture
+def distrusted(tmp_path: Path) -> Iterator[str]:
+    """The address of a server whose certificate nobody here has signed."""
+    keys = make_credentials(tmp_path / "keys")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(keys / "scheduler.pem", keys / "scheduler.key")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            while True:
+                try:
+                    asked, _ = server.accept()
+                except OSError:  # the test is over
+                    return
+                with contextlib.suppress(OSError), asked, context.wrap_socket(asked, server_side=True):
+                    pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"https://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def test_trouble__of_a_wrong_configuration_does_not_pass(distrusted: str, tmp_path: Path) -> None:
+    pytest.importorskip("kr8s")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        nobody = f"https://127.0.0.1:{free.getsockname()[1]}"
+
+    def passes(server: str, context: str | None = None) -> bool:
+        config = tmp_path / f"config-{server.rpartition(':')[2]}"
+        config.write_text(yaml.safe_dump({
+            "apiVersion": "v1", "kind": "Config", "preferences": {}, "current-context": "here",
+            "clusters": [{"name": "one", "cluster": {"server": server}}],
+            "users": [{"name": "me", "user": {"token": "x"}}],
+            "contexts": [{"name": "here", "context": {"cluster": "one", "user": "me"}}],
+        }))  # fmt: skip
+        with pytest.raises(ApiError) as caught:
+            api_module.Api("dneuro", context, str(config)).read("Job", "x")
+        assert caught.value.code is None
+        return caught.value.passes
+
+    assert passes(nobody)
+    assert not passes(nobody, "elsewhere"), "there is no such context"
+    assert not passes(distrusted)
 
 
 def test_trouble__is_what_another_try_may_do_without() -> None:
