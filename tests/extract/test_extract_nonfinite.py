@@ -173,7 +173,8 @@ def test_mask__is_known_to_what_is_made_again(spoilt: MakeJob, threads: ThreadEx
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 def test_output__that_is_not_finite_names_no_class(spoilt: MakeJob, threads: ThreadExecutor, value: str) -> None:
-    with pytest.raises(NonFiniteError, match=r"the network's largest output is NaN or infinite: image (17|35), ") as caught:
+    said = r"the network's largest output is NaN or infinite: image (17|35), "
+    with pytest.raises(NonFiniteError, match=said) as caught:
         run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END), threads)
     assert "on_nonfinite: mask" in str(caught.value.hint)
     result = run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END, on_nonfinite="mask"), threads)
