@@ -31,6 +31,36 @@ def make_profile(tmp_path: Path) -> Callable[..., ProfileSpec]:
     return make
 
 
+class Answers:
+    """An API that has some objects; what is an error is raised."""
+
+    def __init__(self, **objects: list[dict[str, Any]] | Exception) -> None:
+        self.objects = objects
+        self.asked: dict[str, Any] = {}
+
+    def __enter__(self) -> Answers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def list(self, kind: str, labels: Any = None) -> list[dict[str, Any]]:
+        self.asked[kind] = labels
+        found = self.objects.get(kind, [])
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def read(self, kind: str, name: str) -> dict[str, Any] | None:
+        return next((one for one in self.list(kind) if one["metadata"]["name"] == name), None)
+
+
+@pytest.fixture
+def answers() -> Callable[..., Answers]:
+    """Return ``answers(Pod=[…], Event=error)``: an API that has these objects, or raises these errors."""
+    return Answers
+
+
 def _crd(kind: str) -> dict[str, Any]:
     pytest.importorskip("dask_kubernetes", reason="needs the package dask-kubernetes, for its CRDs")
     spec = importlib.util.find_spec("dask_kubernetes")

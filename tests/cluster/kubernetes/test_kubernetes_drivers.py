@@ -19,29 +19,6 @@ JOB = {"metadata": {"name": "d", "uid": "1"}, "spec": {}, "status": {}}
 OVER = {**JOB, "status": {"conditions": [{"type": "Failed", "status": "True"}]}}
 
 
-class Answers:
-    """An API that has some objects; what is an error is raised."""
-
-    def __init__(self, **objects: list[Manifest] | ApiError) -> None:
-        self.objects = objects
-
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def list(self, kind: str, labels: Any = None) -> list[Manifest]:
-        found = self.objects.get(kind, [])
-        if isinstance(found, ApiError):
-            raise found
-        assert kind != "Pod" or labels == {"job-name": "d"}
-        return found
-
-    def read(self, kind: str, name: str) -> Manifest | None:
-        return next((one for one in self.list(kind) if one["metadata"]["name"] == name), None)
-
-
 def pod(made: str, state: Manifest | None = None, **status: Any) -> Manifest:
     statuses = [{"name": "driver", "restartCount": 0, "state": state}] if state else []
     return {"metadata": {"name": f"d-{made}", "creationTimestamp": f"2026-01-01T00:00:0{made}Z"},
@@ -82,8 +59,10 @@ QUOTA = warning("d", "FailedCreate", 'Error creating: pods "d-x" is forbidden: e
     ],
 )  # fmt: skip
 def test_driver__that_waits_does_so_for_the_reason_that_kubernetes_gives(
-    make_profile: MakeProfile, monkeypatch: pytest.MonkeyPatch, objects: Any, said: str
+    make_profile: MakeProfile, answers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, objects: Any, said: str
 ) -> None:
-    monkeypatch.setattr(KubernetesBackend, "api", Answers(**objects))
+    api = answers(**objects)
+    monkeypatch.setattr(KubernetesBackend, "api", api)
     ref = DriverRef("kubernetes", "d", {"uid": "1"})
     assert KubernetesBackend(make_profile()).why_waiting(ref) == said
+    assert api.asked.get("Pod") in (None, {"job-name": "d"})

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,6 @@ WELL = pod("Running", state={"running": {}})
 CREATING = pod(state={"waiting": {"reason": "ContainerCreating"}})
 
 
-class Answers:
-    """An API that has some objects."""
-
-    def __init__(self, **objects: list[Manifest]) -> None:
-        self.objects = objects
-
-    def __enter__(self) -> Answers:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def list(self, kind: str, labels: Any = None) -> list[Manifest]:
-        return self.objects.get(kind, [])
-
-    def read(self, kind: str, name: str) -> Manifest | None:
-        return next((one for one in self.list(kind) if one["metadata"]["name"] == name), None)
-
-
 @pytest.mark.parametrize(
     ("objects", "said", "hopeless"),
     [
@@ -86,8 +68,10 @@ class Answers:
         ({}, "the operator of dask-kubernetes has made nothing: does it run, and does it watch this namespace?", False),
     ],
 )  # fmt: skip
-def test_reason__is_said_in_the_words_of_kubernetes(objects: Any, said: str, hopeless: bool) -> None:
-    api: Any = Answers(**objects)
+def test_reason__is_said_in_the_words_of_kubernetes(
+    answers: Callable[..., Any], objects: Any, said: str, hopeless: bool
+) -> None:
+    api = answers(**objects)
     assert waiting.why_none(api, {}) == said
     assert waiting.hopeless(api, {}) is hopeless
 
@@ -114,11 +98,13 @@ def job(uid: str = "1", **status: Any) -> Manifest:
         ({"Job": [job(uid="another of that name")], "Pod": [WELL]}, "gone"),
     ],
 )
-def test_driver_state__is_what_its_job_says(objects: Any, state: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_state__is_what_its_job_says(
+    answers: Callable[..., Any], objects: Any, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     profile = ProfileSpec.model_validate(
         {"backend": "kubernetes", "pools": {"extract": {"memory": "1GiB"}}, "kubernetes": {"image": IMAGE}}
     )
-    monkeypatch.setattr(KubernetesBackend, "api", Answers(**objects))
+    monkeypatch.setattr(KubernetesBackend, "api", answers(**objects))
     assert KubernetesBackend(profile).driver_state(DriverRef("kubernetes", "d", {"uid": "1"})) == state
 
 
@@ -175,11 +161,13 @@ def test_clean_up__leaves_alone_what_has_the_same_name_elsewhere(
     ], "however its path is written"  # fmt: skip
 
 
-def test_this_driver__is_the_job_whose_pod_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_this_driver__is_the_job_whose_pod_it_is_in(
+    answers: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     profile = ProfileSpec.model_validate(
         {"backend": "kubernetes", "pools": {"extract": {"memory": "1GiB"}}, "kubernetes": {"image": IMAGE}}
     )
-    monkeypatch.setattr(KubernetesBackend, "api", Answers(Job=[job()], Pod=[WELL]))
+    monkeypatch.setattr(KubernetesBackend, "api", answers(Job=[job()], Pod=[WELL]))
     backend = KubernetesBackend(profile)
     assert backend.this_driver().id == str(os.getpid()), "in a login pod"
     monkeypatch.setenv(OWN_JOB, "d")
