@@ -10,6 +10,7 @@ import xarray as xr
 from dask.core import flatten, get_dependencies
 
 from dneuro.engine.blocks import Block
+from dneuro.engine.rechunked import by_tasks
 
 WORTH_SAYING = 1.5
 """Chunks that reach into two blocks are computed for both; that much is usual."""
@@ -46,7 +47,7 @@ def times_over(xs: Sequence[xr.DataArray], blocks: Sequence[Block], *, whole_row
 def _first_tasks(x: xr.DataArray, block: Block, whole_rows: bool) -> set[Any]:
     """Return the tasks that a block begins with: those that need no other."""
     where = (slice(*block.rows), slice(None) if whole_rows else slice(*block.columns))
-    array = x.data[where[: x.ndim]]
+    array = by_tasks(x.data)[where[: x.ndim]]
     graph = array.__dask_graph__().cull(set(flatten(array.__dask_keys__()))).to_dict()
     at_work = {key for key, task in graph.items() if _computes(task)}
     return {key for key in at_work if not at_work & get_dependencies(graph, key)}

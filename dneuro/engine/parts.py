@@ -16,6 +16,7 @@ from dask.core import flatten
 
 from dneuro.engine.blocks import Block
 from dneuro.engine.executors import Future
+from dneuro.engine.rechunked import by_tasks
 from dneuro.errors import ArrayError
 
 PART_BYTES = 5 * 1024
@@ -129,9 +130,9 @@ class Source:
     """
 
     def __init__(self, x: xr.DataArray) -> None:
-        self._data: Any = x.data
         self._lazy = dask.is_dask_collection(x.data)
-        self._persisted = _futures(x.data) if self._lazy else {}
+        self._data: Any = by_tasks(x.data) if self._lazy else x.data
+        self._persisted = _futures(self._data) if self._lazy else {}
         self._parts: dict[Block, tuple[Any, list[Future]]] = {}
 
     @property

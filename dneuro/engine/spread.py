@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dneuro.engine.rechunked import by_tasks
+
 
 def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapping[str, Any]) -> Any:
     """Have workers compute and keep the chunks of a dask array, and return it as an array of what they hold.
@@ -33,6 +35,7 @@ def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapp
     from dask.core import flatten
     from dask.highlevelgraph import HighLevelGraph
 
+    array = by_tasks(array)  # each worker is asked for its part alone
     keys = list(flatten(array.__dask_keys__()))
     per_row = len(keys) // array.numblocks[0]
     edges = np.rint(np.cumsum([0, *slots.values()]) * array.numblocks[0] / sum(slots.values())).astype(int)
