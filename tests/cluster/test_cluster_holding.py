@@ -17,7 +17,7 @@ import pytest
 from dneuro import events
 from dneuro.cluster import DriverRef, standing
 from dneuro.cluster.local import LocalBackend
-from dneuro.cluster.standing import StandingCluster
+from dneuro.cluster.standing import StandingCluster, holding
 from dneuro.errors import DneuroError
 from dneuro.spec.profile import ProfileSpec
 
@@ -63,9 +63,9 @@ def test_holder__whose_node_is_emptied_is_to_be_started_again_where_nobody_but_d
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(standing, "backend_of", lambda spec: SimpleNamespace(open=open_machines))
+    monkeypatch.setattr(holding, "backend_of", lambda spec: SimpleNamespace(open=open_machines))
     teller = threading.Thread(target=end)
-    assert standing.hold(tmp_path) == code
+    assert holding.hold(tmp_path) == code
     teller.join()
     assert (opened, said.exists()) == (["and ended"], False)
 

@@ -17,7 +17,7 @@ import dneuro as dn
 from dneuro.cluster import DriverRef, processes, standing
 from dneuro.cluster.local import LocalBackend
 from dneuro.cluster.record import Record
-from dneuro.cluster.standing import StandingCluster
+from dneuro.cluster.standing import StandingCluster, asking
 from dneuro.errors import BusyError, DneuroError, UsageError
 
 
@@ -259,7 +259,7 @@ def test_commands__pass_over_a_cluster_that_another_user_keeps_closed(
 
     monkeypatch.setattr(Path, "stat", closed)
     monkeypatch.setenv("DNEURO_PROFILE_DIR", str(tmp_path))
-    monkeypatch.setattr(standing, "connect_to", lambda spec, **settings: spec)
+    monkeypatch.setattr(asking, "connect_to", lambda spec, **settings: spec)
     assert str(standing.connect("tls://far:1").ca) == "/keys/ca.pem"
     for command in (standing.status, standing.down, standing.connect):
         with pytest.raises(UsageError, match=f"the cluster of {hers} is another user's"):
