@@ -13,7 +13,7 @@ import psutil
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Labels, Pool, View, check_labelled, choose, view
+from dneuro.analysis.arrays import Labels, Pool, View, check_labelled, choose, in_parts, view
 from dneuro.analysis.checks import check_count, check_number
 from dneuro.analysis.keeping import (
     Collect,
@@ -348,7 +348,7 @@ def _seen(x: xr.DataArray, per: Of, pool: Pool, own: Sequence[str] = ()) -> View
         return replace(turned(seen), labels=Labels(("image",), (len(numbers),), {"image": numbers}))
     if "image" not in x.dims and "class" in x.dims:
         # Rows of counts: the classes are what the neurons are compared over.
-        x = x.drop_vars(["class", "image"], errors="ignore").rename({"class": "image"})
+        x = in_parts(x.drop_vars(["class", "image"], errors="ignore"), "class").rename({"class": "image"})
         x = x.astype("float64") if x.dtype.kind in "biuf" else x
         return view(x, per="neuron" if len(x.dims) > 2 else per, pool=pool, own=own)
     return view(x, per=per, pool=pool, own=own)
