@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from dneuro.analysis.arrays import one_of
+from dneuro.analysis.arrays import in_parts, one_of
 from dneuro.analysis.images import taking_part
 from dneuro.engine.device import process_bytes
 from dneuro.engine.executors import Sizes, get_executor
@@ -45,16 +45,16 @@ def gini(x: xr.DataArray | ArrayLike, dim: str = "class") -> Any:
     ArrayError
         If `x` has no such dim, or no entries along it.
     MemoryLimitError
-        If `x` is backed by dask and its rows do not fit into a worker, or the result into this process; before
-        anything is read.
+        If `x` is backed by dask or a file and its rows do not fit into a worker, or the result into this process;
+        before anything is read.
 
     Notes
     -----
     1 − 2 Σₖ (c₍ₖ₎ / ‖c‖₁)(N − k + ½) / N, entries ascending. With ``dim="image"``, masked images and those that
-    `dneuro.select` leaves out take no part. Of a dask-backed array it is an expression, which dask computes with what
-    follows it: `dneuro.plan` says what it takes by itself on the active client, or on threads, and what does not fit
-    there is refused when it is asked for. **Cost**: one read, with whole rows in memory: twice the chunks that hold the
-    rows of one chunk, and 32 MiB.
+    `dneuro.select` leaves out take no part. Of an array that is backed by dask, or still lies in its file, it is an
+    expression, which dask computes with what follows it: `dneuro.plan` says what it takes by itself on the active
+    client, or on threads, and what does not fit there is refused when it is asked for. **Cost**: one read, with whole
+    rows in memory: twice the chunks that hold the rows of one chunk, and 32 MiB.
 
     m equal entries of N, the others 0, have G = 1 − m / N. Source: Sadeghi, "Conceptual Content in Deep Convolutional
     Neural Networks", sparsity of a neuron's co-occurrence frequencies; the value of a row of zeros is dneuro's.
@@ -207,6 +207,7 @@ def _checked(x: xr.DataArray | ArrayLike, dim: str) -> xr.DataArray | NDArray[An
         raise ArrayError(f"the array has dims {tuple(map(str, x.dims))}, none is named {dim!r}", hint=f"dim=…; {hint}")
     if x.sizes[dim] == 0:
         raise ArrayError(f"the array has no entries along {dim!r}", hint="check the selection that made it")
+    x = in_parts(x, next((str(other) for other in x.dims if other != dim), dim))
     if dim == "image" and (rows := taking_part(x)) is not None:
         x = x.isel(image=np.flatnonzero(rows))
     return x

@@ -20,8 +20,13 @@ from dneuro.store.files import Location
 Values = Callable[[str], NDArray[Any]]
 """Gives one metric of a tile."""
 
-MOST_PAIRS = 1_000_000
-"""Pairs beyond a threshold that one task may find (24 bytes each)."""
+PAIR_BYTES = 24
+"""Bytes of a pair beyond a threshold: two numbers and a value."""
+
+COLLECTED_PAIR_BYTES = 80
+"""Bytes of a pair in the driver, at most: kept while as many arrive, or joined and put in order."""
+
+IN_DRIVER = "in the driver, the process that asks"
 
 
 class Keep(Protocol):
@@ -194,6 +199,10 @@ class KeepPairs:
 
     metrics: tuple[str, ...]
     threshold: float
+    most: int
+    """Pairs that a task may find."""
+    where: str = "in one task of a worker"
+    """Where there is no room for more."""
 
     def start(self) -> list[Any]:  # noqa: D102
         return []
@@ -201,17 +210,19 @@ class KeepPairs:
     def tile(self, kept: list[Any], rows: slice, columns: slice, values: Values) -> list[Any]:  # noqa: D102
         found = values(self.metrics[0])
         wanted = found <= self.threshold if self.metrics[0] == "euclidean" else np.abs(found) >= self.threshold
-        pairs = np.argwhere(np.triu(wanted, 1) if rows == columns else wanted)
-        check_pairs(len(pairs) + sum(len(some) for _, some in kept), MOST_PAIRS, self.threshold)
+        wanted = np.triu(wanted, 1) if rows == columns else wanted
+        count = int(np.count_nonzero(wanted)) + sum(len(some) for _, some in kept)
+        check_pairs(count, self.most, self.threshold, self.where)  # before they are spelled out
+        pairs = np.argwhere(wanted)
         place = np.array([rows.start, columns.start])
         kept.append((pairs + place, found[pairs[:, 0], pairs[:, 1]].astype(np.float64)))
         return kept
 
     def kept_bytes(self, tiles: int, now: int, strips: int, width: int) -> tuple[int, int]:  # noqa: D102
-        return (24 * min(MOST_PAIRS, tiles * width**2),) * 2
+        return (PAIR_BYTES * min(self.most, tiles * width**2),) * 2
 
     def work_bytes(self, width: int) -> int:  # noqa: D102
-        return 18 * width**2 + 40 * min(MOST_PAIRS, width**2)
+        return 18 * width**2 + 40 * min(self.most, width**2)
 
 
 class Pairs:
@@ -223,21 +234,22 @@ class Pairs:
 
     def gather(self, kept: list[Any]) -> None:  # noqa: D102
         self._count += sum(len(values) for _, values in kept)
-        check_pairs(self._count, self._most, self._threshold)
+        check_pairs(self._count, self._most, self._threshold, IN_DRIVER)
         self._kept.extend(some for some in kept if len(some[1]))
 
     def result(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return pairs (pairs, 2) in ascending order and their values (pairs,)."""
         if not self._kept:
             return np.empty((0, 2), dtype=np.int64), np.empty(0)
-        pairs = np.concatenate([pairs for pairs, _ in self._kept]).astype(np.int64)
+        pairs = np.concatenate([pairs for pairs, _ in self._kept])
         values = np.concatenate([values for _, values in self._kept])
+        self._kept.clear()  # they are there twice
         order = np.lexsort(pairs.T[::-1])
         return pairs[order], values[order]
 
 
-def check_pairs(count: int, most: int, threshold: float) -> None:
-    """Refuse to keep more pairs than the plan has room for.
+def check_pairs(count: int, most: int, threshold: float, where: str) -> None:
+    """Refuse to keep more pairs than there is room for.
 
     Raises
     ------
@@ -245,10 +257,11 @@ def check_pairs(count: int, most: int, threshold: float) -> None:
         With the numbers.
     """
     if count > most:
+        size = format_bytes(PAIR_BYTES * most)
         raise MemoryLimitError(
-            f"threshold={threshold:g} is passed by more than {most:,} pairs, {format_bytes(24 * most)} of them, which "
-            "is what there is room for",
-            hint="a stricter threshold=, or neighbours=20 for the nearest of each neuron",
+            f"threshold={threshold:g} is passed by more than {most:,} pairs, {size} of them, which "
+            f"is what there is room for {where}",
+            hint="a stricter threshold=, neighbours=20 for the nearest of each neuron, or more memory there",
         )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from dneuro.analysis.across import check_results, over_layers
+from dneuro.analysis.arrays import in_parts
 from dneuro.analysis.metrics import METRICS
 from dneuro.engine.executors import get_executor
 from dneuro.engine.passes import reduce
@@ -113,5 +114,7 @@ def _matrices(result: xr.Dataset) -> dict[str, xr.DataArray]:
     """Return the square matrices of a result, by metric."""
     found = {metric: result[metric] for metric in METRICS if metric in result}
     return {
-        metric: matrix for metric, matrix in found.items() if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+        metric: in_parts(matrix, str(matrix.dims[0]))
+        for metric, matrix in found.items()
+        if matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
     }

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import psutil
 import xarray as xr
 from numpy.typing import NDArray
 
-from dneuro.analysis.arrays import Labels, Pool, View, check_labelled, choose, view
+from dneuro.analysis.arrays import Labels, Pool, View, check_labelled, choose, in_parts, view
 from dneuro.analysis.checks import check_count, check_number
 from dneuro.analysis.keeping import (
+    COLLECTED_PAIR_BYTES,
+    IN_DRIVER,
+    PAIR_BYTES,
     Collect,
     Keep,
     KeepAll,
@@ -35,7 +37,7 @@ from dneuro.engine.blocks import Block
 from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan, in_driver
-from dneuro.engine.regions import exceeds_strip, tile
+from dneuro.engine.regions import exceeds_strip, room_for_tasks, tile
 from dneuro.engine.residence import Persist, check_persist, decide, is_resident, share_of
 from dneuro.engine.tiling import Needs, Tiling
 from dneuro.engine.visits import parts_bytes
@@ -60,7 +62,11 @@ FLOAT32_IMAGES = 4096
 few large sums does not average out."""
 
 EXAMPLE_PAIRS = 1_000_000
-"""Pairs beyond a threshold that a plan counts with: how many there will be nobody knows."""
+"""Pairs beyond a threshold that a plan counts with in the driver: how many there will be nobody knows."""
+
+PAIRS_SHARE = 0.25
+"""Share of a task's memory that pairs beyond a threshold may take. It is no fixed number of them: with more memory a
+task has more tiles, in which it finds more pairs."""
 
 MEANINGS = {
     "pearson": "Pearson correlation",
@@ -94,6 +100,8 @@ class Pairing:
         Times that the array is read.
     held_bytes : int
         Of the plan's worker bytes, those of the array that is kept.
+    task_pairs, pairs : int
+        Pairs beyond a threshold that one task, and the driver, have room for.
     """
 
     seen: View
@@ -107,6 +115,8 @@ class Pairing:
     persist: bool
     reads: float
     held_bytes: int
+    task_pairs: int
+    pairs: int
 
     @property
     def count(self) -> int:
@@ -120,7 +130,10 @@ class Pairing:
 
     def keep(self, path: Location | None) -> Keep:
         """Return the workers' half of what is kept."""
-        return _keep(self.metrics, self.precision, self.neighbours, self.threshold, path)
+        keep = _keep(self.metrics, self.precision, self.neighbours, self.threshold, path, self.task_pairs)
+        if isinstance(keep, KeepPairs) and self.task_pairs == self.pairs:  # it is the driver that has no room for more
+            return replace(keep, where=IN_DRIVER)
+        return keep
 
     def collect(self) -> Collect:
         """Return the driver's half."""
@@ -130,7 +143,7 @@ class Pairing:
         if isinstance(keep, KeepNearest):
             return Neighbours(keep, self.count)
         if isinstance(keep, KeepPairs):
-            return Pairs(keep, max(EXAMPLE_PAIRS, psutil.virtual_memory().available // 200))
+            return Pairs(keep, self.pairs)
         return Nothing()
 
     def create(self, path: Path) -> None:
@@ -227,19 +240,12 @@ def pairing(
         plan = seen.plan(
             "similarity", {"products": CrossProducts()}, executor,
             passes=1 + ("euclidean" in metrics and seen.readable), result_bytes=result,
-            driver_bytes=result + 8 * (len(metrics) + 3) * count**2, method="rows, float64",
+            driver_bytes=(_collected_bytes(keep, count) if isinstance(keep, KeepPairs) else result)
+            + 8 * (len(metrics) + 3) * count**2, method="rows, float64",
         )  # fmt: skip
         if plan.worker_bytes <= executor.memory or not seen.readable:  # products that extraction took along
-            return Pairing(seen, metrics, multiplied, most, threshold, path, None, plan, False, 1, 0)
-    needs = Needs(
-        item=np.dtype(multiplied).itemsize,
-        kept=keep.kept_bytes,
-        # What a metric is made of slice by slice, and distances that are summed directly.
-        work=lambda width: keep.work_bytes(width) + 48 * max(WORK_ITEMS, CENTRE_ITEMS)
-        + 24 * ("euclidean" in metrics) * width**2,
-        left=16 if multiplied == "float32" else 0,
-        left_bands=MOVES_AT_ONCE,
-    )  # fmt: skip
+            pairs = _driver_pairs(plan, keep, count, executor)
+            return Pairing(seen, metrics, multiplied, most, threshold, path, None, plan, False, 1, 0, pairs, pairs)
     pieces = 1
     if not seen.pooled and exceeds_strip(math.prod(seen.xs[0].shape[2:])):
         pieces = math.prod(map(len, (seen.xs[0].chunks or ())[2:]))  # of which each chunk of `stacked` is made
@@ -248,13 +254,19 @@ def pairing(
     taken = result if shares_memory else 0
     on_cluster = not isinstance(executor, ThreadExecutor)
     here = on_cluster and is_resident(x)
-    tiling, peak = tile(x, features, executor, needs, resident=here, taken=taken)
+
+    def cut(resident: bool, taken: int) -> tuple[Keep, Tiling, int]:
+        limited = replace(keep, most=_task_pairs(executor, taken)) if isinstance(keep, KeepPairs) else keep
+        needs = _needs(limited, metrics, multiplied)
+        return limited, *tile(x, features, executor, needs, resident=resident, taken=taken)
+
+    keep, tiling, peak = cut(here, taken)
     reads, held = tiling.read_bytes / image_bytes, 0
     if reads > 1 and persist is not False and not is_resident(x):
-        kept = tile(x, features, executor, needs, resident=on_cluster, taken=taken + share_of(x, executor))
-        without = kept[1] - share_of(x, executor)
+        kept = cut(on_cluster, taken + share_of(x, executor))
+        without = kept[-1] - share_of(x, executor)
         if decide(x, executor, passes=reads, worker_bytes=without, persist=persist):
-            held, (tiling, peak) = share_of(x, executor), kept
+            held, (keep, tiling, peak) = share_of(x, executor), kept
     plan = Plan(
         operation="similarity",
         passes=math.ceil(reads) * (1 + ("euclidean" in metrics)),
@@ -269,17 +281,48 @@ def pairing(
         device=chosen_name(),
         device_bytes=held_on_device(executor.slots_per_process, tiling.task_bytes),
     )
-    return Pairing(seen, metrics, multiplied, most, threshold, path, tiling, plan, held > 0, reads, held)
+    pairs = _driver_pairs(plan, keep, count, executor)
+    in_task = min(pairs, keep.most) if isinstance(keep, KeepPairs) else 0  # no more than may arrive
+    return Pairing(
+        seen, metrics, multiplied, most, threshold, path, tiling, plan, held > 0, reads, held, in_task, pairs
+    )
 
 
 def _keep(
-    metrics: tuple[str, ...], dtype: Multiplied, neighbours: int | None, threshold: float | None, path: Location | None
-) -> Keep:
+    metrics: tuple[str, ...], dtype: Multiplied, neighbours: int | None, threshold: float | None,
+    path: Location | None, pairs: int = 0,
+) -> Keep:  # fmt: skip
     if neighbours is not None:
         return KeepNearest(metrics, neighbours)
     if threshold is not None:
-        return KeepPairs(metrics, threshold)
+        return KeepPairs(metrics, threshold, pairs)
     return KeepAll(metrics, dtype) if path is None else KeepFile(metrics, dtype, path)
+
+
+def _needs(keep: Keep, metrics: tuple[str, ...], multiplied: Multiplied) -> Needs:
+    return Needs(
+        item=np.dtype(multiplied).itemsize,
+        kept=keep.kept_bytes,
+        # What a metric is made of slice by slice, and distances that are summed directly.
+        work=lambda width: keep.work_bytes(width) + 48 * max(WORK_ITEMS, CENTRE_ITEMS)
+        + 24 * ("euclidean" in metrics) * width**2,
+        left=16 if multiplied == "float32" else 0,
+        left_bands=MOVES_AT_ONCE,
+    )  # fmt: skip
+
+
+def _task_pairs(executor: Sizes, taken: int) -> int:
+    """Return how many pairs beyond a threshold one task may find, twice: in the making, and not fetched yet."""
+    room = PAIRS_SHARE * room_for_tasks(executor, taken) / executor.slots_per_process
+    return max(0, int(room) // (2 * PAIR_BYTES))
+
+
+def _driver_pairs(plan: Plan, keep: Keep, count: int, executor: Sizes) -> int:
+    """Return how many pairs beyond a threshold the driver has room for: those of the plan, and what fits besides."""
+    if not isinstance(keep, KeepPairs):
+        return 0
+    others = plan.asking_bytes(executor) - _collected_bytes(keep, count)
+    return max(0, executor.driver_memory - others) // COLLECTED_PAIR_BYTES
 
 
 def _method(tiling: Tiling, precision: str, reads: float) -> str:
@@ -294,19 +337,29 @@ def _result_bytes(keep: Keep, count: int) -> int:
     if isinstance(keep, KeepNearest):
         return 16 * len(keep.metrics) * count * keep.count
     if isinstance(keep, KeepPairs):
-        return 24 * min(EXAMPLE_PAIRS, count * (count - 1) // 2)
+        return PAIR_BYTES * min(EXAMPLE_PAIRS, count * (count - 1) // 2)
     assert isinstance(keep, KeepAll | KeepFile)
     return bytes_per_pair(keep.metrics, keep.precision) * count**2
+
+
+def _collected_bytes(keep: Keep, count: int) -> int:
+    """Return what the result takes in the driver until it is there."""
+    result = _result_bytes(keep, count)
+    if isinstance(keep, KeepPairs):
+        return result // PAIR_BYTES * COLLECTED_PAIR_BYTES
+    return 2 * result if isinstance(keep, KeepNearest) else result
 
 
 def _driver_bytes(keep: Keep, count: int, tiling: Tiling) -> int:
     """Return what the result takes in the driver, and what arrives from one task."""
     if isinstance(keep, KeepFile):
         return 0
+    if isinstance(keep, KeepPairs):
+        return _collected_bytes(keep, count)
     tiles = max(region.tiles for region in tiling.regions)
     strips = max(len(region.strips) for region in tiling.regions)
     arriving = keep.kept_bytes(tiles, tiles, strips, tiling.width)[0]
-    return (2 if isinstance(keep, KeepNearest | KeepPairs) else 1) * _result_bytes(keep, count) + arriving
+    return _collected_bytes(keep, count) + arriving
 
 
 def _metrics(
@@ -348,7 +401,7 @@ def _seen(x: xr.DataArray, per: Of, pool: Pool, own: Sequence[str] = ()) -> View
         return replace(turned(seen), labels=Labels(("image",), (len(numbers),), {"image": numbers}))
     if "image" not in x.dims and "class" in x.dims:
         # Rows of counts: the classes are what the neurons are compared over.
-        x = x.drop_vars(["class", "image"], errors="ignore").rename({"class": "image"})
+        x = in_parts(x.drop_vars(["class", "image"], errors="ignore"), "class").rename({"class": "image"})
         x = x.astype("float64") if x.dtype.kind in "biuf" else x
         return view(x, per="neuron" if len(x.dims) > 2 else per, pool=pool, own=own)
     return view(x, per=per, pool=pool, own=own)

@@ -107,7 +107,9 @@ def similarity(
     P / √(M/8) reads of the array with M bytes per task), or some columns stay while the others stream by (about
     2·N·P / M reads); `plan` says which, how often and how much. Distances that cancel are summed directly, which reads
     their columns once more. The workers' memory is bounded by plan; the driver holds the result, or nothing with
-    `out`, or 32·P·M bytes with `neighbours`. Of images, N and P change places.
+    `out`, or 32·P·M bytes with `neighbours`. How many pairs pass a `threshold` nobody knows before: of the driver the
+    plan counts a million, 80 bytes each, and more are kept where it has room for them; of the workers it counts the
+    most that a task may find, in a quarter of its memory. Of images, N and P change places.
 
     **Accuracy**: float64: rounding. float32: activations are multiplied about the mean of the images that are read
     together, at most 1,024 at a time, and their products added in float64, whatever the order of the images: the error

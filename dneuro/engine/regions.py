@@ -73,6 +73,13 @@ def strip_length(x: xr.DataArray, features: int) -> int:
     return wished if even is None else int(lengths[0]) // even
 
 
+def room_for_tasks(executor: Sizes, taken: int = 0) -> float:
+    """Return the bytes of a process that regions are made for, those of all its tasks; `taken` are not to be had."""
+    room = SHARE * executor.memory - process_bytes(executor) - taken
+    on_device = device_limit(executor)
+    return room if on_device is None else min(room, SHARE * on_device)  # there too: z and products lie on it
+
+
 def tile(
     x: xr.DataArray, features: int, executor: Sizes, needs: Needs, *, resident: bool, taken: int = 0
 ) -> tuple[Tiling, int]:
@@ -100,10 +107,7 @@ def tile(
     length = strip_length(x, features)
     edges = [*range(0, x.shape[1], length), x.shape[1]]
     base = Tiling(tuple(itertools.pairwise(edges)), features, (), (), (), 0, 0)
-    room = SHARE * executor.memory - process_bytes(executor) - taken
-    on_device = device_limit(executor)
-    if on_device is not None:  # there too: z and products lie on it
-        room = min(room, SHARE * on_device)
+    room = room_for_tasks(executor, taken)
     best: tuple[tuple[float, ...], Tiling] | None = None
     known: dict[tuple[int, int, bool], tuple[int, list[tuple[int, int]]]] = {}
     for wished in sorted({BAND_ROWS, BAND_ROWS // 2, BAND_ROWS // 4, BAND_ROWS // 8}, reverse=True):

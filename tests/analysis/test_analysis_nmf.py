@@ -241,6 +241,21 @@ def test_nmf__goes_on_from_an_earlier_result() -> None:
         dn.nmf(labelled(parts(40, 20)), rank=3, init=short, client=EXECUTOR)
 
 
+def test_nmf__goes_on_where_several_images_have_one_number() -> None:
+    x = labelled(parts(), (9, 24)).assign_coords(image=np.tile(np.arange(20), 2))  # two stores, one after the other
+    asked: dict[str, Any] = {"rank": 3, "tol": 0, "client": EXECUTOR}
+    short = dn.nmf(x, max_iter=4, **asked)
+    more = dn.nmf(x, init=short, max_iter=2, **asked)
+    named = short.assign_coords(image=np.arange(40))
+    wanted = dn.nmf(x.assign_coords(image=np.arange(40)), init=named, max_iter=2, **asked)
+    np.testing.assert_array_equal(more["image_weight"], wanted["image_weight"])
+    with pytest.raises(ArrayError, match=r"init= is about several images of one number \(0\)") as caught:
+        dn.nmf(x[::-1], init=short, **asked)
+    assert caught.value.hint is not None
+    backwards = dn.nmf(x.assign_coords(image=np.arange(40))[::-1], init=named, max_iter=2, **asked)
+    np.testing.assert_allclose(backwards["loss"], wanted["loss"], rtol=1e-4)
+
+
 WAYS = [("hals", "compressed"), ("hals", "random"), ("hals", "nndsvda"), ("mu", "nndsvda"), ("mu", "random")]
 UNITS = [(chunks, *way, power) for i, chunks in enumerate([(9, 24), (40, 3)]) for j, way in enumerate(WAYS)
          for power in ([120, -33] if (i + j) % 2 else [58, -100])]  # fmt: skip

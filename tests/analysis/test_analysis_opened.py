@@ -99,6 +99,46 @@ def test_opened__is_read_in_the_chunks_of_its_file(store: Store, reads: Any, kin
     assert said == [f"a: opened without chunks=, read in chunks of {shape} all the same"]
 
 
+@pytest.mark.parametrize("kind", ["netcdf", "zarr"])
+@pytest.mark.parametrize("analysis", ["similarity", "clusters"])
+def test_opened__counts_are_not_loaded_either(store: Store, reads: Any, kind: str, analysis: str) -> None:
+    counts = np.random.default_rng(5).integers(0, 9, (12, 8), dtype="i4")
+    x = store(xr.DataArray(counts, dims=("channel", "class")), kind, (4, 3))
+    asked: dict[str, Any] = {"client": EXECUTOR} | ASKED[analysis]
+    asked.pop("per", None)
+    dn.plan(analysis, x, **asked)
+    assert not reads, "a plan reads nothing"
+    found = getattr(dn, analysis)(x, **asked)
+    assert reads
+    assert kind == "netcdf" or max(map(math.prod, reads)) <= 12
+    xr.testing.assert_equal(found, getattr(dn, analysis)(x.compute(), **asked))
+
+
+def test_opened__matrices_are_read_in_blocks(tmp_path: Path, reads: Any) -> None:
+    table = xr.DataArray(VALUES.reshape(24, -1), dims=("image", "channel"))
+    dn.similarity(table, client=EXECUTOR).chunk(7).to_zarr(tmp_path / "m.zarr", consolidated=False)
+    with xr.open_dataset(tmp_path / "m.zarr", engine="zarr", chunks=None, consolidated=False) as matrices:
+        reads.clear()
+        plan = dn.plan("mean_similarity", {"a": matrices}, client=EXECUTOR)
+        assert not reads, "a plan reads nothing"
+        found = dn.mean_similarity({"a": matrices}, client=EXECUTOR)
+        assert max(map(math.prod, reads)) == 7 * 7
+        in_chunks = {"a": matrices.chunk(7)}
+        assert dn.plan("mean_similarity", in_chunks, client=EXECUTOR) == plan
+        xr.testing.assert_equal(found, dn.mean_similarity(in_chunks, client=EXECUTOR))
+
+
+@pytest.mark.parametrize("index", [dn.gini, dn.spectral_flatness, dn.class_selectivity])
+def test_opened__indices_are_read_in_chunks(store: Store, reads: Any, index: Any) -> None:
+    x = store(layer(), "zarr", CHUNKS["zarr"])
+    dn.plan(index.__name__, x, dim="image")
+    found = index(x, dim="image")
+    assert not reads
+    values = found.values
+    assert max(map(math.prod, reads)) <= math.prod(CHUNKS["zarr"])
+    np.testing.assert_allclose(values, index(x.compute(), dim="image"), rtol=1e-12)
+
+
 def test_opened__selected_and_turned(store: Store, reads: Any) -> None:
     x = store(layer(), "zarr", CHUNKS["zarr"])
     part = x.isel(image=slice(2, 20), channel=[0, 3, 4]).transpose("y", "channel", "x", "image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import dask.array as da
@@ -12,8 +13,10 @@ from scipy.spatial.distance import pdist, squareform
 
 import dneuro as dn
 from dneuro import events
+from dneuro.analysis.keeping import COLLECTED_PAIR_BYTES, KeepPairs, Pairs
 from dneuro.engine import ThreadExecutor
-from dneuro.errors import NonFiniteError
+from dneuro.errors import MemoryLimitError, NonFiniteError
+from dneuro.quantities import GiB, MiB
 
 RNG = np.random.default_rng(0)
 
@@ -167,3 +170,49 @@ def test_similarity__of_images_names_what_is_not_finite(monkeypatch: pytest.Monk
     x = xr.DataArray(da.from_array(values, chunks=(8, 9)), dims=("image", "channel"), name="conv1")
     with pytest.raises(NonFiniteError, match=r"conv1: image 33, neuron \(4,\) is nan"):
         dn.similarity(x, per="image", client=ThreadExecutor(2))
+
+
+MANY: dict[str, Any] = {"metric": "pearson", "threshold": 0}
+"""Passed by 1,124,250 pairs of 1,500 neurons, some more than a plan counts in the driver."""
+
+
+def test_threshold__is_refused_where_there_is_no_room_for_more_than_the_plan_counts() -> None:
+    x = labelled(RNG.standard_normal((20, 1500)))
+    large = ThreadExecutor(1, memory=GiB)
+    plan = dn.plan("similarity", x, client=large, **MANY)
+    tight = ThreadExecutor(1, memory=plan.asking_bytes(large) + MiB)
+    with pytest.raises(MemoryLimitError, match=r"passed by more than 1,0\d\d,\d+ pairs, .* in the driver") as caught:
+        dn.similarity(x, client=tight, **MANY)
+    assert caught.value.hint is not None
+    wider = ThreadExecutor(1, memory=plan.asking_bytes(large) + 16 * MiB)
+    assert dn.similarity(x, client=wider, **MANY).sizes["pair"] == 1500 * 1499 // 2
+
+
+def test_threshold__a_task_may_find_more_than_a_million_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
+    x = labelled(RNG.standard_normal((20, 1500)))
+    large = ThreadExecutor(1, memory=GiB)
+    assert dn.plan("similarity", x, client=large, **MANY).tasks == 1
+    assert dn.similarity(x, client=large, **MANY).sizes["pair"] == 1500 * 1499 // 2
+
+
+def test_threshold__pairs_take_what_the_plan_counts() -> None:
+    keep = KeepPairs(("pearson",), 0.0, 10**6)
+    places = [slice(start, start + 500) for start in (0, 500)]
+    collect, values = Pairs(keep, 10**6), np.ones((500, 500))
+    tracemalloc.start()
+    try:
+        for i, j in ((1, 1), (0, 1), (0, 0)):
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            kept = keep.tile(keep.start(), places[i], places[j], lambda metric: values)
+            most = tracemalloc.get_traced_memory()[1] - before
+            assert most < keep.work_bytes(500) + keep.kept_bytes(1, 1, 1, 500)[1], "values are there already"
+            collect.gather(kept)
+            del kept
+        tracemalloc.reset_peak()
+        found = collect.result()
+        assert tracemalloc.get_traced_memory()[1] < COLLECTED_PAIR_BYTES * len(found[1])
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(found[0], np.argwhere(np.triu(np.ones((1000, 1000)), 1)))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 
 import dneuro as dn
+from dneuro.analysis.pairing import pairing
 from dneuro.engine import ThreadExecutor
 from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError, UsageError
 from dneuro.quantities import MiB
@@ -333,10 +334,25 @@ def test_threshold__pairs_in_order(metric: str, method: str) -> None:
 def test_threshold__that_nothing_and_too_much_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     x = lazy(np.random.default_rng(0).standard_normal((25, 22)).astype("f8"))
     assert dn.similarity(x, metric="pearson", threshold=0.99, client=EXECUTOR).sizes["pair"] == 0
-    monkeypatch.setattr("dneuro.analysis.keeping.MOST_PAIRS", 10)
-    with pytest.raises(MemoryLimitError, match="threshold=0 is passed by more than 10 pairs") as caught:
+    monkeypatch.setattr("dneuro.analysis.pairing._task_pairs", lambda executor, taken: 10)
+    with pytest.raises(MemoryLimitError, match=r"by more than 10 pairs, 240 B of them, .* in one task") as caught:
         dn.similarity(x, metric="pearson", threshold=0, client=EXECUTOR)
     assert caught.value.hint is not None
+
+
+@pytest.mark.parametrize("slots", [1, 4])
+def test_threshold__more_memory_lets_a_task_find_more(slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given more tiles too, in which there are more pairs to find."""
+    monkeypatch.setattr("dneuro.engine.regions.STRIP", 1024)
+    monkeypatch.setattr("dneuro.engine.regions.BAND_ROWS", 1024)
+    x = xr.DataArray(da.zeros((5000, 40_000), chunks=(500, 2000), dtype="f4"), dims=("image", "channel"))
+    found = []
+    for memory in (1, 2, 4, 8):
+        threads = ThreadExecutor(slots, memory=memory * 1024 * MiB)
+        asked = pairing(x, "pearson", "channel", "max", None, 0.5, None, "auto", False, threads)
+        assert asked.plan.worker_bytes <= threads.memory
+        found.append(asked.task_pairs)
+    assert all(more > 2 * less for less, more in itertools.pairwise(found)), "a process takes some for itself"
 
 
 def test_out__a_file_that_reads_right_on_both_sides(method: str, tmp_path: Path) -> None:

@@ -267,6 +267,26 @@ def _way_out(one: View, other: View) -> str:
     )
 
 
+def _of_images(weight: xr.DataArray, images: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
+    """Return the weights of these images: those in the same order as they lie, others by their numbers.
+
+    Raises
+    ------
+    ArrayError
+        If they are others, and several have one number: nobody knows which of them is meant.
+    """
+    index = weight.indexes.get("image")
+    if index is None or not np.array_equal(index, images):
+        if index is not None and not index.is_unique:
+            twice = index[index.duplicated()][0]
+            raise ArrayError(
+                f"init= is about several images of one number ({twice}), and not about just these in this order",
+                hint="init='compressed'; x.assign_coords(image=range(len(x))) gives each a number of its own",
+            )
+        weight = weight.sel(image=images)
+    return weight.values
+
+
 def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> Factors:
     """Return the factors of an earlier result, to go on from.
 
@@ -283,7 +303,7 @@ def earlier(result: Any, matrices: Sequence[Any], arrays: Arrays, rank: int) -> 
     if not is_count(rank):
         raise ArrayError(f"rank={rank!r} is no number of components", hint="the rank of the result that init= is")
     try:
-        left = result["image_weight"].transpose("image", "component").sel(image=images).values
+        left = _of_images(result["image_weight"].transpose("image", "component"), images)
         rights = [part["neuron_weight"].transpose("component", ...).values.reshape(rank, -1).T for part in matrices]
     except (KeyError, ValueError) as error:
         raise ArrayError(
