@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from xarray.core.indexing import LazilyVectorizedIndexedArray  # what xarray makes of an array in a file that is turned
 
 from dneuro import events
 from dneuro.analysis.images import SELECTED, image_numbers, taking_part
@@ -266,8 +267,7 @@ def in_parts(x: xr.DataArray, along: str) -> xr.DataArray:
         return x
     per_step = x.dtype.itemsize * math.prod(length for dim, length in x.sizes.items() if dim != along)
     lengths: dict[Any, int] = {along: max(1, BLOCK_BYTES // max(1, per_step))}
-    stored = x.encoding.get("preferred_chunks", {})
-    lengths |= {dim: int(stored[dim]) for dim in x.dims if isinstance(stored.get(dim), int | np.integer)}
+    lengths |= _stored_lengths(x)
     coords = {
         name: (coord.dims, _chunked(coord.variable, lengths))
         for name, coord in x.coords.items()
@@ -283,6 +283,23 @@ def in_parts(x: xr.DataArray, along: str) -> xr.DataArray:
 def _lies_in_file(variable: xr.Variable) -> bool:
     """Return whether a variable is what xarray makes of one in a file: not loaded, nor an array of any library."""
     return variable.chunks is None and not variable._in_memory and not hasattr(variable._data, "__array_function__")
+
+
+def _stored_lengths(x: xr.DataArray) -> dict[Any, int]:
+    """Return the lengths of the file's chunks along the dims of an array, as far as they are known.
+
+    xarray keeps them by the names that the dims have in the file. Dims that were renamed since then lie as they do
+    there, unless they were turned too: then names alone say which is which, and of several new ones nothing does.
+    """
+    stored = x.encoding.get("preferred_chunks", {})
+    in_order = not isinstance(x.variable._data, LazilyVectorizedIndexedArray)
+    if in_order and len(stored) == x.ndim:
+        stored = dict(zip(x.dims, stored.values(), strict=True))
+    gone, new = [dim for dim in stored if dim not in x.dims], [dim for dim in x.dims if dim not in stored]
+    if new and not (len(gone) == len(new) and (in_order or len(new) == 1)):
+        return {}
+    stored = {**stored, **{now: stored[before] for now, before in zip(new, gone, strict=False)}}
+    return {dim: int(stored[dim]) for dim in x.dims if isinstance(stored[dim], int | np.integer)}
 
 
 def _chunked(variable: xr.Variable, lengths: Mapping[Any, int]) -> Any:
