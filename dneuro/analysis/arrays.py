@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from xarray.core.indexing import LazilyVectorizedIndexedArray  # what xarray makes of an array in a file that is turned
 
 from dneuro import events
-from dneuro.analysis.images import SELECTED, image_numbers, taking_part
+from dneuro.analysis.images import SELECTED, has_numbers, image_numbers, taking_part
 from dneuro.analysis.taken import TAKEN, Taken
 from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import Executor, Sizes
@@ -81,16 +81,19 @@ class Prepare:
         How positions are pooled, if they are.
     images : array (images,) of int64
         The number of each row, for errors.
+    by_place : bool
+        These numbers are places: the array's own coordinate ``image`` holds none.
     """
 
     layer: str
     how: Pool | None
     images: NDArray[np.int64]
+    by_place: bool = field(default=False, kw_only=True)
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return (values,) or (values, positions)."""
         place = {**origin, "image": self.images[origin["image"]]}
-        check_finite(blocks[0], place, self.layer)
+        check_finite(blocks[0], place, self.layer, by_place=self.by_place)
         check_range(blocks[0], place, self.layer)
         return pool(blocks[0], self.how) if self.how is not None else blocks
 
@@ -134,7 +137,7 @@ class View:
 
     @property
     def images(self) -> NDArray[np.int64]:
-        """The number of each row, as the array's own ``image`` coordinate gives it."""
+        """The number of each row, as the array's own ``image`` coordinate gives it; its place where that has none."""
         return self.prepare.images
 
     @property
@@ -247,7 +250,13 @@ def view(
         positions=positions,
     )
     taken = x.attrs.get(TAKEN) if SELECTED not in x.coords else None  # it was taken of all images
-    return View(xs, labels, taking_part(x), Prepare(layer, how, image_numbers(x)), _look(x, how), taken)
+    by_place = "image" in x.coords and not has_numbers(x)
+    if by_place:
+        name = f"{layer}: " if layer else ""
+        events.emit_once("note", "", f"{name}the coordinate 'image' holds no whole numbers, results have images by "
+                         "their places: x['image'][n] is the n-th")  # fmt: skip
+    prepare = Prepare(layer, how, image_numbers(x), by_place=by_place)
+    return View(xs, labels, taking_part(x), prepare, _look(x, how), taken)
 
 
 def in_parts(x: xr.DataArray, along: str) -> xr.DataArray:

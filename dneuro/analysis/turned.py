@@ -25,13 +25,14 @@ class PrepareTurned:
     layer: str
     images: NDArray[np.int64]
     sizes: tuple[int, ...]
+    by_place: bool
     how: None = None
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return the blocks."""
         neuron = np.stack(np.unravel_index(origin["image"], self.sizes), axis=1)
         place = {"image": self.images[origin["neuron"]], "neuron": neuron}
-        check_finite(blocks[0].T, place, self.layer)
+        check_finite(blocks[0].T, place, self.layer, by_place=self.by_place)
         check_range(blocks[0].T, place, self.layer)
         return blocks
 
@@ -50,7 +51,7 @@ def turned(seen: View) -> View:
     data = x.data if dask.is_dask_collection(x.data) else np.asarray(x.data)
     flat = data.reshape(len(x), math.prod(x.shape[1:])).T
     count = len(seen.taking_part)
-    prepare = PrepareTurned(seen.layer, seen.taking_part, x.shape[1:])
+    prepare = PrepareTurned(seen.layer, seen.taking_part, x.shape[1:], seen.prepare.by_place)
     return replace(
         seen,
         xs=(xr.DataArray(flat, dims=("image", "neuron")),),  # rows are what the engine calls images
