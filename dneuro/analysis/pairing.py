@@ -36,7 +36,7 @@ from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan, in_driver
 from dneuro.engine.regions import exceeds_strip, tile
-from dneuro.engine.residence import Persist, check_persist, decide, is_resident, share_of
+from dneuro.engine.residence import Persist, check_persist, decide, is_resident, kept_bytes, share_of
 from dneuro.engine.tiling import Needs, Tiling
 from dneuro.engine.visits import parts_bytes
 from dneuro.engine.window import PER_SLOT
@@ -230,7 +230,13 @@ def pairing(
             driver_bytes=result + 8 * (len(metrics) + 3) * count**2, method="rows, float64",
         )  # fmt: skip
         if plan.worker_bytes <= executor.memory or not seen.readable:  # products that extraction took along
-            return Pairing(seen, metrics, multiplied, most, threshold, path, None, plan, False, 1, 0)
+            # The second read is that of distances that cancel, of which there may be none: "auto" streams.
+            held = kept_bytes(
+                seen.xs, executor, passes=plan.passes, worker_bytes=plan.process_bytes(executor),
+                persist=persist is True and plan.passes > 1,
+            )  # fmt: skip
+            plan = replace(plan, worker_bytes=plan.worker_bytes + held)
+            return Pairing(seen, metrics, multiplied, most, threshold, path, None, plan, held > 0, plan.passes, held)
     needs = Needs(
         item=np.dtype(multiplied).itemsize,
         kept=keep.kept_bytes,
