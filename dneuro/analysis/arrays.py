@@ -13,9 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from xarray.core.indexing import LazilyVectorizedIndexedArray  # what xarray makes of an array in a file that is turned
 
 from dneuro import events
-from dneuro.analysis.images import SELECTED, image_numbers, taking_part
+from dneuro.analysis.images import SELECTED, has_numbers, image_numbers, taking_part
 from dneuro.analysis.taken import TAKEN, Taken
 from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import Executor, Sizes
@@ -80,16 +81,19 @@ class Prepare:
         How positions are pooled, if they are.
     images : array (images,) of int64
         The number of each row, for errors.
+    by_place : bool
+        These numbers are places: the array's own coordinate ``image`` holds none.
     """
 
     layer: str
     how: Pool | None
     images: NDArray[np.int64]
+    by_place: bool = field(default=False, kw_only=True)
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return (values,) or (values, positions)."""
         place = {**origin, "image": self.images[origin["image"]]}
-        check_finite(blocks[0], place, self.layer)
+        check_finite(blocks[0], place, self.layer, by_place=self.by_place)
         check_range(blocks[0], place, self.layer)
         return pool(blocks[0], self.how) if self.how is not None else blocks
 
@@ -133,7 +137,7 @@ class View:
 
     @property
     def images(self) -> NDArray[np.int64]:
-        """The number of each row, as the array's own ``image`` coordinate gives it."""
+        """The number of each row, as the array's own ``image`` coordinate gives it; its place where that has none."""
         return self.prepare.images
 
     @property
@@ -246,7 +250,13 @@ def view(
         positions=positions,
     )
     taken = x.attrs.get(TAKEN) if SELECTED not in x.coords else None  # it was taken of all images
-    return View(xs, labels, taking_part(x), Prepare(layer, how, image_numbers(x)), _look(x, how), taken)
+    by_place = "image" in x.coords and not has_numbers(x)
+    if by_place:
+        name = f"{layer}: " if layer else ""
+        events.emit_once("note", "", f"{name}the coordinate 'image' holds no whole numbers, results have images by "
+                         "their places: x['image'][n] is the n-th")  # fmt: skip
+    prepare = Prepare(layer, how, image_numbers(x), by_place=by_place)
+    return View(xs, labels, taking_part(x), prepare, _look(x, how), taken)
 
 
 def in_parts(x: xr.DataArray, along: str) -> xr.DataArray:
@@ -266,8 +276,7 @@ def in_parts(x: xr.DataArray, along: str) -> xr.DataArray:
         return x
     per_step = x.dtype.itemsize * math.prod(length for dim, length in x.sizes.items() if dim != along)
     lengths: dict[Any, int] = {along: max(1, BLOCK_BYTES // max(1, per_step))}
-    stored = x.encoding.get("preferred_chunks", {})
-    lengths |= {dim: int(stored[dim]) for dim in x.dims if isinstance(stored.get(dim), int | np.integer)}
+    lengths |= _stored_lengths(x)
     coords = {
         name: (coord.dims, _chunked(coord.variable, lengths))
         for name, coord in x.coords.items()
@@ -283,6 +292,23 @@ def in_parts(x: xr.DataArray, along: str) -> xr.DataArray:
 def _lies_in_file(variable: xr.Variable) -> bool:
     """Return whether a variable is what xarray makes of one in a file: not loaded, nor an array of any library."""
     return variable.chunks is None and not variable._in_memory and not hasattr(variable._data, "__array_function__")
+
+
+def _stored_lengths(x: xr.DataArray) -> dict[Any, int]:
+    """Return the lengths of the file's chunks along the dims of an array, as far as they are known.
+
+    xarray keeps them by the names that the dims have in the file. Dims that were renamed since then lie as they do
+    there, unless they were turned too: then names alone say which is which, and of several new ones nothing does.
+    """
+    stored = x.encoding.get("preferred_chunks", {})
+    in_order = not isinstance(x.variable._data, LazilyVectorizedIndexedArray)
+    if in_order and len(stored) == x.ndim:
+        stored = dict(zip(x.dims, stored.values(), strict=True))
+    gone, new = [dim for dim in stored if dim not in x.dims], [dim for dim in x.dims if dim not in stored]
+    if new and not (len(gone) == len(new) and (in_order or len(new) == 1)):
+        return {}
+    stored = {**stored, **{now: stored[before] for now, before in zip(new, gone, strict=False)}}
+    return {dim: int(stored[dim]) for dim in x.dims if isinstance(stored[dim], int | np.integer)}
 
 
 def _chunked(variable: xr.Variable, lengths: Mapping[Any, int]) -> Any:

@@ -17,6 +17,7 @@ from dneuro.analysis.selection import says_selection
 from dneuro.analysis.top_images import MUCH_TO_ANSWER, TOO_LARGE, plan_top_images, top_images, view_for_order
 from dneuro.engine.executors import Executor, Sizes, get_executor
 from dneuro.engine.plan import Plan, in_driver
+from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
 from dneuro.errors import ArrayError
 from dneuro.kernels.quantile import VALUES, CountAbove, Digits
 
@@ -36,6 +37,7 @@ def cooccurrence(
     quantile: float | None = None,
     per: Per = "channel",
     pool: Pool = "max",
+    persist: Persist = "auto",
     client: Any = None,
 ) -> xr.Dataset:
     """Co-occurrence frequencies (CoF): of the images that a neuron answers to most, how many belong to each class.
@@ -51,6 +53,9 @@ def cooccurrence(
         ⌈q·N⌉-th smallest value, as ``numpy.quantile(…, method="inverted_cdf")``. Images equal to it are not above it.
     per, pool : str
         As in `top_images`.
+    persist : {"auto", True, False}
+        Whether an array that has to be read several times, digit by digit, is read once and kept in the workers'
+        memory; with ``"auto"`` if it takes with the passes no more than 60 % of it.
     client : distributed.Client, optional
         Where to compute; the default is the active dask client, else threads.
 
@@ -75,7 +80,8 @@ def cooccurrence(
     -----
     **Cost**: that of `top_images`. Under `quantile`, with k = the number of images beyond it, plus one, if that is at
     most 1,024 and fits; else digit by digit: 5 passes (float16: 3), state 1,024 bytes, then 8 bytes per class, per
-    feature, whatever the number of images. Exact either way, the same bit for bit under any chunking.
+    feature, whatever the number of images; a kept array is read once. Exact either way, the same bit for bit under any
+    chunking.
 
     Source: Sadeghi, "Conceptual Content in Deep Convolutional Neural Networks", co-occurrence frequency: of the top
     100 training images of a neuron (a filter), how many belong to each class. That its activation on an image is the
@@ -97,7 +103,7 @@ def cooccurrence(
     x, k = told_apart(x, OWN), top_k(k, quantile)
     labels, names = class_labels(x)
     executor = get_executor(client)
-    plan = plan_cooccurrence(x, k=k, quantile=quantile, per=per, pool=pool, client=executor)
+    plan = plan_cooccurrence(x, k=k, quantile=quantile, per=per, pool=pool, persist=persist, client=executor)
     plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
     if quantile is None:
         assert k is not None
@@ -107,8 +113,15 @@ def cooccurrence(
     else:
         ask = _above(x, quantile, per, pool)
         events.emit("note", "cooccurrence", f"{ask.seen.layer or 'array'}: the quantile {plan.method}")
-        counted = _count_top if plan.method == BY_TOP else _count_digits
-        result = counted(ask, _of_those(labels, x), names, executor)
+        if plan.method == BY_TOP:
+            result = _count_top(ask, _of_those(labels, x), names, executor)
+        else:
+            streamed = _plan_digits(ask, names, executor)
+            with residents(
+                ask.seen.xs, executor, passes=streamed.passes, worker_bytes=streamed.process_bytes(executor),
+                persist=persist, step="cooccurrence",
+            ) as xs:  # fmt: skip
+                result = _count_digits(replace(ask.seen, xs=tuple(xs)), ask, _of_those(labels, x), names, executor)
         layer = ask.seen.layer
     result.attrs = {"analysis": "cooccurrence", "layer": layer,
                     "parameters": {"k": k, "quantile": quantile, "per": per, "pool": pool}}  # fmt: skip
@@ -158,10 +171,12 @@ def plan_cooccurrence(
     quantile: float | None = None,
     per: Per = "channel",
     pool: Pool = "max",
+    persist: Persist = "auto",
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `cooccurrence`; reads no data."""
     check_labelled(x)
+    check_persist(persist)
     x, k, executor = told_apart(x, OWN), top_k(k, quantile), get_executor(client)
     if quantile is None:
         assert k is not None
@@ -173,8 +188,17 @@ def plan_cooccurrence(
         plan = replace(_counting(plan, ask.seen, ask.images + 1, executor), method=BY_TOP)
         if plan.fits(executor):
             return plan
-    labels, names = class_labels(x)
+    plan = _plan_digits(ask, class_labels(x)[1], executor)
+    kept = kept_bytes(
+        ask.seen.xs, executor, passes=plan.passes, worker_bytes=plan.process_bytes(executor), persist=persist
+    )
+    return replace(plan, worker_bytes=plan.worker_bytes + kept)
+
+
+def _plan_digits(ask: _Above, names: list[str], executor: Sizes) -> Plan:
+    """Return the plan of finding a quantile digit by digit, where every pass goes to the disk."""
     shape = ask.seen.labels.sizes
+    labels = np.broadcast_to(np.int64(0), len(ask.seen.images))
     kernels = (
         Digits(np.broadcast_to(np.int64(0), shape), 0),
         CountAbove(np.broadcast_to(np.float32(0), shape), labels, len(names)),
@@ -229,11 +253,13 @@ def _count_top(ask: _Above, labels: NDArray[np.int64], names: list[str], executo
     return count_classes(top, labels, names, k=ask.images).assign(threshold=threshold.reset_coords(drop=True))
 
 
-def _count_digits(ask: _Above, labels: NDArray[np.int64], names: list[str], executor: Executor) -> xr.Dataset:
-    threshold = select(ask.seen, ask.images, ask.bits, executor, "cooccurrence")
+def _count_digits(
+    seen: View, ask: _Above, labels: NDArray[np.int64], names: list[str], executor: Executor
+) -> xr.Dataset:
+    threshold = select(seen, ask.images, ask.bits, executor, "cooccurrence")
     above = CountAbove(np.maximum(threshold, np.float32(0)), labels, len(names))
-    count = ask.seen.reduce({"count": above}, executor, "cooccurrence")["count"]["count"]
-    where = ask.seen.labels
+    count = seen.reduce({"count": above}, executor, "cooccurrence")["count"]["count"]
+    where = seen.labels
     count = np.moveaxis(count.reshape(len(names), *where.sizes), 0, -1)
     result = _labelled(count, where.dims, where.coords, labels, names, ask.images)
     return result.assign(threshold=(where.dims, threshold))

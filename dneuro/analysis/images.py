@@ -19,6 +19,8 @@ LABELS = (
     "x.assign_coords(label=('image', labels)): one class index per image, −1 where it is not known"
 )
 MOST_CLASSES = 1_000_000
+LARGEST_NUMBER = 2.0**53
+"""Below it float64 tells any two whole numbers apart."""
 
 
 def taking_part(x: xr.DataArray) -> NDArray[np.bool_] | None:
@@ -59,12 +61,20 @@ def of_images(x: xr.DataArray | xr.Dataset, name: str) -> NDArray[Any]:
     return np.asarray(found.values)
 
 
+def has_numbers(x: xr.DataArray) -> bool:
+    """Return whether the coordinate ``image`` gives each image a whole number, if only as 3.0."""
+    numbers = x.coords["image"]
+    if numbers.dtype.kind != "f":
+        return numbers.dtype.kind in "iu"
+    return bool((np.abs(numbers.values) < LARGEST_NUMBER).all() and (numbers.values == np.rint(numbers.values)).all())
+
+
 def image_numbers(x: xr.DataArray) -> NDArray[np.int64]:
     """Return the number of each image: its coordinate ``image``, else its place.
 
     Names, dates and the like are no numbers: arrays that go by those may have the same places and other images.
     """
-    if "image" in x.coords and x.coords["image"].dtype.kind in "iu":
+    if "image" in x.coords and has_numbers(x):
         return np.asarray(x.coords["image"].values, dtype=np.int64)
     return np.arange(x.sizes["image"])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.device import chosen, process_bytes
 from dneuro.engine.executors import Executor, Sizes, get_executor
 from dneuro.engine.plan import Plan
-from dneuro.engine.residence import in_chunks
+from dneuro.engine.residence import Persist, check_persist, in_chunks, kept_bytes, residents, say, share_of
 from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, Moments, Standardise
 from dneuro.kernels.nearest import Gather, Lloyd, Nearest
@@ -37,6 +37,8 @@ STILL = float(np.finfo(np.float32).tiny)
 """Centres that move by less (squared) do not move, where nothing else says so."""
 IMPORTS = 130 * MiB
 """What a worker needs more once dask-ml, pandas and scikit-learn are imported."""
+READS = 2
+"""Times that dask-ml reads Z besides its iterations: to check it, and to say which cluster is nearest."""
 DASK_ML, PASSES = "dask-ml", "passes over blocks, in float64"
 
 
@@ -52,6 +54,7 @@ def kmeans(
     tol: float = 1e-4,
     k: int = 10,
     seed: int = 0,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> xr.Dataset:
     """Clusters of images by k-means (Lloyd's iterations, of `dask_ml.cluster.KMeans` where its chunks fit).
@@ -75,6 +78,9 @@ def kmeans(
         Images listed of each cluster, the nearest to its centre first.
     seed : int
         Seed of the first centres.
+    persist : {"auto", True, False}
+        Whether what iterations read is kept in the workers' memory: images × features, or, where iterations are passes
+        over blocks, the array; with ``"auto"`` if it takes with the iterations no more than 60 % of it, or is small.
     client : distributed.Client, optional
         Where to compute; the default is the active dask client, else threads.
 
@@ -103,11 +109,11 @@ def kmeans(
     and a warning says so. A cluster that loses all its images has size 0.
 
     **Cost**: one pass for the sample (``"neuron"``: two), one at the end, and between them one pass if images ×
-    features fit into a quarter of a worker's memory, where they stay, else one to check, one per iteration, and one
-    more at most; then memory is by chunk, flat in N but for 40 bytes per image. A note says which. Iterations in
-    float32 (float64 for such an array), the last assignment and its distances in float64. dask-ml takes whole rows of
-    all images of a chunk at once; where they do not fit into a worker, and on a device (`dneuro.on_device`), iterations
-    are passes of dneuro's own in float64, each of which reads the array: the same clusters, but for rounding.
+    features are kept, else one to check, one per iteration, and one more at most; then memory is by chunk, flat in N
+    but for 40 bytes per image. A note says which. Iterations in float32 (float64 for such an array), the last
+    assignment and its distances in float64. dask-ml takes whole rows of all images of a chunk at once; where they do
+    not fit into a worker, and on a device (`dneuro.on_device`), iterations are passes of dneuro's own in float64, each
+    of which reads the array, or what is kept of it: the same clusters, but for rounding.
 
     Examples
     --------
@@ -119,14 +125,23 @@ def kmeans(
     executor = get_executor(client)
     parameters: dict[str, Any] = {"count": count, "per": per, "pool": pool, "standardize": standardize,
                                   "max_iter": max_iter, "tol": tol, "k": k, "seed": seed}  # fmt: skip
-    plan = plan_kmeans(x, **parameters, client=executor)
+    plan, seen, keep = _planned(x, **parameters, persist=persist, executor=executor)
     plan.check(executor, hint=TOO_LARGE, driver_hint=MUCH_TO_ANSWER)
-    seen = view(x, per=per, pool=pool, own=_own(x))
-    standardise, _ = standardisation(seen, standardize, executor, "kmeans")
-    first, spread = _first_centres(seen, standardise, count, seed, executor)
-    iterate = _iterate if plan.method == DASK_ML else _iterate_by_passes
-    centres, iterations = iterate(seen, standardise, first, max_iter, tol * spread or STILL, executor)
-    found = seen.reduce({"nearest": Nearest(standardise, centres)}, executor, "kmeans")["nearest"]
+    by_passes = plan.method == PASSES
+    with residents(
+        seen.xs if by_passes else (), executor, passes=plan.passes, worker_bytes=keep.worker_bytes,
+        persist=keep.persist, step="kmeans",
+    ) as xs:  # fmt: skip
+        read = replace(seen, xs=tuple(xs) or seen.xs)
+        standardise, _ = standardisation(read, standardize, executor, "kmeans")
+        first, spread = _first_centres(read, standardise, count, seed, executor)
+        asked = max_iter, tol * spread or STILL, executor
+        if by_passes:
+            centres, iterations = _iterate_by_passes(read, standardise, first, *asked)
+        else:
+            centres, iterations = _iterate(read, standardise, first, *asked, held=keep.persist is True)
+        found = read.reduce({"nearest": Nearest(standardise, centres)}, executor, "kmeans")["nearest"]
+        del read, xs
     size = np.bincount(found["nearest"], minlength=len(centres))
     ranked = np.argsort(-size, kind="stable")
     place = np.argsort(ranked, kind="stable")
@@ -171,15 +186,32 @@ def plan_kmeans(
     tol: float = 1e-4,
     k: int = 10,
     seed: int = 0,
+    persist: Persist = "auto",
     client: Any = None,
 ) -> Plan:
     """Return the passes and the memory of `kmeans`; reads no data."""
-    executor = get_executor(client)
+    return _planned(x, count, per, pool, standardize, max_iter, tol, k, seed, persist, get_executor(client))[0]
+
+
+@dataclass(frozen=True)
+class _Keep:
+    """What `residents` is told of that which iterations read; of dask-ml's, `persist` says whether it is kept."""
+
+    worker_bytes: int
+    persist: Persist
+
+
+def _planned(
+    x: xr.DataArray, count: int, per: Per, pool: Pool, standardize: Scale, max_iter: int, tol: float, k: int, seed: int,
+    persist: Persist, executor: Executor,
+) -> tuple[Plan, View, _Keep]:  # fmt: skip
+    """Check what was asked; return the plan, the view, and what is kept."""
     choose("standardize", standardize, ("image", "neuron", None))
     for name, number in (("max_iter", max_iter), ("k", k)):
         check_count(name, number, hint=f"{name}=100")
     check_number("tol", tol, least=0, hint="tol=1e-4")
     check_seed(seed)
+    check_persist(persist)
     seen = view(x, per=per, pool=pool, own=_own(x))
     check_classes(x)
     n, p = len(seen.taking_part), seen.labels.count
@@ -201,15 +233,22 @@ def plan_kmeans(
         ).at_least(last)  # fmt: skip
 
     if chosen() is None:
-        held = _is_held(seen, executor)
-        plan = planned(3 if held else max_iter + 4, DASK_ML)
         lloyd = process_bytes(executor) + IMPORTS + executor.slots_per_process * _lloyd_bytes(seen, count)
-        lloyd += _table_bytes(seen) if held else 0
-        plan = replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, lloyd))
-        if plan.fits(executor):
-            return plan
+        plan = planned(max_iter + READS + 2, DASK_ML)
+        streamed = replace(plan, worker_bytes=max(plan.worker_bytes + IMPORTS, lloyd))
+        if streamed.fits(executor):
+            besides = replace(plan, worker_bytes=lloyd).process_bytes(executor)
+            kept = _kept(seen, executor, persist, max_iter, besides)
+            if kept:
+                held = replace(planned(3, DASK_ML), worker_bytes=max(streamed.worker_bytes, lloyd + kept))
+                if persist is True or held.fits(executor):
+                    return held, seen, _Keep(besides, True)
+            return streamed, seen, _Keep(besides, False)
     between = seen.plan("kmeans", {"lloyd": Lloyd(stand_in, centres)}, executor)
-    return planned(max_iter + 2, PASSES).at_least(between)
+    plan = planned(max_iter + 2, PASSES).at_least(between)
+    besides = plan.process_bytes(executor)
+    kept = kept_bytes(seen.xs, executor, passes=plan.passes, worker_bytes=besides, persist=persist)
+    return replace(plan, worker_bytes=plan.worker_bytes + kept), seen, _Keep(besides, persist)
 
 
 def _own(x: object) -> tuple[str, ...]:
@@ -250,16 +289,17 @@ def _iterate(
     max_iter: int,
     tol: float,
     executor: Executor,
+    *,
+    held: bool,
 ) -> tuple[NDArray[np.float64], int]:
     """Return the centres that dask-ml arrives at, and after how many iterations."""
     from dask_ml.cluster import KMeans
 
-    data, held = _table(seen, standardise), _is_held(seen, executor)
-    how = "held in memory" if held else "read in every iteration"
-    events.emit("note", "kmeans", f"{seen.layer or 'array'}: {len(data)} images × {data.shape[1]} features, {how}")
-    model = KMeans(len(centres), init=centres.astype(data.dtype), max_iter=max_iter, tol=tol, random_state=0)
+    table = _table(seen, standardise)
+    say(table, executor, passes=max_iter + READS, step="kmeans", persisted=held)
+    model = KMeans(len(centres), init=centres.astype(table.dtype), max_iter=max_iter, tol=tol, random_state=0)
     with executor.computing():
-        model.fit(data.persist() if held else data)
+        model.fit(table.data.persist() if held else table.data)
     return np.asarray(model.cluster_centers_, dtype=np.float64), int(model.n_iter_)
 
 
@@ -270,7 +310,7 @@ def _iterate_by_passes(
     why = "" if chosen() is not None else f": whole rows of {_rows(seen)} images at once, as dask-ml takes them, are "\
         "more than a worker has room for"  # fmt: skip
     events.emit("note", "kmeans", f"{seen.layer or 'array'}: {len(seen.taking_part)} images × {seen.labels.count} "
-                f"features, read in every iteration, in blocks{why}")  # fmt: skip
+                f"features, in blocks{why}")  # fmt: skip
     for number in range(max_iter):
         found = seen.reduce({"lloyd": Lloyd(standardise, centres)}, executor, "kmeans")["lloyd"]
         new = found["sum"] / np.maximum(found["count"], 1)[:, None]
@@ -280,8 +320,8 @@ def _iterate_by_passes(
     return centres, max_iter
 
 
-def _table(seen: View, standardise: Standardise) -> Any:
-    """Return Z as a dask array images × features, whole rows in each chunk; in float32, or float64 if `x` is."""
+def _table(seen: View, standardise: Standardise) -> xr.DataArray:
+    """Return Z as images × features in chunks of dask, whole rows in each; in float32, or float64 if `x` is."""
     x = seen.xs[0]
     data = x.data
     if x.chunks is None:
@@ -295,7 +335,7 @@ def _table(seen: View, standardise: Standardise) -> Any:
         _prepared, seen.prepare.how, standardise, dtype, dtype=dtype,
         drop_axis=list(range(2, data.ndim)), chunks=(data.chunks[0], (seen.labels.count,)),
     )  # fmt: skip
-    return table.rechunk((_rows(seen), seen.labels.count))
+    return xr.DataArray(table.rechunk((_rows(seen), seen.labels.count)), dims=("image", "feature"))
 
 
 def _item(seen: View) -> int:
@@ -309,13 +349,18 @@ def _rows(seen: View) -> int:
     return min(len(seen.taking_part), max(stored, CHUNK_BYTES // (_item(seen) * seen.labels.count)))
 
 
-def _table_bytes(seen: View) -> int:
-    return len(seen.taking_part) * seen.labels.count * _item(seen)
+def _kept(seen: View, executor: Sizes, persist: Persist, max_iter: int, besides: int) -> int:
+    """Return the bytes of each process that Z takes if it is kept for the iterations, 0 if it is not.
 
+    With ``"auto"`` also where it is small: if a quarter of what one worker may use has room for it.
+    """
+    import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
 
-def _is_held(seen: View, executor: Sizes) -> bool:
-    """Return whether Z stays in memory: if a quarter of what one worker may use has room for it."""
-    return 4 * _table_bytes(seen) <= executor.memory
+    shape = len(seen.taking_part), seen.labels.count
+    table = xr.DataArray(da.empty(shape, dtype=f"f{_item(seen)}", chunks=-1), dims=("image", "feature"))
+    if persist == "auto" and 4 * table.nbytes <= executor.memory:
+        return share_of(table, executor)
+    return kept_bytes([table], executor, passes=max_iter + READS, worker_bytes=besides, persist=persist)
 
 
 def _prepared(block: NDArray[Any], how: Pool | None, standardise: Standardise, dtype: Any) -> NDArray[Any]:

@@ -38,7 +38,7 @@ from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan, in_driver
 from dneuro.engine.regions import exceeds_strip, room_for_tasks, tile
-from dneuro.engine.residence import Persist, check_persist, decide, is_resident, share_of
+from dneuro.engine.residence import Persist, check_persist, decide, is_resident, kept_bytes, share_of
 from dneuro.engine.tiling import Needs, Tiling
 from dneuro.engine.visits import parts_bytes
 from dneuro.engine.window import PER_SLOT
@@ -244,8 +244,16 @@ def pairing(
             + 8 * (len(metrics) + 3) * count**2, method="rows, float64",
         )  # fmt: skip
         if plan.worker_bytes <= executor.memory or not seen.readable:  # products that extraction took along
+            # The second read is that of distances that cancel, of which there may be none: "auto" streams.
+            held = kept_bytes(
+                seen.xs, executor, passes=plan.passes, worker_bytes=plan.process_bytes(executor),
+                persist=persist is True and plan.passes > 1,
+            )  # fmt: skip
+            plan = replace(plan, worker_bytes=plan.worker_bytes + held)
             pairs = _driver_pairs(plan, keep, count, executor)
-            return Pairing(seen, metrics, multiplied, most, threshold, path, None, plan, False, 1, 0, pairs, pairs)
+            return Pairing(
+                seen, metrics, multiplied, most, threshold, path, None, plan, held > 0, plan.passes, held, pairs, pairs
+            )
     pieces = 1
     if not seen.pooled and exceeds_strip(math.prod(seen.xs[0].shape[2:])):
         pieces = math.prod(map(len, (seen.xs[0].chunks or ())[2:]))  # of which each chunk of `stacked` is made

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from dneuro import events
-from dneuro.analysis.arrays import Pool
+from dneuro.analysis.arrays import Pool, View
 from dneuro.analysis.keeping import Collect, Keep
 from dneuro.analysis.metrics import cancelling, evaluate
 from dneuro.analysis.pairing import Of, Pairing, Precision, pairing
@@ -18,7 +20,7 @@ from dneuro.analysis.selection import says_selection
 from dneuro.analysis.tiles import TileWork, stripped
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
-from dneuro.engine.residence import Persist, resident
+from dneuro.engine.residence import Persist, resident, residents
 from dneuro.engine.visits import visit
 from dneuro.kernels import CrossProducts, PairDistances
 from dneuro.store.files import Location
@@ -67,7 +69,8 @@ def similarity(
         which have the range of squares. ``"auto"`` is float64 up to 2,048 neurons or 4,096 images and for float64
         activations, else float32, twice as fast.
     persist : {"auto", True, False}
-        Whether an array that has to be read several times is read once and kept in memory; ``"auto"`` if it fits.
+        Whether an array that has to be read several times is read once and kept in memory; ``"auto"`` if it fits, and
+        more than 2,048 neurons are compared: of fewer it is read again only where distances cancel.
     client : distributed.Client, optional
         Where to compute; the default is the active dask client, else threads.
 
@@ -204,20 +207,12 @@ def _by_tiles(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) 
 
 def _by_rows(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) -> None:
     """Add up all products in one pass, then go through them tile by tile here."""
-    found = asked.seen.reduce({"products": CrossProducts()}, executor, "similarity")["products"]
-    products = found.pop("products")
-    group = {**found, "squares": products.diagonal().copy(), "count": int(found["count"])}
-    close, squared = np.empty(0, dtype=np.int32), np.empty(0)
-    if "euclidean" in asked.metrics:
-        close = cancelling(group, group, products, "float64", same=True)
-    if len(close) and not asked.seen.readable:
-        events.emit("note", "similarity", f"{len(close)} pairs of {asked.seen.layer} are almost alike: half of the "
-                    "digits of their distance are lost, for the activations were not kept")  # fmt: skip
-        close = close[:0]
-    elif len(close):
-        pairs = np.stack(np.divmod(close, len(products)), axis=1)
-        squared = asked.seen.reduce({"pairs": PairDistances(pairs)}, executor, "similarity")["pairs"]["squared"]
-    exact = {"index": close, "squared": squared}
+    with residents(
+        asked.seen.xs, executor, passes=asked.reads, persist=asked.persist, step="similarity",
+        worker_bytes=asked.plan.process_bytes(executor) - asked.held_bytes,
+    ) as xs:  # fmt: skip
+        products, group, exact = _products(replace(asked.seen, xs=tuple(xs)), asked.metrics, executor)
+        del xs
     kept = keep.start()
     everything = slice(0, len(products))
     kept = keep.tile(
@@ -225,3 +220,23 @@ def _by_rows(asked: Pairing, keep: Keep, collect: Collect, executor: Executor) -
         lambda metric: evaluate(metric, group, group, products, asked.precision, same=True, exact=exact),
     )  # fmt: skip
     collect.gather(kept)
+
+
+def _products(
+    seen: View, metrics: Sequence[str], executor: Executor
+) -> tuple[NDArray[np.float64], dict[str, Any], dict[str, Any]]:
+    """Return the products of all pairs, what is known of each feature, and distances that were summed directly."""
+    found = seen.reduce({"products": CrossProducts()}, executor, "similarity")["products"]
+    products = found.pop("products")
+    group = {**found, "squares": products.diagonal().copy(), "count": int(found["count"])}
+    close, squared = np.empty(0, dtype=np.int32), np.empty(0)
+    if "euclidean" in metrics:
+        close = cancelling(group, group, products, "float64", same=True)
+    if len(close) and not seen.readable:
+        events.emit("note", "similarity", f"{len(close)} pairs of {seen.layer} are almost alike: half of the "
+                    "digits of their distance are lost, for the activations were not kept")  # fmt: skip
+        close = close[:0]
+    elif len(close):
+        pairs = np.stack(np.divmod(close, len(products)), axis=1)
+        squared = seen.reduce({"pairs": PairDistances(pairs)}, executor, "similarity")["pairs"]["squared"]
+    return products, group, {"index": close, "squared": squared}

@@ -30,7 +30,7 @@ class PrepareStacked(Prepare):
         """Return the blocks."""
         neuron = np.stack(np.unravel_index(origin["neuron"], self.sizes), axis=1)
         place = {"image": self.images[origin["image"]], "neuron": neuron}
-        check_finite(blocks[0], place, self.layer)
+        check_finite(blocks[0], place, self.layer, by_place=self.by_place)
         check_range(blocks[0], place, self.layer)
         return blocks
 
@@ -51,6 +51,6 @@ def stacked(seen: View) -> View:
     return replace(
         seen,
         xs=(xr.DataArray(data.reshape(len(x), count), dims=("image", "neuron")),),
-        prepare=PrepareStacked(seen.layer, None, seen.images, x.shape[1:]),
+        prepare=PrepareStacked(seen.layer, None, seen.images, x.shape[1:], by_place=seen.prepare.by_place),
         taken=None,
     )

@@ -45,8 +45,9 @@ def top_images(
     -------
     Dataset
         top_value, bottom_value (float32), top_image, bottom_image (int64, as the array's ``image`` coordinate
-        numbers them), over features × rank (min(k, N)), best first; top_y, top_x, bottom_y, bottom_x (int32)
-        where positions were pooled; top_label, bottom_label where `x` has a coordinate ``label``.
+        numbers them; where it holds names, their places), over features × rank (min(k, N)), best first; top_y, top_x,
+        bottom_y, bottom_x (int32) where positions were pooled; top_label, bottom_label where `x` has a coordinate
+        ``label``.
 
     Raises
     ------

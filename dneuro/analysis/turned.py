@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import dask
 import numpy as np
@@ -12,7 +14,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from dneuro.analysis.arrays import Labels, View
+from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import Executor
+from dneuro.engine.regions import STRIP
+from dneuro.engine.residence import IN_MEMORY
 from dneuro.kernels import ImageMoments, Standardise
 from dneuro.kernels.base import Array, Origin, check_finite, check_range
 from dneuro.kernels.standardise import Mode
@@ -25,13 +30,14 @@ class PrepareTurned:
     layer: str
     images: NDArray[np.int64]
     sizes: tuple[int, ...]
+    by_place: bool
     how: None = None
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         """Return the blocks."""
         neuron = np.stack(np.unravel_index(origin["image"], self.sizes), axis=1)
         place = {"image": self.images[origin["neuron"]], "neuron": neuron}
-        check_finite(blocks[0].T, place, self.layer)
+        check_finite(blocks[0].T, place, self.layer, by_place=self.by_place)
         check_range(blocks[0].T, place, self.layer)
         return blocks
 
@@ -43,14 +49,19 @@ def has_panels(seen: View) -> bool:
 
 
 def turned(seen: View) -> View:
-    """Return a view of neurons × images; its rows are the neurons, its features the images that take part."""
+    """Return a view of neurons × images; its rows are the neurons, its features the images that take part.
+
+    An array in memory stays where it is: what would have to be copied for it is copied block by block, by the tasks.
+    """
     x = seen.xs[0]
-    if seen.rows is not None:
-        x = x.isel(image=np.flatnonzero(seen.rows))
     data = x.data if dask.is_dask_collection(x.data) else np.asarray(x.data)
-    flat = data.reshape(len(x), math.prod(x.shape[1:])).T
+    if isinstance(data, np.ndarray) and (seen.rows is not None or not _is_flat(data)):
+        flat = _in_parts(data, np.arange(len(x)) if seen.rows is None else np.flatnonzero(seen.rows))
+    else:
+        data = data if seen.rows is None else data[np.flatnonzero(seen.rows)]
+        flat = data.reshape(len(data), math.prod(x.shape[1:])).T
     count = len(seen.taking_part)
-    prepare = PrepareTurned(seen.layer, seen.taking_part, x.shape[1:])
+    prepare = PrepareTurned(seen.layer, seen.taking_part, x.shape[1:], seen.prepare.by_place)
     return replace(
         seen,
         xs=(xr.DataArray(flat, dims=("image", "neuron")),),  # rows are what the engine calls images
@@ -59,6 +70,64 @@ def turned(seen: View) -> View:
         taken=None,
         prepare=prepare,  # type: ignore[arg-type]
     )
+
+
+def _is_flat(values: NDArray[Any]) -> bool:
+    """Return whether images × neurons are a view of an array (image, …)."""
+    return values.ndim == 2 or values[0].flags.c_contiguous
+
+
+@dataclass(frozen=True, eq=False)
+class _Some:
+    """Some images of an array in memory, some neurons of them, as neurons × images: copied where they are wanted."""
+
+    values: NDArray[Any]
+    images: NDArray[np.int64]
+    neurons: slice
+
+    def __call__(self) -> NDArray[Any]:
+        """Return the copy."""
+        values, sizes = self.values, self.values.shape[1:]
+        if len(sizes) == 1:
+            return np.asarray(values[self.images, self.neurons].T)
+        places = np.unravel_index(np.arange(self.neurons.start, self.neurons.stop), sizes)
+        return np.asarray(values[self.images[None, :], *(place[:, None] for place in places)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Made, (self(),)  # nothing else travels to a worker
+
+
+@dataclass(frozen=True, eq=False)
+class _Made:
+    """Such a copy that came from elsewhere."""
+
+    values: NDArray[Any]
+
+    def __call__(self) -> NDArray[Any]:
+        """Return it."""
+        return self.values
+
+
+def _in_parts(values: NDArray[Any], images: NDArray[np.int64]) -> Any:
+    """Return some images of an array (image, …) in memory as neurons × images, in chunks of dask made when asked for.
+
+    A row of chunks is as large as a block, a column as wide as a strip of tiles.
+    """
+    import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
+
+    count = math.prod(values.shape[1:])
+    if _is_flat(values):
+        values = values.reshape(len(values), count)
+    step = max(1, BLOCK_BYTES // (values.dtype.itemsize * len(images)))
+    lengths = da.core.normalize_chunks((step, STRIP), (count, len(images)), dtype=values.dtype)
+    name = f"{IN_MEMORY}{uuid.uuid4().hex}"
+    graph = {
+        (name, *place): (_Some(values, images[columns], rows),)
+        for place, (rows, columns) in zip(
+            np.ndindex(*map(len, lengths)), da.core.slices_from_chunks(lengths), strict=True
+        )
+    }
+    return da.Array(graph, name, lengths, dtype=values.dtype)
 
 
 def standardisation_turned(seen: View, mode: Mode, executor: Executor) -> tuple[Standardise, int]:

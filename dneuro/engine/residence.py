@@ -34,10 +34,15 @@ SHARE = 0.6
 UNEVEN = 1.2
 """Workers do not hold equal shares."""
 
+IN_MEMORY = "values-"
+"""Begins the name of a dask array whose chunks are parts of an array in memory."""
+
 
 def is_resident(x: xr.DataArray) -> bool:
-    """Return whether an array is in memory already: NumPy, or chunks that a cluster holds."""
-    return not dask.is_dask_collection(x.data) or Source(x).is_held
+    """Return whether an array is in memory already: NumPy, parts of that, or chunks that a cluster holds."""
+    if not dask.is_dask_collection(x.data) or str(getattr(x.data, "name", "")).startswith(IN_MEMORY):
+        return True
+    return Source(x).is_held
 
 
 def share_of(x: xr.DataArray, executor: Sizes) -> int:
@@ -147,14 +152,11 @@ def resident(
         yield x
         return
     kept = isinstance(executor, ThreadExecutor | DaskExecutor)  # nobody else says how
-    said = f"{format_bytes(x.nbytes)} read {passes:.3g} times"
-    if not (kept and decide(x, executor, passes=passes, worker_bytes=worker_bytes, persist=persist)):
-        if passes > 1:
-            events.emit("note", step, f"streaming {said}: not persisted", data={"persisted": False})
+    kept = kept and decide(x, executor, passes=passes, worker_bytes=worker_bytes, persist=persist)
+    say(x, executor, passes=passes, step=step, persisted=kept)
+    if not kept:
         yield x
         return
-    events.emit("note", step, f"persisting {said}, {format_bytes(share_of(x, executor))} per worker",
-                data={"persisted": True})  # fmt: skip
     if isinstance(executor, DaskExecutor):
         held = executor.persist(x.data)
         try:
@@ -164,6 +166,16 @@ def resident(
             del held  # the workers let go of chunks that nobody names
     else:
         yield x.copy(data=in_chunks(_loaded(x, executor), x.chunks))
+
+
+def say(x: xr.DataArray, executor: Sizes, *, passes: float, step: str, persisted: bool) -> None:
+    """Tell in a note whether an array that is read several times is kept."""
+    said = f"{format_bytes(x.nbytes)} read {passes:.3g} times"
+    if persisted:
+        events.emit("note", step, f"persisting {said}, {format_bytes(share_of(x, executor))} per worker",
+                    data={"persisted": True})  # fmt: skip
+    elif passes > 1:
+        events.emit("note", step, f"streaming {said}: not persisted", data={"persisted": False})
 
 
 def in_chunks(values: Any, chunks: Any) -> Any:
@@ -181,7 +193,7 @@ def in_chunks(values: Any, chunks: Any) -> Any:
     import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
 
     lengths = da.core.normalize_chunks(chunks, values.shape, dtype=values.dtype)
-    name = f"values-{uuid.uuid4().hex}"
+    name = f"{IN_MEMORY}{uuid.uuid4().hex}"
     graph = {
         (name, *place): values[where]
         for place, where in zip(np.ndindex(*map(len, lengths)), da.core.slices_from_chunks(lengths), strict=True)

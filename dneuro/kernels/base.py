@@ -254,8 +254,10 @@ def _place(first: Sequence[Any], origin: Origin) -> tuple[int, tuple[int, ...]]:
     return int(origin["image"][first[0]]), tuple(neuron)
 
 
-def check_finite(block: Array, origin: Origin, layer: str) -> None:
+def check_finite(block: Array, origin: Origin, layer: str, *, by_place: bool = False) -> None:
     """Raise if `block` holds NaN or infinity, naming the place.
+
+    With `by_place` the numbers of the images in `origin` are their places, and their coordinate holds others.
 
     Raises
     ------
@@ -278,9 +280,10 @@ def check_finite(block: Array, origin: Origin, layer: str) -> None:
     image, neuron = _place(first, origin)
     value = float(block[tuple(first)])
     unwritten = "in a store whose job has not ended, it may not be extracted yet (dneuro verify, dneuro resume); "
+    without = f"x.drop_isel(image={image})" if by_place else f"x.isel(image=x['image'] != {image})"
     raise NonFiniteError(
         f"{layer or 'activations'}: image {image}, neuron {neuron} is {value} "
         f"({int(bad.sum())} such values in this block)",
         hint=f"look at this image and at the network's weights; {unwritten if np.isnan(value) else ''}"
-        f"x.isel(image=x['image'] != {image}) leaves the image out",
+        f"{without} leaves the image out",
     )

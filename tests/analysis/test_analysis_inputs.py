@@ -12,6 +12,7 @@ import pytest
 import xarray as xr
 
 import dneuro as dn
+from dneuro import events
 from dneuro.analysis import ANALYSES
 from dneuro.errors import ArrayError, NonFiniteError, UsageError
 
@@ -404,3 +405,35 @@ def given(analysis: str) -> tuple[xr.DataArray, dict[str, Any]]:
         patches = np.random.default_rng(0).integers(0, 256, (2, 6, 3, 3, 3), np.uint8)
         return xr.DataArray(patches, dims=("channel", "sample", "row", "column", "color")), {"rank": 2, "k": 6}
     return layer(6, 4), dict(ALL[analysis])
+
+
+@pytest.mark.parametrize("images", [list("abcdef"), [0.5, 1, 2, 3, 4, 5], np.arange(6).astype("M8[D]")])
+@pytest.mark.parametrize("ask", [
+    lambda x: dn.top_images(x, k=2),
+    lambda x: dn.nmf(x, rank=1, max_iter=2, tol=0),
+    lambda x: dn.similarity(x, per="image"),
+])  # fmt: skip
+def test_images__without_numbers_go_by_their_places(images: Any, ask: Any) -> None:
+    x = layer(6, 4).assign_coords(image=images)
+    notes: list[str] = []
+    with events.listening(lambda event: notes.append(event.message)):
+        found = dn.top_images(x, k=6)
+    assert sorted(found["top_image"].values[0]) == list(range(6))
+    assert [note for note in notes if "holds no whole numbers, results have images by their places" in note]
+    spoilt = x.where(x["label"].copy(data=np.arange(6)) != 4)
+    with pytest.raises(NonFiniteError, match=r"features\.9: image 4, ") as caught:
+        ask(spoilt)
+    hint = str(caught.value.hint)
+    left = eval(hint[hint.index("x.drop_isel") :].partition(" leaves")[0], {"x": spoilt})
+    assert left.sizes["image"] == 5
+    ask(left)
+
+
+def test_images__may_have_whole_numbers_as_floats() -> None:
+    x = layer(6, 4).assign_coords(image=np.array([3.0, 5, 9, 11, 12, -2]))
+    notes: list[str] = []
+    with events.listening(lambda event: notes.append(event.message)):
+        found = dn.top_images(x, k=6)["top_image"]
+    assert found.dtype == np.int64
+    assert sorted(found.values[0]) == [-2, 3, 5, 9, 11, 12]
+    assert not [note for note in notes if "places" in note]

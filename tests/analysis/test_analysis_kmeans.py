@@ -161,7 +161,8 @@ def test_kmeans__whose_long_chunks_do_not_fit_goes_by_passes(how: Any) -> None:
     roomy = ThreadExecutor(2, memory=2**33)
     whole, planned = dn.kmeans(x, **asked, client=roomy), dn.plan("kmeans", x, **asked, client=roomy)
     assert whole.attrs["method"] == planned.method == "dask-ml"
-    little = ThreadExecutor(2, memory=planned.process_bytes(roomy) - 1)
+    streamed = dn.plan("kmeans", x, **asked, persist=False, client=roomy)
+    little = ThreadExecutor(2, memory=streamed.process_bytes(roomy) - 1)
     notes: list[str] = []
     with events.listening(lambda event: notes.append(event.message)):
         found = dn.kmeans(x, **asked, client=little)
@@ -208,3 +209,46 @@ def test_kmeans__of_tiny_numbers_finds_the_same(dtype: str) -> None:
     )
     assert tiny["cluster"].values.tolist() == found["cluster"].values.tolist()
     assert tiny.attrs["iterations"] == found.attrs["iterations"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch:cpu"])
+def test_kmeans__kept_or_read_anew_is_the_same(counted: Any, device: str) -> None:
+    found, roomy = {}, ThreadExecutor(2, memory=2**33)
+    for persist in ("auto", True, False):
+        x, reads = counted(VALUES, (50, 5, 2, 2))
+        said: list[events.Event] = []
+        with dn.on_device(device), events.listening(said.append):
+            plan = dn.plan("kmeans", x, count=4, tol=0, persist=persist, client=roomy)
+            assert not reads
+            found[persist] = dn.kmeans(x, count=4, tol=0, persist=persist, client=roomy)
+        assert [event.data["persisted"] for event in said if event.data] == [persist is not False], "said once"
+        times = found[persist].attrs["iterations"] + 2
+        if persist is False:
+            assert min(reads.values()) >= times
+            assert max(reads.values()) <= plan.passes
+            continue
+        assert set(reads.values()) == {3 if device == "cpu" else 1}
+        xr.testing.assert_identical(found[persist], found["auto"])
+    for name in ("cluster", "member", "centre", "distance"):
+        xr.testing.assert_identical(found["auto"][name], found[False][name])
+
+
+class Workers:
+    """A hundred workers of two threads."""
+
+    slots, slots_per_process, process_bytes = 200, 2, 2**28
+    memory = driver_memory = 16 * 2**30
+
+    def device_memory(self, name: str) -> None:
+        return None
+
+
+def test_kmeans__is_kept_by_all_workers_together() -> None:
+    images = xr.DataArray(da.zeros((5_000_000, 1000), chunks=(10_000, 1000), dtype="f4"), dims=("image", "channel"))
+    kept, streamed = (
+        dn.plan("kmeans", images, count=3, persist=persist, client=Workers()) for persist in ("auto", False)
+    )
+    assert (kept.passes, streamed.passes) == (3, 104)
+    assert kept.worker_bytes > streamed.worker_bytes
+    with pytest.raises(MemoryLimitError, match=r"persist=True needs"):
+        dn.kmeans(images.isel(image=slice(0, 500_000)), count=3, persist=True, client=ThreadExecutor(1, memory=2**30))

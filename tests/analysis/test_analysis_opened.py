@@ -148,6 +148,33 @@ def test_opened__selected_and_turned(store: Store, reads: Any) -> None:
     xr.testing.assert_equal(found, dn.top_images(part.compute(), k=4, client=EXECUTOR))
 
 
+DIMS = ("image", "channel", "y", "x")
+
+
+@pytest.mark.parametrize("named", [("dim_0", "dim_1", "dim_2", "dim_3"), ("image", "unit", "y", "x"), DIMS[::-1]])
+def test_opened__and_renamed_is_read_in_the_same_chunks(store: Store, reads: Any, named: tuple[str, ...]) -> None:
+    x = store(xr.DataArray(VALUES, dims=named), "zarr", CHUNKS["zarr"]).rename(dict(zip(named, DIMS, strict=True)))
+    notes: list[str] = []
+    with events.listening(lambda event: notes.append(event.message)):
+        found = dn.moments(x, client=EXECUTOR)
+    assert "a: opened without chunks=, read in chunks of 7 × 3 × 2 × 2 all the same" in notes
+    assert max(map(math.prod, reads)) == math.prod(CHUNKS["zarr"])
+    xr.testing.assert_equal(found, dn.moments(x.compute(), client=EXECUTOR))
+
+
+@pytest.mark.parametrize("how", ["turned", "cut"])
+def test_opened__renamed_so_that_nobody_knows_its_chunks_is_cut_along_the_images(
+    store: Store, reads: Any, how: str
+) -> None:
+    named = ("image", "unit", "row", "x")
+    x = store(xr.DataArray(VALUES, dims=named), "zarr", (24, 3, 2, 2)).rename(unit="channel")
+    x = x.isel(row=0) if how == "cut" else x.rename(row="y").transpose("x", "y", "channel", "image")
+    images = 10 if how == "cut" else 5
+    found = dn.moments(x, client=EXECUTOR)
+    assert max(map(math.prod, reads)) == images * math.prod(x.sizes[dim] for dim in x.dims if dim != "image")
+    xr.testing.assert_allclose(found, dn.moments(x.compute(), client=EXECUTOR))
+
+
 def test_opened__stored_positions_are_not_loaded_either(store: Store, reads: Any) -> None:
     places = {f"activation_{dim}": (("image", "channel"), VALUES[:, :, 0, i] > 0.5) for i, dim in enumerate("yx")}
     coords = {name: (dims, where.astype("i4")) for name, (dims, where) in places.items()}

@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dneuro as dn
+from dneuro import events
 from dneuro.analysis.quantiles import beyond
 from dneuro.engine import ThreadExecutor
-from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError
+from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError, UsageError
 from dneuro.quantities import GiB
 
 EXECUTOR = ThreadExecutor(2)
@@ -134,3 +135,26 @@ def test_cooccurrence__refuses_a_quantile_that_nothing_lies_above() -> None:
         dn.cooccurrence(x.astype("f8"), quantile=0.9)
     with pytest.raises(NonFiniteError):
         dn.cooccurrence(x * np.float32(np.nan), quantile=0.9)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_cooccurrence__digit_by_digit_keeps_the_array_or_reads_it_anew(
+    counted: Any, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MODULE, "LONGEST", 0)
+    values, roomy, found = RNG.standard_normal((300, 6)).astype(dtype), ThreadExecutor(2, memory=GiB), {}
+    plans = {}
+    for persist in ("auto", True, False):
+        x, reads = counted(values, (70, 3))
+        x = x.assign_coords(label=("image", LABELS))
+        said: list[events.Event] = []
+        with events.listening(said.append):
+            plans[persist] = dn.plan("cooccurrence", x, quantile=0.5, persist=persist, client=roomy)
+            assert not reads
+            found[persist] = dn.cooccurrence(x, quantile=0.5, persist=persist, client=roomy)
+        assert [event.data["persisted"] for event in said if event.data] == [persist is not False]
+        assert set(reads.values()) == {plans[persist].passes if persist is False else 1}
+        xr.testing.assert_identical(found[persist], found["auto"])
+    assert plans["auto"].worker_bytes == plans[True].worker_bytes == plans[False].worker_bytes + values.nbytes
+    with pytest.raises(UsageError, match="persist='often'"):
+        dn.plan("cooccurrence", x, quantile=0.5, persist="often")

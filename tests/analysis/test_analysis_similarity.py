@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from typing import Any
 
@@ -13,8 +14,13 @@ from scipy.spatial.distance import pdist, squareform
 
 import dneuro as dn
 from dneuro import events
+from dneuro.analysis.arrays import view
 from dneuro.analysis.keeping import COLLECTED_PAIR_BYTES, KeepPairs, Pairs
+from dneuro.analysis.turned import turned
 from dneuro.engine import ThreadExecutor
+from dneuro.engine.blocks import Block
+from dneuro.engine.parts import Source
+from dneuro.engine.residence import is_resident
 from dneuro.errors import MemoryLimitError, NonFiniteError
 from dneuro.quantities import GiB, MiB
 
@@ -216,3 +222,76 @@ def test_threshold__pairs_take_what_the_plan_counts() -> None:
     finally:
         tracemalloc.stop()
     np.testing.assert_array_equal(found[0], np.argwhere(np.triu(np.ones((1000, 1000)), 1)))
+
+
+def masked(shape: tuple[int, ...], order: tuple[int, ...] | None = None) -> xr.DataArray:
+    """An array in memory, two of whose images could not be read; its dims may lie in another order there."""
+    values = np.random.default_rng(7).standard_normal(shape, "f4")
+    if order is not None:
+        values = np.ascontiguousarray(values.transpose(order)).transpose(np.argsort(order))
+    gone = np.isin(np.arange(shape[0]), [3, 11]).astype("u1")
+    dims = ("image", "channel", "y", "x")[: len(shape)]
+    return xr.DataArray(values, dims=dims, coords={"status": ("image", gone)})
+
+
+def test_similarity__of_images_in_memory_copies_nothing_to_plan() -> None:
+    x = masked((400, 50_000))
+    tracemalloc.start()
+    try:
+        for analysis, asked in (("similarity", {"per": "image"}), ("clusters", {"per": "image", "count": 2}),
+                                ("svd", {"rank": 2})):  # fmt: skip
+            dn.plan(analysis, x, client=ThreadExecutor(2, memory=2**34), **asked)
+            assert tracemalloc.get_traced_memory()[1] < x.nbytes / 8
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "order"), [((60, 300), None), ((60, 300), (1, 0)), ((60, 50, 3, 2), None), ((60, 50, 3, 2), (2, 3, 1, 0))]
+)
+def test_similarity__of_images_in_memory_copies_some_at_a_time(
+    tiles: bool, shape: Any, order: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tiles:
+        monkeypatch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
+        monkeypatch.setattr("dneuro.engine.regions.STRIP", 8)
+    monkeypatch.setattr("dneuro.analysis.turned.STRIP", 8)
+    monkeypatch.setattr("dneuro.analysis.turned.BLOCK_BYTES", 58 * 4 * 7)
+    x = masked(shape, order)
+    seen = turned(view(x, per="neuron"))
+    assert seen.xs[0].chunks is not None
+    assert max(map(max, seen.xs[0].chunks)) == 8
+    assert is_resident(seen.xs[0])
+    part, _ = Source(seen.xs[0]).part(Block((7, 14), (8, 16)))
+    assert len(pickle.dumps(part)) < x.nbytes / 2, "only what it is about goes to a worker"
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(part)).compute(()), part.compute(()))
+    kept = x.isel(image=np.flatnonzero(x["status"] == 0)).compute().copy(deep=True)
+    for ask in (
+        lambda x: dn.similarity(x, per="image", client=ThreadExecutor(2)),
+        lambda x: dn.svd(x, rank=3, method="gram", client=ThreadExecutor(2)),
+        lambda x: dn.svd(x, rank=3, method="krylov", client=ThreadExecutor(2)),
+    ):
+        found, expected = ask(x), ask(kept)
+        for name in expected.data_vars:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_similarity__few_neurons_may_be_kept_for_the_second_pass(counted: Any) -> None:
+    values = RNG.standard_normal((600, 6)).astype("f4")
+    values[:, 1] = values[:, 0]
+    found, plans, roomy = {}, {}, ThreadExecutor(2, memory=2**31)
+    for persist in ("auto", False, True):
+        x, reads = counted(values, (170, 6))
+        said: list[events.Event] = []
+        with events.listening(said.append):
+            plans[persist] = dn.plan("similarity", x, persist=persist, client=roomy)
+            found[persist] = dn.similarity(x, persist=persist, client=roomy)
+        assert [event.data["persisted"] for event in said if event.data] == [persist is True]
+        assert set(reads.values()) == {1 if persist is True else 2}
+        xr.testing.assert_identical(found[persist], found["auto"])
+    assert plans[True].worker_bytes == plans["auto"].worker_bytes + values.nbytes
+    assert plans[True].passes == plans["auto"].passes == 2
+    little = ThreadExecutor(2, memory=plans[True].process_bytes(roomy) - 1)
+    with pytest.raises(MemoryLimitError, match="persist=True needs"):
+        dn.similarity(x, persist=True, client=little)

@@ -73,20 +73,22 @@ PERSISTED: list[Any] = [
     {"nmf": {"layer": "relu1", "rank": 2, "max_iter": 3, "tol": 0}},
     {"coupled_nmf": {"layer": ["relu1"], "pictures": True, "rank": 2, "max_iter": 3, "tol": 0}},
     {"similarity": {"layer": "fc"}},
+    {"kmeans": {"layer": "fc", "count": 3}},
+    {"cooccurrence": {"layer": "fc", "quantile": 0.5}},
     {"moments": {"name": "some", "layer": "fc", "select": {"images": [3, 4, 11]}}},
 ]
 
 
 def test_persist__is_another_way_to_the_same_result(make_job: MakeJob, threads: ThreadExecutor) -> None:
     first = run_job(make_job(*PERSISTED), threads)
-    assert first.computed == 6
+    assert first.computed == 8
     streamed = [
-        {kind: {**settings, **({"persist": False} if kind in ("svd", "nmf", "coupled_nmf", "similarity") else {})}}
+        {kind: {**settings, **({} if kind == "moments" else {"persist": False})}}
         for step in PERSISTED
         for kind, settings in step.items()
     ]
     again = run_job(make_job(*streamed), threads)
-    assert (again.computed, again.kept) == (0, 6), "no result depends on it"
+    assert (again.computed, again.kept) == (0, 8), "no result depends on it"
     store = dn.open(first.store)
     assert store.results["spectrum"]["fc"].sizes["component"] == 10
     assert store.results["some"]["fc"].attrs["selection"]["images"] == 3
@@ -97,7 +99,7 @@ def test_persist__reaches_the_function(
     make_job: MakeJob, threads: ThreadExecutor, persist: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    for name in ("svd", "similarity", "nmf"):
+    for name in ("svd", "similarity", "nmf", "kmeans", "cooccurrence"):
         function = ANALYSES[name]
 
         def spy(*args: Any, _function: Any = function, **kwargs: Any) -> Any:
@@ -107,6 +109,8 @@ def test_persist__reaches_the_function(
         monkeypatch.setitem(ANALYSES, name, spy)
     steps = [{"svd": {"layer": "fc", "rank": 2, "persist": persist}},
              {"similarity": {"layer": "fc", "persist": persist}},
-             {"nmf": {"layer": "relu1", "rank": 2, "max_iter": 2, "tol": 0, "persist": persist}}]  # fmt: skip
+             {"nmf": {"layer": "relu1", "rank": 2, "max_iter": 2, "tol": 0, "persist": persist}},
+             {"kmeans": {"layer": "fc", "count": 3, "persist": persist}},
+             {"cooccurrence": {"layer": "fc", "quantile": 0.5, "persist": persist}}]  # fmt: skip
     run_job(make_job(*steps), threads)
-    assert seen == [persist] * 3
+    assert seen == [persist] * 5

@@ -36,11 +36,12 @@ class _Check:
 
     layers: tuple[str, ...]
     images: NDArray[np.int64]
+    by_place: bool
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         place = {"image": self.images[origin["image"]]}
         for layer, block in zip(self.layers, blocks, strict=False):
-            check_finite(block, place, layer)
+            check_finite(block, place, layer, by_place=self.by_place)
             check_range(block, place, layer)
             check_nonnegative(block, place, layer)
         return blocks
@@ -72,7 +73,9 @@ class ByImages:
                 whole[self.arrays.rows] = images
             xs.append(xr.DataArray(whole, dims=("image", "component")))
             sources.append(Source(xs[-1]))
-        check = _Check(tuple(seen.layer for seen in self.arrays.views), self.arrays.views[0].images)
+        first_view = self.arrays.views[0]
+        layers = tuple(seen.layer for seen in self.arrays.views)
+        check = _Check(layers, first_view.images, first_view.prepare.by_place)
         prepare = check if first else None
         found = reduce(
             xs, kernels, self.executor, prepare=prepare, rows=self.arrays.rows, step=f"{self.step} pass",

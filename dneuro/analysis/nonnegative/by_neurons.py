@@ -42,13 +42,14 @@ class _Upright:
     layer: str
     images: NDArray[np.int64]
     check: bool
+    by_place: bool
 
     def __call__(self, blocks: Sequence[Array], origin: Origin) -> Sequence[Array]:
         panel, *rest = blocks
         if self.check:
             turned = array_api_compat.array_namespace(panel).moveaxis(panel, -1, 0)
             place = {"image": self.images, "channel": origin["image"]}
-            check_finite(turned, place, self.layer)
+            check_finite(turned, place, self.layer, by_place=self.by_place)
             check_range(turned, place, self.layer)
             check_nonnegative(turned, place, self.layer)
         tables = [panel.reshape(-1, panel.shape[-1])]
@@ -97,7 +98,7 @@ class ByNeurons:
         if neurons is not None:
             xs.append(xr.DataArray(neurons.reshape(x.shape[0], -1, neurons.shape[1])))
         numbers = seen.images if self.arrays.rows is None else seen.images[self.arrays.rows]
-        upright = _Upright(seen.layer, numbers, first)
+        upright = _Upright(seen.layer, numbers, first, seen.prepare.by_place)
         return reduce(xs, kernels, self.executor, prepare=upright, step=f"{self.step} pass")
 
     def _read_all(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from dneuro.spec.base import Positive, Seed, Share, no_bool
 from dneuro.spec.problems import refusal
-from dneuro.spec.steps.base import AnalysisStep, Per, Pool, RowsStep
+from dneuro.spec.steps.base import AnalysisStep, Per, Persist, Pool, RowsStep
 
 
 class MomentsStep(AnalysisStep):
@@ -45,6 +45,9 @@ class CooccurrenceStep(AnalysisStep):
     """One row per channel or per neuron (channel, y, x)."""
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
+    persist: Persist = "auto"
+    """Keep a layer that has to be read several times, for a quantile, in the workers' memory; ``auto``: if it takes no
+    more than 60 % of it."""
 
     @model_validator(mode="after")
     def _need_one_of_both(self) -> CooccurrenceStep:

@@ -40,7 +40,8 @@ class SimilarityStep(RowsStep):
     pool: Pool = "max"
     """How ``per: channel`` makes one number of all positions."""
     persist: Persist = "auto"
-    """Keep a layer that has to be read several times in the workers' memory; ``auto``: if it fits."""
+    """Keep a layer that has to be read several times in the workers' memory; ``auto``: if it fits, and more than 2,048
+    neurons are compared."""
 
     @model_validator(mode="after")
     def _keep_one_thing(self) -> SimilarityStep:
@@ -109,10 +110,12 @@ class KmeansStep(AnalysisStep):
     standardize: Literal["image", "neuron"] | None = None
     """Each image to mean 0, variance 1 over its features, or each feature over the images; null: as it is."""
     max_iter: Positive = 100
-    """Most iterations; the layer is read once in each."""
+    """Most iterations; the layer is read once in each, unless it is kept in memory."""
     tol: NotNegative = 1e-4
     """Stop when the centres move by less than this share of the mean variance of a feature (squared)."""
     k: Positive = 10
     """Images listed of each cluster, the nearest to its centre first."""
     seed: Seed = 0
     """Seed of the first centres."""
+    persist: Persist = "auto"
+    """Keep what iterations read in the workers' memory; ``auto``: if it takes no more than 60 % of it, or is small."""
