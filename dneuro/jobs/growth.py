@@ -96,7 +96,7 @@ def open_or_create(study: Study) -> None:
     if stray:
         events.emit("note", "", f"removed {stray} files that an earlier run had left half written")
     if not check_store(study):
-        for stale in ("extract", "results", "metadata"):  # of a store that is no longer there
+        for stale in ("extract", "results", "metadata", "quarantine"):  # of a store that is no longer there
             remove(units_folder(path) / stale)
         coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
         create(path, coords, study.plan.root, _provenance(study), _described(study))
