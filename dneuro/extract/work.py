@@ -80,6 +80,8 @@ class ExtractWork:
         Threads that torch may use.
     picture_bytes : int
         What a process has for pictures that are being read.
+    promised_bytes : int
+        What it had when the store was begun: a picture that takes more is masked, and none that takes less.
     mask_nonfinite : bool
         Mask an image with NaN or infinity among its activations; else that ends the extraction.
     """
@@ -99,6 +101,7 @@ class ExtractWork:
     attempt: Attempt
     threads: int
     picture_bytes: int
+    promised_bytes: int
     mask_nonfinite: bool = False
 
     def unit(self, part: str, number: int) -> Unit:

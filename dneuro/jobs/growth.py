@@ -21,7 +21,7 @@ from dneuro.store.codecs import FIRST_CODEC
 from dneuro.store.creating import add_group, create, create_arrays, exists, require_group, root_coords
 from dneuro.store.files import Location, opened_by_zarr, remove, sweep, to_disk
 from dneuro.store.layout import ArrayPlan, LayerPlan
-from dneuro.store.units import any_marker, units_folder, withdraw_statistics
+from dneuro.store.units import Unit, any_marker, units_folder, withdraw_statistics
 
 VERSIONS = ("dneuro", "torch", "torchvision", "numpy", "zarr", "xarray", "dask")
 
@@ -134,6 +134,15 @@ def missing_nodes(study: Study) -> dict[str, list[str]]:
         for part, nodes in wanted.items()
     }
     return {part: nodes for part, nodes in missing.items() if nodes}
+
+
+def began_with(store: Location) -> int | None:
+    """Return how many bytes a worker had for pictures when a store was begun; None if no unit of it is done yet."""
+    folder = units_folder(store) / "extract"
+    known = Unit(folder, "pictures").read()
+    if known is None or not any(True for _ in folder.glob("*/*.done")):
+        return None
+    return int(known["picture_bytes"])
 
 
 def _withdraw(study: Study, part: str, nodes: list[str]) -> None:
