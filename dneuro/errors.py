@@ -8,7 +8,7 @@
     │   ├── ImageSourceError              images missing, mislabelled, empty
     │   ├── NetworkError                  unknown network or layer, weights that do not fit
     │   ├── ArrayError                    an array without the dims or dtype an analysis needs
-    │   ├── MemoryLimitError              the plan does not fit; nothing was started
+    │   ├── MemoryLimitError              the plan, or a picture, does not fit
     │   └── DeviceError                   a device that is not there, or has no room
     ├── UnreadableImageError        4     one image; extraction masks it and goes on
     ├── NonFiniteError              4     NaN or infinity among the activations
@@ -84,7 +84,7 @@ class ArrayError(UsageError):
 
 
 class MemoryLimitError(UsageError):
-    """A plan that does not fit into the memory there is; nothing was started."""
+    """A plan that does not fit into the memory there is, so nothing was started; or a picture that did before."""
 
 
 class DeviceError(UsageError):

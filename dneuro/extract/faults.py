@@ -26,7 +26,8 @@ class Faults:
     """Masks the images of a unit that have a number that is not finite, in all layers alike.
 
     A store has one list of masked images for all of its layers. What an earlier run masked stays masked in the layers
-    that are added now, and what it did not mask cannot be any more.
+    that are added now and in the entries per image that are made again, and what it did not mask cannot be any more.
+    The layers need not be this job's.
 
     Parameters
     ----------
@@ -35,13 +36,15 @@ class Faults:
     number : int
         The unit's.
     parts : collection of str
-        What is extracted of it now; the other parts are done.
+        What is extracted of it now, and whose markers are withdrawn; the other parts are done.
     """
 
     def __init__(self, work: ExtractWork, number: int, parts: Collection[str]) -> None:
         others = [part for part in work.fingerprints if part not in parts]
         done = [work.unit(part, number).marker(work.fingerprints[part]) for part in others]
         markers = [marker for marker in done if marker is not None]
+        if IMAGES in parts:  # whose marker has the masks of all layers: without it each has its own
+            markers += work.markers_of_layers(number)
         self._masks = work.mask_nonfinite
         self._predicts = IMAGES in parts  # else the classes are stored already, or none are
         self._known = {int(image): str(why) for marker in markers for image, why in marker.get("nonfinite", ())}

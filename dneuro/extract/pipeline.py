@@ -162,7 +162,8 @@ def memory_of(work: ExtractWork) -> PictureMemory:
     with _lock:
         if key not in _memories:
             _memories.clear()
-            _memories[key] = PictureMemory(work.picture_bytes, besides=work.plan.besides_bytes)
+            besides, promised = work.plan.besides_bytes, work.promised_bytes
+            _memories[key] = PictureMemory(work.picture_bytes, besides=besides, promised=promised)
         return _memories[key]
 
 

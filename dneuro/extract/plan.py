@@ -164,17 +164,27 @@ class ExtractPlan:
             spared_bytes=sum(self.rooms[layer] for layer in pooled(self.layers, feeds)),
         )
 
-    def too_large(self) -> str:
-        """Return what there is to say of pictures that a worker has no room for; empty if nothing."""
+    def too_large(self, before: int | None = None) -> str:
+        """Return what there is to say of pictures that a worker has no room for; empty if nothing.
+
+        Parameters
+        ----------
+        before : int, optional
+            What it had for pictures when the store was begun, if it was: what takes more is masked, whatever there is
+            now, and nothing else is.
+        """
         room = self.picture_bytes(self.limit)
-        if not self.limit or self.largest_picture <= room:
+        if not self.limit or self.largest_picture <= min(room, room if before is None else before):
             return ""
-        wanted = 1.05 * (self.besides_bytes + self.largest_picture) / MARGIN
-        return (
-            f"some pictures take up to {format_bytes(self.largest_picture)} to read, and a worker has "
-            f"{format_bytes(room)} for pictures: those that take more will be masked; workers with "
-            f"{format_bytes(wanted)} each would read them"
-        )
+        wanted = format_bytes(1.05 * (self.besides_bytes + self.largest_picture) / MARGIN)
+        takes = f"some pictures take up to {format_bytes(self.largest_picture)} to read, and a worker"
+        has = f"{takes} has {format_bytes(room)} for pictures"
+        if before is None:
+            return f"{has}: those that take more will be masked; workers with {wanted} each would read them"
+        had = f"had {format_bytes(before)} when the store was begun"
+        if self.largest_picture > before:
+            return f"{takes} {had}: those that take more are masked; another store, and {wanted} each, would have them"
+        return f"{has}, and {had}: the first that takes more ends the run; workers with {wanted} each would read them"
 
     def check(self, limit: int) -> None:
         """Refuse a plan that does not fit into a worker of `limit` bytes.

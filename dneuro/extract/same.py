@@ -13,7 +13,6 @@ from dneuro.errors import FingerprintError
 from dneuro.extract.pipeline import Batch, source_of
 from dneuro.extract.work import IMAGES, ExtractWork
 from dneuro.store.files import opened_by_zarr
-from dneuro.store.units import Unit, units_folder
 
 
 class SameImages:
@@ -96,13 +95,11 @@ class SameImages:
 
 def _told(work: ExtractWork, number: int, parts: Collection[str]) -> Iterator[int]:
     """Yield what markers have as the CRC-32 over the checksums of a unit's images: of all layers of the store."""
-    name = f"{number:05d}"
     if IMAGES not in parts:
         marker = work.unit(IMAGES, number).read() or {}
         told = [marker.get("checksums", {}).get("checksum")]
     else:
-        others = [path for path in (units_folder(work.store) / "extract").iterdir() if path.name != IMAGES]
-        told = [(Unit(folder, name).read() or {}).get("images_crc32") for folder in others]
+        told = [marker.get("images_crc32") for marker in work.markers_of_layers(number)]
     yield from (crc for crc in told if crc is not None)
 
 

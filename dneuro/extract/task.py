@@ -83,6 +83,8 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
         If an image has another content than when an earlier run read it.
     NonFiniteError
         If an activation is NaN or infinite, and such images are not to be masked.
+    MemoryLimitError
+        If there is no room for a picture that there was room for when the store was begun.
     """
     began = time.perf_counter()
     work.attempt.refuse_if_overtaken(f"unit {number}")  # before the markers are withdrawn: they may be the later run's

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,8 @@ class ExtractWork:
         Threads that torch may use.
     picture_bytes : int
         What a process has for pictures that are being read.
+    promised_bytes : int
+        What it had when the store was begun: a picture that takes more is masked, and none that takes less.
     mask_nonfinite : bool
         Mask an image with NaN or infinity among its activations; else that ends the extraction.
     """
@@ -99,11 +101,18 @@ class ExtractWork:
     attempt: Attempt
     threads: int
     picture_bytes: int
+    promised_bytes: int
     mask_nonfinite: bool = False
 
     def unit(self, part: str, number: int) -> Unit:
         """Return the unit with this number of a layer, or of `IMAGES`."""
         return Unit(units_folder(self.store) / "extract" / part, f"{number:05d}")
+
+    def markers_of_layers(self, number: int) -> Iterator[dict[str, Any]]:
+        """Yield the markers of a unit of every layer of the store, also of those that this job does not name."""
+        folders = (path for path in (units_folder(self.store) / "extract").iterdir() if path.name != IMAGES)
+        found = (Unit(folder, f"{number:05d}").read() for folder in folders)
+        return (marker for marker in found if marker is not None)
 
     @property
     def quarantine(self) -> Location:

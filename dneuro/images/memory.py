@@ -7,7 +7,7 @@ from collections import deque
 from types import TracebackType
 
 from dneuro.allocation import release_memory
-from dneuro.errors import UnreadableImageError
+from dneuro.errors import MemoryLimitError, UnreadableImageError
 from dneuro.images.preprocess import view_bytes
 from dneuro.quantities import MiB, format_bytes
 from dneuro.spec.network import Preprocessing
@@ -34,11 +34,14 @@ class PictureMemory:
         In bytes; none sets no limit.
     besides : int
         What the process takes besides, in bytes, for messages.
+    promised : int
+        A picture that takes no more than this, in bytes, is one that others count on: where there is less, it ends the
+        reading instead of being left out.
     """
 
-    def __init__(self, total: int | None = None, besides: int = 0) -> None:
+    def __init__(self, total: int | None = None, besides: int = 0, promised: int = 0) -> None:
         self.total = total
-        self._besides = besides
+        self._besides, self._promised = besides, promised
         self._free = total or 0
         self._waiting: deque[object] = deque()
         self._changed = threading.Condition()
@@ -92,13 +95,21 @@ class PictureMemory:
         ------
         UnreadableImageError
             With the numbers, and what a worker would need.
+        MemoryLimitError
+            The same, if the picture was promised to be read.
         """
-        if self.total is not None and count > self.total:
-            wanted = 1.05 * (self._besides + count) / MARGIN
-            raise UnreadableImageError(
-                f"{what} takes {format_bytes(count)} to read, and a worker has {format_bytes(self.total)} for "
-                f"pictures; workers with {format_bytes(wanted)} each, and another store, would read it"
+        if self.total is None or count <= self.total:
+            return
+        wanted = format_bytes(1.05 * (self._besides + count) / MARGIN)
+        said = f"{what} takes {format_bytes(count)} to read, and a worker has {format_bytes(self.total)} for pictures"
+        if count <= self._promised:
+            raise MemoryLimitError(
+                f"{said}; when the store was begun it had {format_bytes(self._promised)}, and a picture that fits into "
+                "that is masked in no part of it",
+                hint=f"workers with {wanted} each, a smaller batch or fewer layers at once: what is done stays done; "
+                "or another store:, where it is masked",
             )
+        raise UnreadableImageError(f"{said}; workers with {wanted} each, and another store, would read it")
 
 
 class CrowdedError(Exception):
@@ -117,7 +128,7 @@ class Share:
 
         Raises
         ------
-        UnreadableImageError
+        UnreadableImageError, MemoryLimitError
             If it is more than there is at all.
         """
         self._file = self._needed = 2 * size  # as it comes, and put together
@@ -129,7 +140,7 @@ class Share:
 
         Raises
         ------
-        UnreadableImageError
+        UnreadableImageError, MemoryLimitError
             If it is more than there is at all.
         CrowdedError
             If others hold it.
@@ -145,7 +156,7 @@ class Share:
 
         Raises
         ------
-        UnreadableImageError
+        UnreadableImageError, MemoryLimitError
             If it is more than there is at all.
         """
         self._need(width, height, reading, where)

@@ -13,7 +13,7 @@ from dneuro.extract.run import Outcome, extract
 from dneuro.extract.work import ExtractWork
 from dneuro.jobs.along import settle
 from dneuro.jobs.answers import answer
-from dneuro.jobs.growth import check_store, open_or_create
+from dneuro.jobs.growth import began_with, check_store, open_or_create
 from dneuro.jobs.lease import Lease
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.pools import ExecutorOf, beside_network, executors_of
@@ -137,6 +137,7 @@ def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began
 
 def _work(study: Study, lease: Lease, threads: int, memory: int) -> ExtractWork:
     manifest = units_folder(study.store) / "manifest.npz"
+    picture_bytes, promised_bytes = _picture_bytes(study, memory)
     write_atomically(manifest, lambda file: file.write(study.source.manifest.to_bytes()))
     return ExtractWork(
         store=study.store.absolute(),
@@ -153,20 +154,20 @@ def _work(study: Study, lease: Lease, threads: int, memory: int) -> ExtractWork:
         predictions=study.predictions,
         attempt=lease.attempt,
         threads=threads,
-        picture_bytes=_picture_bytes(study, memory),
+        picture_bytes=picture_bytes,
+        promised_bytes=promised_bytes,
         mask_nonfinite=study.job.extract.on_nonfinite == "mask",
     )
 
 
-def _picture_bytes(study: Study, memory: int) -> int:
-    """Return what a worker of `memory` bytes has for pictures; never more than when the store was made.
+def _picture_bytes(study: Study, memory: int) -> tuple[int, int]:
+    """Return what a worker of `memory` bytes has for pictures, and what it had when the store was begun.
 
-    A picture is too large for all units and layers of a store, or for none.
+    A picture is too large for all units and layers of a store, or for none: never is more taken than then, and where
+    there is less now, a picture for which it is too little ends the run.
     """
-    unit = Unit(units_folder(study.store) / "extract", "pictures")
-    now = study.plan.picture_bytes(memory)
-    before = unit.read()
+    now, before = study.plan.picture_bytes(memory), began_with(study.store)
     if before is None:
-        unit.publish({"picture_bytes": now})
-        return now
-    return min(now, int(before["picture_bytes"]))
+        Unit(units_folder(study.store) / "extract", "pictures").publish({"picture_bytes": now})
+        return now, now
+    return min(now, before), before

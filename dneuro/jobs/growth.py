@@ -21,7 +21,7 @@ from dneuro.store.codecs import FIRST_CODEC
 from dneuro.store.creating import add_group, create, create_arrays, exists, require_group, root_coords
 from dneuro.store.files import Location, opened_by_zarr, remove, sweep, to_disk
 from dneuro.store.layout import ArrayPlan, LayerPlan
-from dneuro.store.units import any_marker, units_folder, withdraw_statistics
+from dneuro.store.units import Unit, any_marker, units_folder, withdraw_statistics
 
 VERSIONS = ("dneuro", "torch", "torchvision", "numpy", "zarr", "xarray", "dask")
 
@@ -96,7 +96,7 @@ def open_or_create(study: Study) -> None:
     if stray:
         events.emit("note", "", f"removed {stray} files that an earlier run had left half written")
     if not check_store(study):
-        for stale in ("extract", "results", "metadata"):  # of a store that is no longer there
+        for stale in ("extract", "results", "metadata", "quarantine"):  # of a store that is no longer there
             remove(units_folder(path) / stale)
         coords = root_coords(manifest.names, manifest.labels, study.class_names, manifest.wnids)
         create(path, coords, study.plan.root, _provenance(study), _described(study))
@@ -134,6 +134,15 @@ def missing_nodes(study: Study) -> dict[str, list[str]]:
         for part, nodes in wanted.items()
     }
     return {part: nodes for part, nodes in missing.items() if nodes}
+
+
+def began_with(store: Location) -> int | None:
+    """Return how many bytes a worker had for pictures when a store was begun; None if no unit of it is done yet."""
+    folder = units_folder(store) / "extract"
+    known = Unit(folder, "pictures").read()
+    if known is None or not any(True for _ in folder.glob("*/*.done")):
+        return None
+    return int(known["picture_bytes"])
 
 
 def _withdraw(study: Study, part: str, nodes: list[str]) -> None:

@@ -12,7 +12,7 @@ from dneuro.extract.plan import ExtractPlan, to_dict
 from dneuro.extract.work import IMAGES, lacks
 from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
-from dneuro.jobs.growth import check_store, missing_nodes
+from dneuro.jobs.growth import began_with, check_store, missing_nodes
 from dneuro.jobs.plans import plan_question
 from dneuro.jobs.pools import SizesOf, beside_network, sizes_of
 from dneuro.jobs.questions import Question
@@ -119,7 +119,7 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
     analysing = beside_network(sizes, job)
     checked, questions = settle(checked, analysing, store=known)
     checked.plan.check(extracting.memory)
-    if told := checked.plan.too_large():
+    if told := checked.plan.too_large(began_with(checked.store) if known else None):
         events.emit("note", "", told)
         checked = replace(checked, notes=[*checked.notes, told])
     steps = [(question, plan_question(checked, question, analysing(question.step.pool_name))) for question in questions]

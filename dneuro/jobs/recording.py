@@ -20,7 +20,7 @@ from dneuro.kernels.feeds import Feed, channel_look
 from dneuro.store.creating import add_variables
 from dneuro.store.layout import LayerPlan
 from dneuro.store.results import checksums
-from dneuro.store.units import Unit, fingerprint, units_folder
+from dneuro.store.units import Unit, doubt_statistics, fingerprint, units_folder
 
 
 def record(study: Study, work: ExtractWork, executor: Executor) -> None:
@@ -30,13 +30,11 @@ def record(study: Study, work: ExtractWork, executor: Executor) -> None:
     unit = Unit(units_folder(study.store) / "extract", "statistics")
     if not any(wanted.values()) or unit.marker(mark) is not None:
         return
-    work.attempt.refuse_if_overtaken("the statistics")  # before the marker is withdrawn: it may be the later run's
-    written: dict[str, dict[str, int]] = (unit.read() or {}).get("checksums") or {}  # also of layers of other jobs
-    unit.begin(work.attempt.number)
+    work.attempt.refuse_if_overtaken("the statistics")
     numbers = np.arange(study.plan.images)
     classes = study.source.manifest.labels
     merged = merge_feeds(work, [(layer, feed) for layer, feeds in wanted.items() for feed in feeds], executor)
-    work.attempt.refuse_if_overtaken("the statistics")
+    made: dict[LayerPlan, xr.Dataset] = {}
     for plan in study.plan.layers:
         labels = Labels(
             dims=("channel",),
@@ -56,11 +54,17 @@ def record(study: Study, work: ExtractWork, executor: Executor) -> None:
         if ends:
             parts.append(label_top_images(ends, labels, numbers, classes))
         if parts:
-            taken = xr.merge(parts)
-            add_variables(study.store, plan.group, taken)
-            now = checksums(study.store, plan.group, map(str, taken.variables))
-            written[plan.name] = written.get(plan.name, {}) | now
-    unit.publish({"fingerprint": mark, "checksums": written})
+            made[plan] = xr.merge(parts)
+    work.attempt.refuse_if_overtaken("the statistics")  # before the marker says less: it may be the later run's
+    written = doubt_statistics(study.store, {plan.name: _names(taken) for plan, taken in made.items()})
+    for plan, taken in made.items():
+        add_variables(study.store, plan.group, taken)
+        written[plan.name] |= checksums(study.store, plan.group, _names(taken))
+    unit.publish({"fingerprint": mark, "checksums": written})  # also those of the layers of other jobs
+
+
+def _names(taken: xr.Dataset) -> list[str]:
+    return list(map(str, taken.variables))
 
 
 def _feeds(work: ExtractWork, plan: LayerPlan) -> list[Feed]:

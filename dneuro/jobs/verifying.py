@@ -24,7 +24,7 @@ from dneuro.store.catalogue import METADATA, Catalogue, catalogue
 from dneuro.store.creating import add_variables, remove_group, root_coords
 from dneuro.store.files import Location, locate, opened_by_zarr, remove
 from dneuro.store.remote import RemotePath
-from dneuro.store.units import IMAGES, Unit, units_folder, withdraw_statistics
+from dneuro.store.units import IMAGES, Unit, doubt_statistics, units_folder, withdraw_statistics
 from dneuro.store.verify import Finding
 
 LABELS = "labels"
@@ -316,7 +316,7 @@ def _withdraw(path: Location, part: str, unit: int | None, found: Verification) 
     if part == LABELS:
         _write_labels(path)
     elif part == "statistics":
-        Unit(units / "extract", part).withdraw()
+        _withdraw_statistics(path, [one.where for one in found.damaged if one.part == part])
     elif step == TRAIN and rest:
         Unit(units / TRAIN, rest).withdraw()
     elif step == "results" and rest:
@@ -333,6 +333,19 @@ def _withdraw(path: Location, part: str, unit: int | None, found: Verification) 
         remove(units / "extract" / part)
         withdraw_statistics(path, part)
         remove_group(path, f"layers/{part}")
+
+
+def _withdraw_statistics(path: Location, damaged: list[str]) -> None:
+    """Have statistics written again: these arrays, or all of them where the marker tells nothing of any."""
+    arrays: dict[str, list[str]] = {}
+    for node in damaged:
+        _, layer, *name = node.split("/")
+        if (path / "layers" / layer).exists():  # else it was removed just now, with all that was known of it
+            arrays.setdefault(layer, []).extend(name)
+    if not all(arrays.values()):
+        Unit(units_folder(path) / "extract", "statistics").withdraw()
+    elif arrays:
+        doubt_statistics(path, arrays)
 
 
 def _write_labels(path: Location) -> None:

@@ -153,6 +153,32 @@ class Unit:
         self._file("attempts").unlink(missing_ok=True)
 
 
+def doubt_statistics(store: Location, arrays: Mapping[str, Collection[str]]) -> dict[str, dict[str, int | None]]:
+    """Say of arrays of the statistics taken along that they are not done; what is known of all others stays.
+
+    Where nothing is known, as where the marker was lost, no layer's statistics are done.
+
+    Parameters
+    ----------
+    store : Path or RemotePath
+        The store.
+    arrays : mapping of str to collection of str
+        Their names, by layer.
+
+    Returns
+    -------
+    dict
+        Checksums by layer and array, as the marker has them now: None for what is not done.
+    """
+    unit = Unit(units_folder(store) / "extract", "statistics")
+    known: dict[str, dict[str, int | None]] = (unit.read() or {}).get("checksums") or {}
+    if not known:
+        known = {path.name: {} for path in (store / "layers").iterdir() if path.name != "zarr.json"}
+    known |= {layer: {**known.get(layer, {}), **dict.fromkeys(names)} for layer, names in arrays.items()}
+    unit.publish({"fingerprint": "", "checksums": known})
+    return known
+
+
 def withdraw_statistics(store: Location, layer: str) -> None:
     """Have the statistics taken along written again; the checksums of other layers' stay, to be compared with."""
     unit = Unit(units_folder(store) / "extract", "statistics")

@@ -244,17 +244,19 @@ def statistics(path: Location, found: Catalogue) -> Iterator[Finding]:
     """Yield what is wrong with the statistics that were taken along."""
     part = "statistics"
     marker = Unit(units_folder(path) / "extract", part).read()
-    written: Mapping[str, Mapping[str, int]] = (marker or {}).get("checksums") or {}
+    written: Mapping[str, Mapping[str, int | None]] = (marker or {}).get("checksums") or {}
     arrays = _arrays(found)
     for layer, plan in layers(found).items():
         node = f"layers/{layer}"
         wanted = written.get(layer) or {}
-        yield from _contents(path, node, part, wanted)
+        yield from _contents(path, node, part, {name: crc for name, crc in wanted.items() if crc is not None})
+        for name in (name for name, crc in wanted.items() if crc is None):
+            yield Finding("missing", f"{node}/{name}", "is not marked as done", part=part)
         if wanted or not arrays[node] - _kept_of(found, plan):
             continue
-        if marker is None:
+        if marker is None or layer in written:
             yield Finding("missing", node, "its statistics are not marked as done", part=part)
-        elif not written or layer in written:  # older runs named the layers of their own job only
+        elif not written:  # else it is of an older run, which named the layers of its own job only
             yield Finding("damaged", node, "the marker of its statistics has no checksums of them", part=part)
 
 

@@ -20,6 +20,8 @@ from PIL import Image
 import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
+from dneuro.errors import MemoryLimitError
+from dneuro.extract.task import extract_unit
 from dneuro.extract.work import ExtractWork
 from dneuro.images.decode import decoding_bytes
 from dneuro.images.memory import LEAST, MARGIN
@@ -145,6 +147,47 @@ def test_large__is_the_same_picture_whoever_resumes(tmp_path: Path, make_job: Ma
     assert np.isnan(dn.open(more.store)["relu1"].values[1]).all()
     other = run_job(make_job(layers=["fc"], store="other.zarr", **given), large)
     assert other.outcome.masked == []
+
+
+def test_large__is_not_masked_by_a_run_with_less_memory(tmp_path: Path, make_job: MakeJob) -> None:
+    """A store that was begun with more memory goes on with less, but for a picture that it could read before."""
+    job = make_job(layers=["fc"], images_per_unit=1, **photos(tmp_path / "photos", 28, 7000, 28))
+    need = least(job)
+    small, large = ThreadExecutor(1, memory=need), ThreadExecutor(1, memory=2 * need)
+    assert run_job(job, large).outcome.masked == []
+    units = units_folder(job.store) / "extract"
+    begun = Unit(units, "pictures").read()
+
+    def interrupted(number: int) -> None:
+        for part in ("images", "fc"):
+            Unit(units / part, f"{number:05d}").withdraw()
+
+    interrupted(2)
+    assert run_job(job, small).outcome.images == 1, "what is small enough is read"
+    interrupted(1)
+    told: list[events.Event] = []
+    with events.listening(told.append), pytest.raises(MemoryLimitError, match=r"1\.png: .*49,000,000 pixels") as caught:
+        run_job(job, small)
+    assert re.search(r"has 128 MiB for pictures; when the store was begun it had [\d.]+ [MG]iB", caught.value.message)
+    assert "workers with" in str(caught.value.hint)
+    assert any("the first that takes more ends the run" in event.message for event in told)
+    assert Unit(units, "pictures").read() == begun
+    assert run_job(job, large).outcome.masked == []
+    assert (dn.open(job.store).images["status"].values == 0).all()
+    assert dn.verify(job.store).ok
+
+
+def test_large__is_what_the_first_run_that_finishes_a_unit_has_no_room_for(
+    tmp_path: Path, make_job: MakeJob, begin: Callable[..., ExtractWork]
+) -> None:
+    job = make_job(layers=["fc"], images_per_unit=1, **photos(tmp_path / "photos", 28, 7000, 28))
+    need = least(job)
+    small, large = (begin(job, ThreadExecutor(1, memory=memory)) for memory in (need, 2 * need))
+    assert (small.picture_bytes, small.promised_bytes) == (LEAST, LEAST)
+    assert large.picture_bytes == large.promised_bytes > LEAST, "nothing was masked yet"
+    extract_unit(large, 0, large.missing(0))
+    again = begin(job, ThreadExecutor(1, memory=need))
+    assert (again.picture_bytes, again.promised_bytes) == (LEAST, large.picture_bytes)
 
 
 def test_large__plan_counts_what_pictures_take(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -169,6 +170,33 @@ def test_mask__is_known_to_what_is_made_again(spoilt: MakeJob, threads: ThreadEx
         np.testing.assert_array_equal(np.flatnonzero(store.images["status"].values), BAD)
         assert np.isnan(store["conv"].values[BAD]).all()
         assert sorted(store.masked) == BAD
+
+
+@pytest.mark.parametrize("gone", ["a unit", "pictures"])
+def test_mask__is_known_to_entries_that_a_job_of_other_layers_makes_again(
+    spoilt: MakeJob, threads: ThreadExecutor, gone: str
+) -> None:
+    first = run_job(spoilt(["spoil"], on_nonfinite="mask"), threads)
+    if gone == "a unit":
+        Unit(units_folder(first.store) / "extract" / "images", "00001").withdraw()
+    else:
+        shutil.rmtree(Path(str(first.store)) / "pictures")
+    store = dn.open(run_job(spoilt(["conv"]), threads).store)
+    np.testing.assert_array_equal(np.flatnonzero(store.images["status"].values == 2), BAD)
+    for layer in ("spoil", "conv"):
+        rows = np.isnan(store[layer].values.reshape(40, -1)).all(axis=1)
+        np.testing.assert_array_equal(np.flatnonzero(rows), BAD, err_msg=layer)
+        assert dn.moments(store[layer])["count"].values.max() == 37
+    assert sorted(store.masked) == BAD
+    assert dn.verify(first.store).ok
+
+
+def test_mask__of_an_image_that_another_jobs_layers_have_is_refused(spoilt: MakeJob, threads: ThreadExecutor) -> None:
+    first = run_job(spoilt(["conv"], predictions=False), threads)
+    for number in range(3):
+        Unit(units_folder(first.store) / "extract" / "images", f"{number:05d}").withdraw()
+    with pytest.raises(NonFiniteError, match=r"spoil, neuron \(1, 2, 3\) is nan, and .* in other layers"):
+        run_job(spoilt(["spoil"], on_nonfinite="mask", predictions=False), threads)
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

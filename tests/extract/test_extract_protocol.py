@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -282,6 +283,21 @@ def test_run__leaves_out_a_unit_that_fails_each_time_and_finishes_the_others(
     assert (result.outcome.done_before, result.outcome.images, result.computed) == (2, 16, 2)
     a, b = (dn.open(store).statistics("fc")["top_image"].values for store in (result.store, clean))
     assert a.tolist() == b.tolist()
+
+
+def test_quarantine__of_a_store_that_is_gone_holds_for_no_other(
+    make_job: MakeJob, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job(batch=4)
+    with monkeypatch.context() as patched:
+        Failing(patched, {1: 99}, ValueError("torn"))
+        with pytest.raises(PartialError, match="torn"):
+            run_job(job, threads)
+    with pytest.raises(PartialError, match="torn"):  # as a driver does that is started again
+        run_job(job, threads, retry=False)
+    shutil.rmtree(job.store)
+    outcome = run_job(job, threads, retry=False).outcome
+    assert (outcome.images, outcome.quarantined) == (40, {})
 
 
 def test_older_run__does_not_touch_what_a_newer_one_has_done(

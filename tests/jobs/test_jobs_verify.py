@@ -16,7 +16,8 @@ import zarr
 import dneuro as dn
 from dneuro import events
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import StoreError
+from dneuro.errors import CancelledError, StoreError
+from dneuro.jobs import recording
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
 from dneuro.jobs.verifying import Verification, verify
@@ -415,6 +416,62 @@ def test_statistics__of_layers_that_a_later_job_does_not_name_stay_compared(
     assert verify(store, client=threads).findings == []
     alter_statistics(store)
     assert places(verify(store, client=threads)) == [("layers/relu2/mean", None)]
+
+
+@pytest.fixture
+def other(make_job: MakeJob) -> JobSpec:
+    """A job that names one of the store's layers, and takes other statistics of it."""
+    return make_job(layers={"fc": {"keep": "stats"}}, statistics=["moments"])
+
+
+def test_statistics__that_are_damaged_stay_missing_until_a_job_names_them(
+    job: JobSpec, other: JobSpec, store: Path, threads: ThreadExecutor, same_store: Same
+) -> None:
+    alter_statistics(store)
+    assert verify(store, repair=True, client=threads).exit_code == 3
+    run_job(other, threads)
+    found = verify(store, client=threads)
+    assert [str(one) for one in found.findings] == ["missing: layers/relu2/mean: is not marked as done"]
+    assert found.exit_code == 3
+    zarr.open_array(store, path="layers/relu2/variance", mode="r+")[0] = 9.0
+    repaired = verify(store, repair=True, client=threads)
+    assert places(repaired) == [("layers/relu2/variance", None)], "it is still compared"
+    run_job(job, threads)
+    assert verify(store, client=threads).findings == []
+    same_store(store, store.with_name("as-written.zarr"))
+
+
+@pytest.mark.parametrize("step", ["merge_feeds", "add_variables"])
+def test_statistics__of_other_layers_stay_compared_when_their_writing_is_killed(
+    job: JobSpec, other: JobSpec, store: Path, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def dying(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(recording, step, dying)
+        with pytest.raises(CancelledError):
+            run_job(other, threads)
+    alter_statistics(store)
+    found = verify(store, client=threads)
+    assert places(found) == [("layers/relu2/mean", None)]
+    unsure = {finding.where.rpartition("/")[0] for finding in found.missing}
+    assert unsure == ({"layers/fc"} if step == "add_variables" else set()), "what was about to be written anew"
+    verify(store, repair=True, client=threads)
+    run_job(job, threads)
+    assert verify(store, client=threads).findings == []
+
+
+def test_statistics__whose_marker_was_lost_stay_missing_until_a_job_names_them(
+    job: JobSpec, other: JobSpec, store: Path, threads: ThreadExecutor
+) -> None:
+    drop(units_folder(store) / "extract/statistics.done")
+    run_job(other, threads)
+    found = verify(store, client=threads)
+    unsure = [("missing", "layers/relu1"), ("missing", "layers/relu2")]
+    assert [(one.kind, one.where) for one in found.findings] == unsure
+    run_job(job, threads)
+    assert verify(store, client=threads).findings == []
 
 
 def test_verify__takes_another_extractions_marker_for_none(store: Path, threads: ThreadExecutor) -> None:
