@@ -1,18 +1,21 @@
 """How activations are best stored: bytes per image, writing, reading by rows and by columns, errors; on real ones.
 
-``python -m benchmarks.storage --photos DIR --weights DIR`` prints the tables of docs/store.md; photographs below the
-one, torchvision's weights as ``alexnet_features.safetensors``, ``vgg16_features.safetensors`` and
-``squeezenet1_1.safetensors`` in the other. ``--more`` compares other codecs, sizes of chunks and shards besides.
+``python -m benchmarks.storage --photos DIR --weights DIR`` prints the tables of docs/store.md: codecs and dtypes,
+shapes of chunks, errors; photographs below the one, torchvision's weights as ``alexnet_features.safetensors``,
+``vgg16_features.safetensors`` and ``squeezenet1_1.safetensors`` in the other. ``--keep`` puts them into RESULTS.md.
+``--more`` compares codecs that no job can ask for besides, and other shapes of what is not packed.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +25,10 @@ import zarr
 import zarr.codecs
 from numpy.typing import NDArray
 
+from benchmarks.keeping import keep, row, said, show
 from dneuro.quantities import MiB
 from dneuro.store.codecs import CODECS
-from dneuro.store.layout import chunks
+from dneuro.store.layout import BUFFER_BYTES, CHUNK_BYTES, chunks
 
 LAYERS = (
     ("torchvision:alexnet", "alexnet_features", "features.12", 1024),
@@ -64,6 +68,10 @@ HALF = ("zstd-fast", "zstd-shuffle")
 """What is compared for the smaller dtypes."""
 
 
+Found = Sequence[tuple[str, NDArray[np.float32]]]
+"""Layers by name, and their activations."""
+
+
 @dataclass(frozen=True)
 class Way:
     """One way to store a layer.
@@ -85,7 +93,7 @@ class Way:
     dtype: str = "float32"
     codec: Any = "zstd-fast"
     chunk: int = 0
-    row: int = 32 * MiB
+    row: int = BUFFER_BYTES
     shard: bool = False
 
 
@@ -98,15 +106,15 @@ def ways() -> Iterator[Way]:
             yield Way(dtype, codec)
 
 
-def more_ways() -> Iterator[Way]:
-    """Yield those that none can ask for."""
-    for codec in OTHERS:
-        yield Way(codec=codec)
-    for codec in ("none", "zstd-fast"):
-        for size in (1, 2, 4, 8, 16, 32):
-            yield Way(codec=codec, chunk=size * MiB)
-        for size in (1, 4):
-            yield Way(codec=codec, chunk=size * MiB, shard=True)
+def shapes(codec: str) -> Iterator[tuple[str, Way]]:
+    """Yield what chunks are, and how to have them: as a store has them, smaller and larger ones, and shards."""
+    yield f"{CHUNK_BYTES // MiB} MiB of {BUFFER_BYTES // MiB}, as stored", Way(codec=codec)
+    for size in (1, 2, 8, 16):
+        yield f"{size} MiB of {BUFFER_BYTES // MiB}", Way(codec=codec, chunk=size * MiB)
+    for size in (4, 8, 16, 64):
+        yield f"{CHUNK_BYTES // MiB} MiB of {size}", Way(codec=codec, chunk=CHUNK_BYTES, row=size * MiB)
+    for size in (1, 4):
+        yield f"{size} MiB of {BUFFER_BYTES // MiB}, shards", Way(codec=codec, chunk=size * MiB, shard=True)
 
 
 def activations(photos: Path, weights: Path, folder: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
@@ -224,33 +232,63 @@ def errors(values: NDArray[np.float32], dtype: str) -> list[str]:
     return [f"{error:.1e}" for error in (relative.max(), relative.mean(), together)]
 
 
-def show(cells: Iterable[str]) -> None:
-    """Print a row of a table."""
-    print(f"| {' | '.join(cells)} |", flush=True)
+def table(heading: list[str], rows: Iterable[Sequence[str]]) -> str:
+    """Print a table line by line, and return it."""
+    lines = show(row(heading), row(["---"] * len(heading)))
+    for cells in rows:
+        lines += show(row(cells))
+    return "\n".join([*lines, *show("")])
+
+
+def stored(found: Found, path: Path, *, more: bool) -> Iterator[list[str]]:
+    """Yield what comes of each codec and dtype, with the chunks that a store has."""
+    for number, (layer, values) in enumerate(found):
+        others = [Way(codec=codec) for codec in OTHERS] if more and number == 0 else []
+        for way in (*ways(), *others):
+            yield [layer, way.dtype, f"`{way.codec}`", *measure(as_stored(values, way.dtype), way, path)]
+
+
+def shaped(found: Found, path: Path, codec: str) -> Iterator[list[str]]:
+    """Yield what comes of chunks of each shape, all layers beside each other."""
+    for what, way in shapes(codec):
+        cells = []
+        for _, values in found:
+            cut_into, size, share, written, *read = measure(values, way, path)
+            cells.append(f"{cut_into}: {size} KiB, {share}; {written}; {' / '.join(read)}")
+        yield [what, *cells]
+
+
+def lost(found: Found) -> Iterator[list[str]]:
+    """Yield the errors of each dtype."""
+    for layer, values in found:
+        for dtype in ("float16", "bfloat16"):
+            yield [layer, dtype, *errors(values, dtype)]
 
 
 def main() -> None:
-    """Parse the command line, measure, print."""
+    """Parse the command line, measure, print; with ``--keep`` put the tables into RESULTS.md."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.storage", description=__doc__)
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photographs")
     parser.add_argument("--weights", type=Path, required=True, help="a folder of safetensors")
-    parser.add_argument("--more", action="store_true", help="codecs, chunks and shards that no job can ask for, too")
+    more = "codecs that no job can ask for, and shapes of what is not packed"
+    parser.add_argument("--more", action="store_true", help=more)
+    parser.add_argument("--keep", action="store_true", help="put the tables into benchmarks/RESULTS.md")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="dneuro-benchmark-") as name:
         folder = Path(name)
         found = list(activations(asked.photos, asked.weights, folder))
-        show(STORED)
-        show(["---"] * len(STORED))
-        for number, (layer, values) in enumerate(found):
-            for way in (*ways(), *(more_ways() if asked.more and number == 0 else ())):
-                stored = as_stored(values, way.dtype)
-                show([layer, way.dtype, f"`{way.codec}`", *measure(stored, way, folder / "way.zarr")])
-        print(f"\na copy in memory: {', '.join(copied(values) for _, values in found)} MB/s\n")
-        show(ERRORS)
-        show(["---"] * len(ERRORS))
-        for layer, values in found:
-            for dtype in ("float16", "bfloat16"):
-                show([layer, dtype, *errors(values, dtype)])
+        words = re.sub(r"--(photos|weights)[ =]\S+", r"--\1 DIR", " ".join(sys.argv[1:])).split()
+        copies = ", ".join(copied(values) for _, values in found)
+        above = f"{said('benchmarks.storage', words)}; a copy in memory: {copies} MB/s.\n\n"
+        print(above)
+        way = folder / "way.zarr"
+        sections = {"codecs and dtypes": above + table(STORED, stored(found, way, more=asked.more))}
+        for codec in ("zstd-fast", *(["none"] if asked.more else [])):
+            heading = ["a chunk of a row of chunks", *(layer for layer, _ in found)]
+            sections[f"shapes of chunks, float32, `{codec}`"] = above + table(heading, shaped(found, way, codec))
+        sections["errors of dtypes"] = above + table(ERRORS, lost(found))
+    if asked.keep:
+        keep("storage", sections)
 
 
 if __name__ == "__main__":

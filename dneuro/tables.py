@@ -110,14 +110,19 @@ def show_members(plans: MembersPlan, sizes: Callable[[str], WorkerSizes]) -> Non
 def show_forecast(forecast: Forecast) -> None:
     """Print what the trial of a job foretells, on stdout."""
     console = _console()
-    console.print(f"\ntried on {forecast.tried} images: {forecast.rate:.1f} images/s")
+    console.print(
+        f"\ntried on {forecast.tried} images: {forecast.rate:.1f} images/s, {forecast.images} to be extracted"
+    )
+    if forecast.done:
+        console.print(f"done already: {', '.join(forecast.done)}")
     table = _table("step", "will take>")
     for step, seconds in forecast.seconds.items():
         table.add_row(step, format_duration(seconds))
     table.add_row("in all", format_duration(forecast.total))
     console.print(table)
     console.print(
-        f"on disk {format_bytes(forecast.disk_bytes)}; a worker held {format_bytes(forecast.worker_bytes)} at most"
+        f"on disk {format_bytes(forecast.disk_bytes)} once all is done, what is there already included; "
+        f"a worker held {format_bytes(forecast.worker_bytes)} at most"
     )
 
 

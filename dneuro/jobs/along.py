@@ -123,7 +123,7 @@ def settle(study: Study, sizes: SizesOf, *, store: bool) -> tuple[Study, list[Qu
     MemoryLimitError
         If that would be too large.
     """
-    states = dict(_states(study)) if store and study.weights_sha256 is not None else {}
+    states = dict(states_of(study)) if store and study.weights_sha256 is not None else {}
     along = Along(study, sizes, states, {plan.name: _statistics(study, plan) for plan in study.plan.layers})
     questions: list[Question] = []
     for step in study.job.steps:
@@ -315,7 +315,7 @@ def _statistics(study: Study, plan: LayerPlan) -> tuple[Feed, ...]:
     return tuple(feeds)
 
 
-def _states(study: Study) -> Iterator[tuple[str, list[tuple[tuple[str, ...], int]]]]:
+def states_of(study: Study) -> Iterator[tuple[str, list[tuple[tuple[str, ...], int]]]]:
     """Yield, for each layer, what the units that are done have: names of partial states, and their images."""
     folder = units_folder(study.store) / "extract"
     for plan in study.plan.layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,32 +52,54 @@ def answer(
     `opened` gives the store as it was before the step: to open it takes longer the more results it holds.
     """
     step, layer = question.step, question.layer
+    wanted = _wanted(study, question)
+    if _is_there(study, question, wanted):
+        return False
     position = 1000 * [s.id for s in study.job.steps].index(step.id)
     if isinstance(step, AcrossStep):
-        return _answer_across(study, question, step, executor, work, opened, position)
-    wanted = _wanted(study, question)
-    if isinstance(step, CoupledNmfStep):
-        if done(study, step, wanted):
-            return False
+        layers = [one.layer for one in question.over]
+        answer_across(study, opened(), step, layers, executor, work.attempt, wanted, position)
+    elif isinstance(step, CoupledNmfStep):
         answer_coupled(study, opened(), question.selected, step, executor, work.attempt, wanted,
                        {"order": position, **_computed_on(step)})  # fmt: skip
-        return True
-    if results.unit(study.store, step.id, layer).marker(wanted) is not None:
-        return False
-    attrs = {"step": step.id, "order": position + list(study.layers).index(layer), **_computed_on(step)}
-    _answer_layer(study, question, executor, work, opened, wanted, attrs)
+    else:
+        attrs = {"step": step.id, "order": position + list(study.layers).index(layer), **_computed_on(step)}
+        _answer_layer(study, question, executor, work, opened, wanted, attrs)
     return True
+
+
+def unanswered(study: Study, questions: Iterable[Question]) -> Iterator[Question]:
+    """Yield those of a job's questions, in its order, whose results are not in its store, or will have to be others."""
+    new: set[tuple[str, str]] = set()
+    for question in questions:
+        of = getattr(question.step, "of", "")
+        about = {(of, one.layer) for one in question.over or (question,)}
+        if not new.isdisjoint(about) or not _is_there(study, question, _wanted(study, question)):
+            new.add((question.step.id, question.layer))
+            yield question
+
+
+def _is_there(study: Study, question: Question, wanted: str) -> bool:
+    """Return whether all that a question gives is in the store."""
+    step = question.step
+    if isinstance(step, AcrossStep):
+        return across_done(study, step, [one.layer for one in question.over], wanted)
+    if isinstance(step, CoupledNmfStep):
+        return done(study, step, wanted)
+    return results.unit(study.store, step.id, question.layer).marker(wanted) is not None
 
 
 def _wanted(study: Study, question: Question) -> str:
     """Return the fingerprint of all that the result of a question depends on."""
     step = question.step
-    inputs = {
-        "format": RESULT_FORMAT,
-        "analysis": step.kind,
-        "parameters": _said(step),
-        "layer": identity(study, step) if isinstance(step, CoupledNmfStep) else study.layer_identity(question.layer),
-    }
+    inputs: dict[str, Any] = {"format": RESULT_FORMAT, "analysis": step.kind, "parameters": _said(step)}
+    if isinstance(step, AcrossStep):
+        layers = [one.layer for one in question.over]
+        return fingerprint({**inputs, "of": {one: results.unit(study.store, step.of, one).read() for one in layers}})
+    if isinstance(step, CoupledNmfStep):
+        inputs["layer"] = identity(study, step)
+    else:
+        inputs["layer"] = study.layer_identity(question.layer)
     if question.source is not None:
         inputs["source"] = study.layer_identity(question.source.name)
     of = getattr(step, "of", "activation")
@@ -111,21 +133,6 @@ def _answer_layer(
             results.adopt(study.store, step.id, layer, written, wanted, attrs)
         else:
             results.write(study.store, step.id, layer, _all_images(result, store), wanted, attrs)
-
-
-def _answer_across(
-    study: Study, question: Question, step: AcrossStep, executor: Executor, work: ExtractWork,
-    opened: Callable[[], Store], position: int,
-) -> bool:  # fmt: skip
-    """Compute the results of a step over several layers, unless they are there; return whether they were computed."""
-    layers = [one.layer for one in question.over]
-    of = {layer: results.unit(study.store, step.of, layer).read() for layer in layers}
-    said = {"format": RESULT_FORMAT, "analysis": step.kind, "parameters": _said(step), "of": of}
-    wanted = fingerprint(said)
-    if across_done(study, step, layers, wanted):
-        return False
-    answer_across(study, opened(), step, layers, executor, work.attempt, wanted, position)
-    return True
 
 
 def _said(step: AnalysisStep) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,17 @@ from typing import Any
 from dneuro import events
 from dneuro.cluster import backend_of
 from dneuro.extract.plan import ExtractPlan
+from dneuro.jobs.along import states_of
+from dneuro.jobs.answers import unanswered
 from dneuro.jobs.planning import JobPlan
-from dneuro.jobs.trials import UNITS, Trial, most_memory, try_job, try_patches
+from dneuro.jobs.reporting import is_up_to_date
+from dneuro.jobs.trials import UNITS, Trial, most_memory, try_adding, try_answering, try_job, try_patches
 from dneuro.kernels import TopK
 from dneuro.kernels.feeds import channel_look
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.steps import PatchComponentsStep
+from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, ReportStep, TrainStep
+from dneuro.store.creating import exists
+from dneuro.store.files import sizes
 
 IMAGES = 256
 """Images that a job is tried on, if nobody says otherwise."""
@@ -30,17 +36,23 @@ class Forecast:
     tried : int
         Images it was tried on.
     rate : float
-        Images per second of the extraction, all workers together.
+        Images per second of the extraction, all workers together, with what it has to write of each.
+    images : int
+        Images that are still to be extracted.
+    done : list of str
+        Steps whose results are all there already, by name.
     seconds : dict of str to float
-        What each step will take, by name.
+        What each of the other steps will take, by name.
     disk_bytes : int
-        Bytes on disk, packed.
+        Bytes on disk, packed, once the job is done: what is there already of it counts too.
     worker_bytes : int
         The most that a worker held in the trial.
     """
 
     tried: int
     rate: float
+    images: int = 0
+    done: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     disk_bytes: int = 0
     worker_bytes: int = 0
@@ -74,12 +86,16 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     with those of its result), and part takes as long for any number of images: which, is known from half of them.
     Components of top patches go with the channels, and a report takes as long for any number. Activations, partial
     statistics and each step's results pack as those of the trial did. Lists of top images grow until they have their
-    length; metadata and statistics per channel are as large for any number of images.
+    length; metadata, markers and statistics per channel are as large for any number of images.
+
+    What is in the store already takes no time: units that are done, layers that they have, results, weights. The trial
+    is of the whole job all the same, for a step may need what another one gives.
 
     **Cost**: the job over so many images, and without its report twice over half of them, in temporary stores; of
-    top patches some channels.
+    top patches some channels. Where units lack some layers alone, the extraction of these once more, for each such set;
+    where they were extracted without what a later step needs, these steps once more.
     """
-    backend = backend_of(profile)
+    backend, left = backend_of(profile), _left(plan)
     count = _enough(images, plan.extract, backend.sizes(plan.study.job.extract.pool_name).slots)
     with tempfile.TemporaryDirectory(prefix="dneuro-trial-") as folder, backend.open(name="trial") as machines:
         # What is tried first imports what all need, so it says nothing of the time.
@@ -87,23 +103,87 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
             try_job(plan, part, machines, backend.sizes, Path(folder) / str(number), report=part == count)
             for number, part in enumerate((-(-count // 2), -(-count // 2), count))
         ]
-        half, whole = trials[1:]
-        seconds = {"extract": plan.extract.images / whole.rate}
-        seconds |= {name: _scaled(name, half, whole, plan) for name in whole.seconds if name != "extract"}
+        few, some = half, whole = trials[1:]
+        if unfed := _unfed(plan, whole.plan):
+            few, some = (try_answering(one, left, unfed, machines, backend.sizes) for one in (half, whole))
+        measured = [name for name in whole.seconds if name in left and name != "extract"]
+        seconds = {name: _scaled(name, left[name], few, some, plan) for name in measured}
         packed = _packed(whole, plan)
         for step in plan.study.job.steps:
-            if isinstance(step, PatchComponentsStep):
-                executor = machines.executor(step.pool_name)
-                took, held = try_patches(plan, step, whole, executor, Path(folder) / "patches" / step.id)
-                seconds[step.id], packed = took, packed + held
+            if not isinstance(step, PatchComponentsStep):
+                continue
+            layers = left.get(step.id, set())
+            packed += _held(plan, step, layers)
+            if layers:
+                executor, place = machines.executor(step.pool_name), Path(folder) / "patches" / step.id
+                seconds[step.id], held = try_patches(plan, step, layers, whole, executor, place)
+                packed += held
+        waiting, extracting = _images_left(plan), 0.0
+        for parts, count in waiting.items():
+            all_of_them = set(parts) == set(plan.study.fingerprints)
+            extracting += count / (whole.rate if all_of_them else try_adding(whole, parts, machines, backend.sizes))
         most = max(machines.client.run(most_memory).values())
+    if waiting:
+        seconds["extract"] = extracting
+    total, steps = sum(waiting.values()), plan.study.job.steps
+    asked = {question.step.id for question, _ in plan.steps}
     return Forecast(
         tried=whole.images,
-        rate=whole.rate,
-        seconds={step.id: seconds[step.id] for step in plan.study.job.steps if step.id in seconds},
+        rate=total / extracting if waiting else whole.rate,
+        images=total,
+        done=[s.id for s in steps if s.id not in left and (s.id in asked or not isinstance(s, AnalysisStep))],
+        seconds={step.id: seconds[step.id] for step in steps if step.id in seconds},
         disk_bytes=packed,
         worker_bytes=most,
     )
+
+
+def _left(plan: JobPlan) -> dict[str, set[str]]:
+    """Return the steps that have something to do, by name, and the layers that each will be asked of."""
+    study, questions = plan.study, [question for question, _ in plan.steps]
+    left: dict[str, set[str]] = {}
+    for question in unanswered(study, questions) if exists(study.store) else questions:
+        left.setdefault(question.step.id, set()).add(question.layer)
+    for step in study.job.steps:
+        if (
+            (isinstance(step, TrainStep) and study.weights_sha256 is None)
+            or (isinstance(step, ExtractStep) and plan.missing)
+            or (isinstance(step, ReportStep) and (left or plan.missing or not is_up_to_date(study, step)))
+        ):
+            left[step.id] = set()
+    return left
+
+
+def _unfed(plan: JobPlan, tried: JobPlan) -> dict[str, set[str]]:
+    """Return the names of what a trial takes along and units that are done have not, by layer: a pass finds it."""
+    if plan.study.weights_sha256 is None or not exists(plan.study.store):
+        return {}
+    units = dict(states_of(plan.study))
+    found = {
+        layer: {
+            feed.key
+            for feed in feeds
+            if feed not in plan.study.required.get(layer, ())  # else these units are extracted again
+            and any(feed.found_in(keys, images) is None for keys, images in units[layer])
+        }
+        for layer, feeds in tried.study.feeds.items()
+    }
+    return {layer: keys for layer, keys in found.items() if keys}
+
+
+def _images_left(plan: JobPlan) -> dict[tuple[str, ...], int]:
+    """Return how many images are still to be extracted, by the parts that their units lack."""
+    found: dict[tuple[str, ...], int] = {}
+    for number, parts in plan.missing.items():
+        start, stop = plan.extract.span(number)
+        found[parts] = found.get(parts, 0) + stop - start
+    return found
+
+
+def _held(plan: JobPlan, step: AnalysisStep, left: Collection[str]) -> int:
+    """Return the bytes on disk of a step's results that are there already: of all its layers but those left."""
+    asked = [question.layer for question, _ in plan.steps if question.step is step and question.layer not in left]
+    return sum(sum(sizes(plan.study.store / "results" / step.id / layer).values()) for layer in asked)
 
 
 def _enough(images: int, plan: ExtractPlan, slots: int) -> int:
@@ -117,21 +197,21 @@ def _enough(images: int, plan: ExtractPlan, slots: int) -> int:
     return min(max(images, needed), plan.images)
 
 
-def _scaled(step: str, half: Trial, whole: Trial, plan: JobPlan) -> float:
-    """Return the seconds that a step of the job will take, a straight line through those of two trials."""
-    few, some, many = (_measure(step, one) for one in (half.plan, whole.plan, plan))
-    took = whole.seconds[step]
+def _scaled(step: str, layers: Collection[str], half: Trial, whole: Trial, plan: JobPlan) -> float:
+    """Return the seconds that a step of the job will take of some layers, a straight line through two trials'."""
+    few, some, many = (_measure(step, layers, one) for one in (half.plan, whole.plan, plan))
+    took = whole.took(step, layers)
     if few == some:
         return took * (many / some if step == "train" else 1.0)
-    slope = max(0.0, took - half.seconds[step]) / (some - few)
+    slope = max(0.0, took - half.took(step, layers)) / (some - few)
     return took + min(slope, took / some) * (many - some)  # no time is less than none
 
 
-def _measure(step: str, plan: JobPlan) -> int:
+def _measure(step: str, layers: Collection[str], plan: JobPlan) -> int:
     """Return what the time of a step goes with: images of a training, else bytes read, or those of the result."""
     if step == "train":
         return plan.extract.images
-    costs = [cost for question, cost in plan.steps if question.step.id == step]
+    costs = [cost for question, cost in plan.steps if question.step.id == step and question.layer in layers]
     return sum(cost.read_bytes for cost in costs) or sum(cost.result_bytes for cost in costs)
 
 
@@ -141,6 +221,7 @@ def _packed(trial: Trial, plan: JobPlan) -> int:
     return round(
         trial.activations * many.store_bytes / few.store_bytes
         + trial.partials * many.units / few.units * many.partial_bytes / max(1, few.partial_bytes)
+        + trial.markers * many.units / few.units
         + sum(held * _lengths(layer, plan) / max(1, _lengths(layer, trial.plan)) for layer, held in trial.lists.items())
         + sum(held * _growth(step, trial.plan, plan) for step, held in trial.packed.items())
         + trial.other

@@ -103,7 +103,8 @@ def _run(plan: JobPlan, executors: ExecutorOf, lease: Lease, threads: int, began
     questions = [question for question, _ in plan.steps]
     if study.job.train is not None:
         study = train(study, executors(study.job.train.pool_name), lease.attempt)
-        study, questions = settle(study, analysing, store=check_store(study))
+        if study.weights_sha256 != plan.study.weights_sha256:  # else the plan knew them
+            study, questions = settle(study, analysing, store=check_store(study))
     open_or_create(study)
     work = _work(study, lease, threads, executors(extracting).memory)
     outcome = extract(work, executors(extracting), retry=retry)

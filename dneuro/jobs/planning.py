@@ -9,7 +9,7 @@ from dneuro import events
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.plan import ExtractPlan, to_dict
-from dneuro.extract.work import IMAGES, lacks
+from dneuro.extract.work import lacks
 from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
 from dneuro.jobs.growth import began_with, check_store, missing_nodes
@@ -17,6 +17,7 @@ from dneuro.jobs.plans import plan_question
 from dneuro.jobs.pools import SizesOf, beside_network, sizes_of
 from dneuro.jobs.questions import Question
 from dneuro.jobs.study import Study, study
+from dneuro.jobs.training import trained_before
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import WorkersStep
 from dneuro.store.units import Unit, units_folder
@@ -32,16 +33,21 @@ class JobPlan:
         The job, checked.
     steps : list of (Question, Plan)
         Each question and what it costs.
-    done : int
-        Units of the extraction that are done already.
+    missing : dict of int to tuple of str
+        Units of the extraction that are not done, and the parts that each lacks: layers, and `IMAGES`.
     limits : dict of str to int
         Bytes that one worker may use, of each pool that does something.
     """
 
     study: Study
     steps: list[tuple[Question, Plan]]
-    done: int
+    missing: dict[int, tuple[str, ...]]
     limits: dict[str, int]
+
+    @property
+    def done(self) -> int:
+        """Units of the extraction that are done already."""
+        return self.units - len(self.missing)
 
     @property
     def units(self) -> int:
@@ -114,7 +120,7 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
     """
     sizes = sizes_of(where)
     extracting = sizes(job.extract.pool_name)
-    checked = study(job, extracting, source)
+    checked = trained_before(study(job, extracting, source))
     known = check_store(checked)
     analysing = beside_network(sizes, job)
     checked, questions = settle(checked, analysing, store=known)
@@ -123,22 +129,26 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
         events.emit("note", "", told)
         checked = replace(checked, notes=[*checked.notes, told])
     steps = [(question, plan_question(checked, question, analysing(question.step.pool_name))) for question in questions]
-    done = _done(checked) if known and checked.weights_sha256 is not None else 0
+    there = known and checked.weights_sha256 is not None
+    missing = _missing(checked) if there else dict.fromkeys(range(checked.plan.units), tuple(checked.fingerprints))
     pools = {step.pool_name: sizes(step.pool_name).memory for step in job.steps if isinstance(step, WorkersStep)}
-    return JobPlan(checked, steps, done, pools)
+    return JobPlan(checked, steps, missing, pools)
 
 
-def _done(study: Study) -> int:
-    """Return how many units are done, with all that is required of them."""
+def _missing(study: Study) -> dict[int, tuple[str, ...]]:
+    """Return which units are not done with all that is required of them, and the parts that each lacks."""
     folder = units_folder(study.store) / "extract"
-    gone = missing_nodes(study)
-    if IMAGES in gone or any(plan.name in gone and plan.keep != "stats" for plan in study.plan.layers):
-        return 0
-    done = 0
+    kept = {plan.name: plan.keep for plan in study.plan.layers}
+    gone = {part for part in missing_nodes(study) if kept.get(part) != "stats"}  # of which partial statistics answer
+    missing: dict[int, tuple[str, ...]] = {}
     for number in range(study.plan.units):
         start, stop = study.plan.span(number)
-        done += not any(
-            lacks(Unit(folder / part, f"{number:05d}").marker(mark), study.required.get(part, ()), stop - start)
+        parts = tuple(
+            part
             for part, mark in study.fingerprints.items()
+            if part in gone
+            or lacks(Unit(folder / part, f"{number:05d}").marker(mark), study.required.get(part, ()), stop - start)
         )
-    return done
+        if parts:
+            missing[number] = parts
+    return missing

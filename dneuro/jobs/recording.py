@@ -84,7 +84,7 @@ def _feeds(work: ExtractWork, plan: LayerPlan) -> list[Feed]:
 
 def _longest(feed: Feed, kernel: TopK, units: list[tuple[tuple[str, ...], int]]) -> Feed | None:
     own = [key.removeprefix(f"{feed.look}/") for keys, _ in units for key in keys if key.startswith(f"{feed.look}/")]
-    for k in sorted({kernel.k, *(length for length in kernel.lengths(own) if length < kernel.k)}, reverse=True):
+    for k in sorted({kernel.k, *kernel.lengths(own)}, reverse=True):  # an earlier job's may be longer, and is not cut
         shorter = Feed(feed.look, TopK(k, largest=kernel.largest))
         if all(shorter.found_in(keys, images) for keys, images in units):
             return shorter

@@ -80,12 +80,7 @@ def report(
 
 def write_step(study: Study, step: ReportStep, attempt: Attempt) -> Location:
     """Run a report step, unless nothing that it shows has changed, or a later run has taken over."""
-    units = units_folder(study.store)
-    found = sorted(name for name in sizes(units / "results") if name.endswith(".done"))
-    shown = {f"results/{name}": read_json(units / "results" / name) for name in found}
-    job = study.job.model_dump(mode="json")
-    wanted = fingerprint({"parts": study.fingerprints, "results": shown, "step": step.model_dump(), "job": job})
-    unit = Unit(units / "report", step.id)
+    unit, wanted = Unit(units_folder(study.store) / "report", step.id), _wanted(study, step)
     index = report_folder(study.store) / "index.html"
     if unit.marker(wanted) is not None and index.is_file():
         events.emit("finished", step.id, f"{index} is up to date", done=1, total=1, what="reports")
@@ -93,11 +88,27 @@ def write_step(study: Study, step: ReportStep, attempt: Attempt) -> Location:
     attempt.refuse_if_overtaken("the report")
     unit.begin(0)
     events.emit("started", step.id, total=1, what="reports")
+    job = study.job.model_dump(mode="json")
     index = report(study.store, neurons=step.neurons, images=step.images, index=step.index, job=job)
     attempt.refuse_if_overtaken("the report")
     unit.publish({"fingerprint": wanted})
     events.emit("finished", step.id, str(index), done=1, total=1, what="reports")
     return index
+
+
+def is_up_to_date(study: Study, step: ReportStep) -> bool:
+    """Return whether the report shows what is in the store."""
+    unit = Unit(units_folder(study.store) / "report", step.id)
+    return unit.marker(_wanted(study, step)) is not None and (report_folder(study.store) / "index.html").is_file()
+
+
+def _wanted(study: Study, step: ReportStep) -> str:
+    """Return the fingerprint of all that a report shows."""
+    folder = units_folder(study.store) / "results"
+    found = sorted(name for name in sizes(folder) if name.endswith(".done"))
+    shown = {f"results/{name}": read_json(folder / name) for name in found}
+    job = study.job.model_dump(mode="json")
+    return fingerprint({"parts": study.fingerprints, "results": shown, "step": step.model_dump(), "job": job})
 
 
 def _pictures(store: Location) -> Any:

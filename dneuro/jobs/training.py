@@ -18,6 +18,7 @@ from dneuro.images.sources import open_source
 from dneuro.jobs.study import Study
 from dneuro.spec.job import JobSpec
 from dneuro.spec.network import Preprocessing
+from dneuro.spec.steps import TrainStep
 from dneuro.store.files import Location, append, write_atomically
 from dneuro.store.units import Unit, fingerprint, units_folder
 
@@ -37,17 +38,7 @@ def train(study: Study, executor: Executor, attempt: Attempt) -> Study:
     """
     step = study.job.train
     assert step is not None
-    wanted = fingerprint(
-        {
-            "images": study.source.manifest.fingerprint(),
-            "preprocessing": study.preprocessing.model_dump(mode="json"),
-            "identity": study.network_identity,
-            "network": study.job.network.model_dump(mode="json", exclude={"device", "preprocessing"}),
-            "train": step.model_dump(mode="json", exclude={"name", "workers"}),
-        }
-    )
-    unit = Unit(units_folder(study.store).absolute() / "train", wanted[:16])
-    weights = unit.folder / f"{unit.name}.safetensors"
+    wanted, unit, weights = _trained(study, step)
     marker = unit.marker(wanted)
     if marker is None or not weights.is_file():
         attempt.refuse_if_overtaken("the training")
@@ -81,6 +72,30 @@ def train(study: Study, executor: Executor, attempt: Attempt) -> Study:
         again = "trained before; its weights are used again"
         events.emit("finished", "train", again, done=step.epochs, total=step.epochs, what="epochs")
     return study.trained(str(weights), marker["sha256"])
+
+
+def trained_before(study: Study) -> Study:
+    """Return the study with the weights that an earlier run has trained, if its job trains and one has."""
+    if study.job.train is None:
+        return study
+    wanted, unit, weights = _trained(study, study.job.train)
+    marker = unit.marker(wanted)
+    return study if marker is None or not weights.is_file() else study.trained(str(weights), marker["sha256"])
+
+
+def _trained(study: Study, step: TrainStep) -> tuple[str, Unit, Location]:
+    """Return the fingerprint of a training, its unit, and where its weights are."""
+    wanted = fingerprint(
+        {
+            "images": study.source.manifest.fingerprint(),
+            "preprocessing": study.preprocessing.model_dump(mode="json"),
+            "identity": study.network_identity,
+            "network": study.job.network.model_dump(mode="json", exclude={"device", "preprocessing"}),
+            "train": step.model_dump(mode="json", exclude={"name", "workers"}),
+        }
+    )
+    unit = Unit(units_folder(study.store).absolute() / "train", wanted[:16])
+    return wanted, unit, unit.folder / f"{unit.name}.safetensors"
 
 
 def _lines(log: Location) -> list[str]:

@@ -7,9 +7,11 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from dneuro import events
 from dneuro.analysis import ANALYSES
@@ -24,8 +26,9 @@ from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.questions import Question
 from dneuro.spec.job import AnyStep, JobSpec
 from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, ReportStep, SelectSpec
+from dneuro.store.files import remove
 from dneuro.store.opening import Store, open_store
-from dneuro.store.units import units_folder
+from dneuro.store.units import Unit, units_folder
 
 UNITS = 4
 """Units per slot in a trial: the first loads the network and is not counted."""
@@ -44,12 +47,14 @@ class Trial:
         Of the small job.
     rate : float
         Images per second of the extraction, all workers together.
-    seconds : dict of str to float
-        What each step took, by name.
+    seconds : dict of str to dict of str to float
+        What each step took, by name and by the layers that it is asked of; what is of no layer under an empty name.
     packed : dict of str to int
         Bytes on disk of each step's results, by name.
     activations, partials : int
         Bytes on disk of arrays with an entry per image, and of partial statistics.
+    markers : int
+        Bytes on disk of what lies beside the units of the extraction: as many for each, whatever images it has.
     lists : dict of str to int
         Bytes on disk of each layer's top images, by name.
     other : int
@@ -59,10 +64,11 @@ class Trial:
 
     plan: JobPlan
     rate: float
-    seconds: dict[str, float]
+    seconds: dict[str, dict[str, float]]
     packed: dict[str, int]
     activations: int
     partials: int
+    markers: int
     lists: dict[str, int]
     other: int
 
@@ -70,6 +76,10 @@ class Trial:
     def images(self) -> int:
         """Images it was tried on."""
         return self.plan.extract.images
+
+    def took(self, step: str, layers: Collection[str]) -> float:
+        """Return the seconds of a step that is asked of these layers alone."""
+        return sum(took for layer, took in self.seconds[step].items() if layer in layers or not layer)
 
 
 def try_job(
@@ -92,7 +102,9 @@ def try_job(
     with events.only(seen.append):
         run_job(small, machines, threads=extracting.cpus)
     results = {step.id: bytes_below(store / "results" / step.id) for step in small.study.job.steps}
-    partials = bytes_below(Path(str(units_folder(store))) / "extract")
+    beside = Path(str(units_folder(store))) / "extract"
+    partials = sum(map(_bytes_of_arrays, beside.rglob("*.npz")))
+    markers = bytes_below(beside) - partials
     activations = sum(bytes_below(store / path / "c") for path in _per_image(small.extract))
     lists = {
         layer.name: sum(bytes_below(path / "c") for end in ENDS for path in (store / layer.group).glob(f"{end}_*"))
@@ -105,9 +117,73 @@ def try_job(
         packed=results,
         activations=activations,
         partials=partials,
+        markers=markers,
         lists=lists,
-        other=bytes_below(folder) - sum(results.values()) - partials - activations - sum(lists.values()),
+        other=bytes_below(folder) - sum(results.values()) - partials - markers - activations - sum(lists.values()),
     )
+
+
+def try_adding(trial: Trial, parts: Collection[str], machines: Machines, sizes: Callable[[str], WorkerSizes]) -> float:
+    """Return the images per second of an extraction that has only some parts to write: of units that have all others.
+
+    Parameters
+    ----------
+    trial : Trial
+        Its store is there; what it has of these parts is extracted again.
+    parts : collection of str
+        Layers, and `dneuro.extract.work.IMAGES`.
+    machines, sizes
+        As in `try_job`.
+    """
+    study = trial.plan.study
+    for part in parts:
+        remove(units_folder(study.store) / "extract" / part)
+    plan = replace(trial.plan, study=replace(study, job=_without_report(study.job)))
+    extracting = sizes(study.job.extract.pool_name)
+    seen: list[events.Event] = []
+    with events.only(seen.append):
+        run_job(plan, machines, threads=extracting.cpus)
+    return _rate(seen, extracting.slots)
+
+
+def try_answering(
+    trial: Trial,
+    steps: Collection[str],
+    unfed: Mapping[str, Collection[str]],
+    machines: Machines,
+    sizes: Callable[[str], WorkerSizes],
+) -> Trial:
+    """Return a trial with the plan and the seconds that steps have whose units were extracted without them.
+
+    Parameters
+    ----------
+    trial : Trial
+        Its store is there, and loses what steps would find.
+    steps : collection of str
+        Steps to be asked again, by name.
+    unfed : mapping of str to collection of str
+        Names of partial states, by layer, that the units do not have.
+    machines, sizes
+        As in `try_job`.
+    """
+    study = trial.plan.study
+    folder = units_folder(study.store)
+    for layer, keys in unfed.items():
+        for number in range(study.plan.units):
+            unit = Unit(folder / "extract" / layer, f"{number:05d}")
+            marker = unit.read() or {}
+            unit.publish({**marker, "kernels": [key for key in marker.get("kernels", ()) if key not in keys]})
+    for step in steps:
+        remove(folder / "results" / step)
+    seen: list[events.Event] = []
+    with events.only(seen.append):
+        again = plan_job(_without_report(study.job), sizes)
+        run_job(again, machines, threads=sizes(study.job.extract.pool_name).cpus)
+    return replace(trial, plan=again, seconds={**trial.seconds, **_durations(seen)})
+
+
+def _without_report(job: JobSpec) -> JobSpec:
+    return job.model_copy(update={"steps": [step for step in job.steps if not isinstance(step, ReportStep)]})
 
 
 def _per_image(plan: ExtractPlan) -> Iterator[str]:
@@ -118,9 +194,9 @@ def _per_image(plan: ExtractPlan) -> Iterator[str]:
 
 
 def try_patches(
-    plan: JobPlan, step: PatchComponentsStep, trial: Trial, executor: Executor, folder: Path
+    plan: JobPlan, step: PatchComponentsStep, layers: Collection[str], trial: Trial, executor: Executor, folder: Path
 ) -> tuple[float, int]:
-    """Return the seconds and the bytes on disk of a step about top patches.
+    """Return the seconds and the bytes on disk of a step about top patches that is asked of these layers.
 
     It goes with the channels, not with the images, and may be most of a job: it is tried on some channels of each
     layer, one task per slot.
@@ -131,6 +207,8 @@ def try_patches(
         Of the whole job.
     step : PatchComponentsStep
         One of its steps.
+    layers : collection of str
+        Some of those that it is asked of.
     trial : Trial
         The images are among those of its store.
     executor : Executor
@@ -139,7 +217,7 @@ def try_patches(
         An empty one, for pictures.
     """
     store = open_store(trial.plan.study.store)
-    asked = [(question, cost) for question, cost in plan.steps if question.step is step]
+    asked = [(question, cost) for question, cost in plan.steps if question.step is step and question.layer in layers]
     seconds, packed = 0.0, 0.0
     with events.only(lambda event: None):
         _components(store, asked[0][0], step, executor, folder / "first")  # which imports what all of them need
@@ -200,17 +278,19 @@ def _rate(seen: Iterable[events.Event], slots: int) -> float:
     return max(float(event.data["rate"]) for event in units)
 
 
-def _durations(seen: Iterable[events.Event]) -> dict[str, float]:
-    """Return the seconds of each step of the job."""
+def _durations(seen: Iterable[events.Event]) -> dict[str, dict[str, float]]:
+    """Return the seconds of each step of the job, and of each layer that it was asked of."""
     began: dict[str, float] = {}
-    found: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = {}
     for event in seen:
         if event.parent or not event.step:
             continue
         if event.kind == "started":
             began[event.step] = event.time
-        elif event.kind == "finished" and event.step in began:
-            found[event.step] = event.time - began[event.step]
+        elif event.step in began and (event.kind == "finished" or event.what == "layers"):
+            layer = event.message if event.kind == "progress" else ""
+            found.setdefault(event.step, {})[layer] = event.time - began[event.step]
+            began[event.step] = event.time
     return found
 
 
@@ -225,6 +305,12 @@ def most_memory() -> int:
             return 1024 * int(found[1])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
+
+
+def _bytes_of_arrays(path: Path) -> int:
+    """Return the bytes of the numbers in an ``.npz`` file."""
+    with np.load(path) as file:
+        return sum(file[name].nbytes for name in file.files)
 
 
 def bytes_below(folder: Path) -> int:

@@ -14,8 +14,9 @@ import dneuro as dn
 from dneuro import events
 from dneuro.cluster import backend_of
 from dneuro.engine.executors import ThreadExecutor
+from dneuro.extract import run, task
 from dneuro.jobs import calibration, trials
-from dneuro.jobs.calibration import forecast
+from dneuro.jobs.calibration import Forecast, forecast
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.trials import bytes_below
@@ -24,6 +25,8 @@ from dneuro.kernels.feeds import Feed
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import AnalysisStep
+from dneuro.store import results
+from dneuro.store.units import Unit, units_folder
 
 
 @pytest.mark.usefixtures("threads_as_machines")
@@ -91,12 +94,17 @@ def test_forecast__of_top_patches_goes_with_the_channels(
 def test_scaled__is_a_line_through_two_trials() -> None:
     def trial(images: int, took: float, read: int, size: int = 8) -> Any:
         cost = SimpleNamespace(read_bytes=read, result_bytes=size)
-        plan = SimpleNamespace(steps=[(SimpleNamespace(step=SimpleNamespace(id="svd")), cost)],
-                               extract=SimpleNamespace(images=images))  # fmt: skip
-        return SimpleNamespace(plan=plan, seconds={"svd": took, "train": took})
+        plan = SimpleNamespace(
+            steps=[(SimpleNamespace(step=SimpleNamespace(id="svd"), layer=layer), cost) for layer in ("relu", "done")],
+            extract=SimpleNamespace(images=images),
+        )
+        seconds = {"svd": {"relu": took, "done": 100.0}, "train": {"": took}}
+        return trials.Trial(plan, 0.0, seconds, {}, 0, 0, 0, {}, 0)  # type: ignore[arg-type]
+
+    def scaled(step: str, half: trials.Trial, whole: trials.Trial, job: Any) -> float:
+        return calibration._scaled(step, {"relu"}, half, whole, job)
 
     job = trial(10_000, 0.0, 40_000).plan
-    scaled = calibration._scaled
     assert scaled("svd", trial(100, 3.0, 400), trial(200, 4.0, 800), job) == pytest.approx(2.0 + 0.0025 * 40_000)
     assert scaled("svd", trial(100, 3.0, 400), trial(200, 2.9, 800), job) == 2.9, "no image takes less than no time"
     assert scaled("svd", trial(100, 1.0, 400), trial(200, 4.0, 800), job) == pytest.approx(4.0 * 50), "in proportion"
@@ -113,8 +121,8 @@ def test_packed__lists_and_statistics_per_channel_do_not_grow_with_the_images() 
         return SimpleNamespace(extract=extract, study=SimpleNamespace(feeds={"relu": feeds}), steps=[])
 
     def trial(images: int) -> Any:
-        return SimpleNamespace(plan=plan(images), activations=70 * images, partials=30 * images, packed={},
-                               lists={"relu": 1_000 * min(images, 100)}, other=5_000)  # fmt: skip
+        return SimpleNamespace(plan=plan(images), activations=70 * images, partials=20 * images, markers=10 * images,
+                               packed={}, lists={"relu": 1_000 * min(images, 100)}, other=5_000)  # fmt: skip
 
     for tried in (50, 100, 200):
         assert calibration._packed(trial(tried), plan(50_000)) == 50_000 * (70 + 30) + 100 * 1_000 + 5_000, tried
@@ -167,14 +175,127 @@ def test_rate__does_not_count_the_units_that_load_the_network() -> None:
     assert trials._rate(seen[:1], slots=2) == 1.0, "nothing else is known"
 
 
+@pytest.mark.parametrize("last", [("report",), ()], ids=["with a report", "without"])
 @pytest.mark.usefixtures("threads_as_machines")
 def test_forecast__of_the_disk_is_what_the_job_then_takes(
-    make_job: Callable[..., JobSpec], threads: ThreadExecutor
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, last: tuple[str, ...]
 ) -> None:
-    job = make_job({"cooccurrence": {"k": 5}}, {"svd": {"rank": 2, "layer": "fc"}}, "report", batch=2)
+    job = make_job({"cooccurrence": {"k": 5}}, {"svd": {"rank": 2, "layer": "fc"}}, *last, batch=2)
     plan = plan_job(job, threads)
     foretold = forecast(plan, ProfileSpec(backend="local"), images=20).disk_bytes
     run_job(job, threads)
+    assert foretold == pytest.approx(taken_by(job), rel=0.1)
+
+
+def taken_by(job: JobSpec) -> int:
+    """Bytes of a job's store and of what lies beside it."""
     store = Path(job.store)
-    taken = sum(bytes_below(folder) for folder in store.parent.glob(f"{store.name}*"))
-    assert foretold == pytest.approx(taken, rel=0.15)
+    return sum(bytes_below(folder) for folder in store.parent.glob(f"{store.name}*"))
+
+
+def foretell(job: JobSpec, threads: ThreadExecutor, images: int = 20) -> Forecast:
+    """What a job's trial foretells."""
+    return forecast(plan_job(job, threads), ProfileSpec(backend="local"), images=images)
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_job_half_done_counts_what_is_left(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor
+) -> None:
+    job = make_job({"train": {"epochs": 1}}, {"moments": {}}, "report", batch=2)
+    run_job(job, threads)
+    finished = foretell(job, threads)
+    assert (finished.seconds, finished.images) == ({}, 0)
+    assert finished.done == ["train", "extract", "moments", "report"]
+    assert finished.total == 0.0
+    assert finished.disk_bytes == pytest.approx(taken_by(job), rel=0.1), "all of it, though nothing is added"
+    folder = units_folder(job.store)
+    for part in ("images", "relu1", "fc"):
+        Unit(folder / "extract" / part, "00001").withdraw()
+    results.unit(Path(job.store), "moments", "fc").withdraw()
+    found = foretell(job, threads)
+    assert found.images == 16
+    assert found.seconds["extract"] == pytest.approx(16 / found.rate)
+    assert list(found.seconds) == ["extract", "moments", "report"]
+    assert found.done == ["train"]
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_job_that_grows_counts_the_layers_and_results_that_are_new(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked_on: list[tuple[str, ...]] = []
+    extract_unit = task.extract_unit
+
+    def noted(work: Any, number: int, parts: Any) -> Any:
+        worked_on.append(tuple(parts))
+        return extract_unit(work, number, parts)
+
+    asked: dict[str, list[str]] = {}
+
+    def scaled(step: str, layers: Any, *args: Any) -> float:
+        asked[step] = sorted(layers)
+        return calibrated(step, layers, *args)
+
+    calibrated = calibration._scaled
+    steps = [{"selectivity": {}}, {"facets": {"of": "selectivity"}}, {"svd": {"rank": 2, "layer": "fc"}}]
+    run_job(make_job(*steps, batch=2), threads)
+    Unit(units_folder(make_job().store) / "extract" / "fc", "00002").withdraw()
+    job = make_job(*steps, layers=["relu1", "conv2", "fc"], batch=2)
+    monkeypatch.setattr(calibration, "_scaled", scaled)
+    monkeypatch.setattr(run, "extract_unit", noted)
+    found = foretell(job, threads)
+    assert set(worked_on) == {("images", "relu1", "conv2", "fc"), ("conv2",), ("conv2", "fc")}, "as the job will"
+    assert found.images == 40
+    assert found.done == ["svd"]
+    assert asked == {"selectivity": ["conv2"], "facets": ["layers"]}, "it is about all layers"
+    assert list(found.seconds) == ["extract", "selectivity", "facets"]
+    run_job(job, threads)
+    assert found.disk_bytes == pytest.approx(taken_by(job), rel=0.1)
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_top_patches_that_are_there_takes_no_time_and_counts_their_bytes(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = {"patch_components": {"k": 12, "rank": 3, "keep": 2, "max_iter": 10}}
+    run_job(make_job(step, layers=["conv1"], batch=2), threads)
+    tried: list[set[str]] = []
+
+    def patches(plan: JobPlan, step: Any, layers: set[str], *args: Any) -> tuple[float, int]:
+        tried.append(layers)
+        return trials.try_patches(plan, step, layers, *args)
+
+    monkeypatch.setattr(calibration, "try_patches", patches)
+    job = make_job(step, layers=["conv1", "relu1"], batch=2)
+    found = foretell(job, threads)
+    assert tried == [{"relu1"}]
+    run_job(job, threads)
+    assert found.disk_bytes == pytest.approx(taken_by(job), rel=0.1)
+    finished = foretell(job, threads)
+    assert (tried, finished.seconds) == ([{"relu1"}], {})
+    assert finished.disk_bytes == pytest.approx(taken_by(job), rel=0.1)
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_step_that_comes_later_is_of_the_pass_that_it_takes(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a job from nothing it would be taken along."""
+    steps = [{"moments": {"per": "neuron"}}, {"moments": {"per": "image", "name": "images"}}]
+    run_job(make_job(steps[0], batch=2), threads)
+    read: dict[str, list[int]] = {}
+
+    def scaled(step: str, layers: Any, half: trials.Trial, whole: trials.Trial, job: JobPlan) -> float:
+        read[step] = [
+            sum(cost.read_bytes for question, cost in plan.steps if question.step.id == step)
+            for plan in (half.plan, whole.plan, job)
+        ]
+        return calibrated(step, layers, half, whole, job)
+
+    calibrated = calibration._scaled
+    monkeypatch.setattr(calibration, "_scaled", scaled)
+    found = foretell(make_job(*steps, batch=2), threads)
+    assert found.done == ["extract", "moments"]
+    assert list(found.seconds) == list(read) == ["images"]
+    assert 4 * read["images"][0] == 2 * read["images"][1] == read["images"][2] > 0

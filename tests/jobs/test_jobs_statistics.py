@@ -108,6 +108,21 @@ def test_longer_list__than_recorded_takes_a_pass_over_the_store(make_job: MakeJo
     assert made == []
 
 
+@pytest.mark.parametrize("keep", ["full", "stats"])
+def test_list__of_an_earlier_job_is_not_cut_by_a_later_one(
+    make_job: MakeJob, threads: ThreadExecutor, keep: str
+) -> None:
+    layers = {"relu1": {"keep": keep}, "fc": {"keep": keep}}
+    store = dn.open(run_job(make_job(layers=layers, top_k=12), threads).store)
+    before = {layer: store.statistics(layer).load() for layer in layers}
+    again = dn.open(run_job(make_job({"moments": None}, layers=layers), threads).store)
+    for layer, recorded in before.items():
+        assert recorded.sizes["rank"] == 12
+        xr.testing.assert_identical(again.statistics(layer).load(), recorded)
+    assert dn.top_patches(again, "relu1", k=12).sizes["sample"] == 12
+    assert dn.verify(again.path, client=threads).findings == []
+
+
 def test_statistics__asked_for_later_take_a_pass_over_the_store(make_job: MakeJob, threads: ThreadExecutor) -> None:
     run_job(make_job(statistics=[]), threads)
     results, made = run(make_job({"moments": None}, statistics=[]), threads)
