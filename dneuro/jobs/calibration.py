@@ -10,6 +10,7 @@ from typing import Any
 
 from dneuro import events
 from dneuro.cluster import backend_of
+from dneuro.errors import UsageError
 from dneuro.extract.plan import ExtractPlan
 from dneuro.jobs.along import states_of
 from dneuro.jobs.answers import unanswered
@@ -21,7 +22,7 @@ from dneuro.kernels.feeds import channel_look
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, ReportStep, TrainStep
 from dneuro.store.creating import exists
-from dneuro.store.files import sizes
+from dneuro.store.files import Location, sizes
 
 IMAGES = 256
 """Images that a job is tried on, if nobody says otherwise."""
@@ -75,10 +76,15 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     plan : JobPlan
         The plan of the whole job.
     profile : ProfileSpec
-        Where it will run: a profile of this machine.
+        Where it will run.
     images : int
         Images to try it on, drawn at random. Fewer than make `UNITS` units of a batch for every slot foretell nothing:
         so many are tried in their place, and a note says so.
+
+    Raises
+    ------
+    UsageError
+        If the machines of the profile are others than this one, and the job's store is in no folder that all see.
 
     Notes
     -----
@@ -97,7 +103,7 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     """
     backend, left = backend_of(profile), _left(plan)
     count = _enough(images, plan.extract, backend.sizes(plan.study.job.extract.pool_name).slots)
-    with tempfile.TemporaryDirectory(prefix="dneuro-trial-") as folder, backend.open(name="trial") as machines:
+    with _folder_for_trials(plan.study.store, profile) as folder, backend.open(name="trial") as machines:
         # What is tried first imports what all need, so it says nothing of the time.
         trials = [
             try_job(plan, part, machines, backend.sizes, Path(folder) / str(number), report=part == count)
@@ -184,6 +190,26 @@ def _held(plan: JobPlan, step: AnalysisStep, left: Collection[str]) -> int:
     """Return the bytes on disk of a step's results that are there already: of all its layers but those left."""
     asked = [question.layer for question, _ in plan.steps if question.step is step and question.layer not in left]
     return sum(sum(sizes(plan.study.store / "results" / step.id / layer).values()) for layer in asked)
+
+
+def _folder_for_trials(store: Location, profile: ProfileSpec) -> tempfile.TemporaryDirectory[str]:
+    """Return a folder for the stores of trials, which goes with its block: one that the machines of a profile see.
+
+    Raises
+    ------
+    UsageError
+        If nobody knows of any.
+    """
+    prefix = "dneuro-trial-"
+    if profile.backend == "local":
+        return tempfile.TemporaryDirectory(prefix=prefix)
+    if not isinstance(store, Path):
+        raise UsageError(
+            f"a job is tried on the machines of a profile in a folder beside its store, and {store} is in none",
+            hint="dneuro plan JOB --calibrate N, without --cluster, tries it on this machine",
+        )
+    beside = next(folder for folder in store.absolute().parents if folder.is_dir())
+    return tempfile.TemporaryDirectory(prefix=prefix, dir=beside)
 
 
 def _enough(images: int, plan: ExtractPlan, slots: int) -> int:

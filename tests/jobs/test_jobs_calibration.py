@@ -14,6 +14,7 @@ import dneuro as dn
 from dneuro import events
 from dneuro.cluster import backend_of
 from dneuro.engine.executors import ThreadExecutor
+from dneuro.errors import UsageError
 from dneuro.extract import run, task
 from dneuro.jobs import calibration, trials
 from dneuro.jobs.calibration import Forecast, forecast
@@ -26,6 +27,7 @@ from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import AnalysisStep
 from dneuro.store import results
+from dneuro.store.files import locate
 from dneuro.store.units import Unit, units_folder
 
 
@@ -299,3 +301,18 @@ def test_forecast__of_a_step_that_comes_later_is_of_the_pass_that_it_takes(
     assert found.done == ["extract", "moments"]
     assert list(found.seconds) == list(read) == ["images"]
     assert 4 * read["images"][0] == 2 * read["images"][1] == read["images"][2] > 0
+
+
+def test_trials__lie_where_the_machines_of_the_profile_see_them(tmp_path: Path) -> None:
+    """The folder for temporary files is another one on each machine."""
+    queue = ProfileSpec.model_validate({"backend": "slurm", "pools": {"extract": {"memory": "1GiB"}}})
+    store = tmp_path / "not-there-yet" / "a.zarr"
+    with calibration._folder_for_trials(store, queue) as folder:
+        assert Path(folder).parent == tmp_path
+    with calibration._folder_for_trials(store, ProfileSpec(backend="local")) as folder:
+        assert tmp_path not in Path(folder).parents
+    with calibration._folder_for_trials(locate("s3://bucket/a.zarr"), ProfileSpec(backend="local")) as folder:
+        assert Path(folder).is_dir()
+    with pytest.raises(UsageError, match=r"beside its store, and s3://bucket/a\.zarr is in none"):
+        calibration._folder_for_trials(locate("s3://bucket/a.zarr"), queue)
+    assert list(tmp_path.iterdir()) == []
