@@ -184,7 +184,7 @@ def test_driver__that_is_lost_again_and_again_is_given_up(make_profile: MakeProf
     wait_until(lambda: backend.driver_state(ref) == "running", 30, "the driver")
     queue.call("scontrol", "requeue", ref.id)
     wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait")
-    start_again(ref.id)
+    start_again(ref.id, ends="FAILED")
     wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
     assert "this driver was started 0 times again" in log(tmp_path / "job")
 
