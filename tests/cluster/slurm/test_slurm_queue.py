@@ -14,7 +14,7 @@ import pytest
 from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.record import Record
 from dneuro.cluster.slurm import queue
-from dneuro.cluster.slurm.queue import BatchJob, SlurmError
+from dneuro.cluster.slurm.queue import AwayError, BatchJob, NoAnswerError, SlurmError
 from dneuro.cluster.slurm.scripts import driver_script
 from tests.cluster.slurm.conftest import profile, script
 
@@ -179,6 +179,26 @@ def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_p
     queue.cancel(["1"])
     with pytest.raises(SlurmError, match="is not on this machine's PATH"):
         queue.call("no-such-command-of-slurm")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Unable to contact slurm controller (connect failure)", AwayError),
+        ("Slurm backup controller in standby mode", AwayError),
+        ("Unable to contact slurm controller (receive failure)", NoAnswerError),
+        ("Socket timed out on send/recv operation", NoAnswerError),
+        ("Invalid partition name specified", SlurmError),
+    ],
+)
+def test_queue__knows_whether_a_job_may_have_been_taken(
+    commands: Callable[[str, str], None], tmp_path: Path, said: str, kind: type[SlurmError]
+) -> None:
+    commands("sbatch", f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
+    (tmp_path / "x.sh").write_text("#!/bin/bash\n")
+    with pytest.raises(SlurmError) as caught:
+        queue.submit(tmp_path / "x.sh", "x")
+    assert type(caught.value) is kind
 
 
 def test_queue__hides_the_job_that_this_process_is_part_of(
