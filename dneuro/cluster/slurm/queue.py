@@ -116,8 +116,9 @@ def submit(script: Path, name: str) -> str:
     return text.strip().split(";")[0]
 
 
-NEVER = frozenset({"SBATCH_ARRAY_INX", "SBATCH_WAIT"})
-"""Variables that would have sbatch start many jobs in place of one, or come back only when it has ended."""
+NEVER = frozenset({"SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_WAIT"})
+"""Variables that would have sbatch start many jobs in place of one, or one where squeue and scancel do not ask, or come
+back only when it has ended."""
 
 _LETTERS = {
     "A": "account", "C": "constraint", "G": "gpus", "J": "job-name", "O": "overcommit", "S": "core-spec",
