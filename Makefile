@@ -3,7 +3,7 @@
 # make test-slurm   the tests that need a Slurm: one is started on this machine (deploy/slurm/README.md)
 # make test-kubernetes   jobs in pods that the real operator makes, against an API in memory; takes minutes
 # make lint    ruff and mypy
-# make faults  lose workers, drivers, disks in every way; writes docs/reliability.md; takes a quarter of an hour
+# make faults  lose workers, drivers, disks in every way; writes docs/reliability.md; takes half an hour
 # make bench   speed and memory against what one would use instead
 # make schema  write the JSON schemas for editors again
 # make clean   remove what these made

@@ -22,6 +22,7 @@ from dneuro.quantities import format_bytes
 
 ROOT = Path(__file__).parents[1]
 WORKERS, DRIVERS = "tests/faults/test_faults_workers.py", "tests/faults/test_faults_drivers.py"
+SLURM_WORKERS, SLURM_DRIVERS = "tests/slurm/test_slurm_workers.py", "tests/slurm/test_slurm_drivers.py"
 KEPT = ROOT / "build" / "faults.json"
 """What the last run found, so that one fault can be tried again alone."""
 PROTOCOL = "tests/extract/test_extract_protocol.py"
@@ -137,6 +138,25 @@ PROMISES = (
         ),
     ),
     Promise(
+        "in Slurm: `scancel` of a worker, its walltime, a slurmd stopped; the driver queued again by "
+        "`scontrol requeue`, at its walltime, when its node is lost",
+        "the job finishes; the store equals that of threads, file by file",
+        (
+            f"{SLURM_WORKERS}::test_job__whose_worker_is_cancelled_ends_with_what_threads_compute",
+            f"{SLURM_WORKERS}::test_worker__whose_time_is_up_is_replaced",
+            f"{SLURM_WORKERS}::test_slurmd__stopped_costs_its_node_and_no_more",
+            f"{SLURM_DRIVERS}::test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_"
+            "ends_as_on_threads",
+            f"{SLURM_DRIVERS}::test_driver__whose_time_is_up_queues_itself_again",
+            f"{SLURM_DRIVERS}::test_driver__whose_node_is_lost_goes_on_on_another",
+        ),
+    ),
+    Promise(
+        "in Slurm: `cancel`, the driver alive or dead",
+        "no job is left in the queue after 30 s",
+        (f"{SLURM_DRIVERS}::test_cancel__leaves_nothing_in_the_queue",),
+    ),
+    Promise(
         "a full disk",
         "said clearly, no false marker; with room again, the same command finishes",
         (
@@ -219,7 +239,8 @@ def _row(promise: Promise, found: Found | None) -> str:
     words = [f"{name.replace('_', ' ')}: {value}" for name, value in found.measured.items()]
     tests = f"{found.held} test{'s' if found.held != 1 else ''}, {found.seconds:.0f} s"
     tests += f", {found.skipped} skipped" if found.skipped else ""
-    held = f"**broken**: {', '.join(found.broken)}" if found.broken else _kept(promise, found)
+    tried = "not tried on this machine" if not found.held else _kept(promise, found)
+    held = f"**broken**: {', '.join(found.broken)}" if found.broken else tried
     return f"| {promise.fault} | {promise.promise} | {held} ({tests}) | {'; '.join(words)} |"
 
 
@@ -252,9 +273,10 @@ def _document(found: dict[Promise, Found]) -> str:
         "the marker that speaks of them: what a machine had in memory alone is lost without a marker, and redone. That",
         "holds where the file system keeps what it says that it has; an object store has what it has answered for.",
         "",
-        "How a unit becomes done, and when a driver may take over, is in [jobs.md](jobs.md). The faults of Slurm",
-        "(`scancel`, requeue, a stopped slurmd, walltime) have tests of their own, `make test-slurm`, and those of",
-        "[Kubernetes](kubernetes.md#when-pods-are-lost) (a lost driver, a lost scheduler) too: `make test-kubernetes`.",
+        "How a unit becomes done, and when a driver may take over, is in [jobs.md](jobs.md). The faults of Slurm are",
+        "injected into a real one of two nodes on this machine (`make test-slurm`); those of",
+        "[Kubernetes](kubernetes.md#when-pods-are-lost) (a lost driver, a lost scheduler) have tests of their own,",
+        "`make test-kubernetes`.",
         "",
     ]  # fmt: skip
     return "\n".join(lines)

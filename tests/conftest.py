@@ -35,6 +35,17 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Return a function that keeps what was measured, for the table of docs/reliability.md."""
+
+    def keep(**found: Any) -> None:
+        for name, value in found.items():
+            record_property(name, value)
+
+    return keep
+
+
+@pytest.fixture
 def threads() -> Iterator[ThreadExecutor]:
     """Two threads; no task outlives the test."""
     executor = ThreadExecutor(2)

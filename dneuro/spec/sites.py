@@ -93,9 +93,16 @@ _OWN_OPTIONS = {
     "--no-requeue": _AGAIN,
     "--signal": "take it away: `walltime:` says when a driver or worker is told to end",
     "--job-name": "take it away: it begins with `name:` of the job, and others are found by it",
+    "--clusters": "take it away, and submit on a login node of that cluster",
+    "--wait": "take it away: `dneuro logs -f` waits until a job has ended",
 }
 """Options of sbatch that every batch script has already or must not have, and what to write in their place."""
-_SHORT = {"-a": "--array", "-o": "--output", "-e": "--error", "-J": "--job-name"}
+_LOST = {
+    "--clusters": "the job would go where squeue and scancel do not look for it",
+    "--wait": "sbatch would answer only when the job has ended",
+}
+"""Those of them that no batch script has, and why."""
+_SHORT = {"-a": "--array", "-o": "--output", "-e": "--error", "-J": "--job-name", "-M": "--clusters", "-W": "--wait"}
 
 
 def _check_directive(text: str) -> str:
@@ -107,7 +114,8 @@ def _check_directive(text: str) -> str:
         raise refusal(f"{shown(text)} is no option of sbatch", "as on its command line, such as --exclude=node7")
     for word in words:
         if own := _own_option(word):
-            raise refusal(f"{word} is not for directives: dneuro sets {own} itself", _OWN_OPTIONS[own])
+            why = _LOST.get(own, f"dneuro sets {own} itself")
+            raise refusal(f"{word} is not for directives: {why}", _OWN_OPTIONS[own])
     return text
 
 

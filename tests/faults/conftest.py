@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -16,14 +15,3 @@ ASKED = os.environ.get("DNEURO_FAULTS", "few")
 def times() -> Callable[[int, int], int]:
     """Return ``times(few, all)``: how often a fault is injected, in every run of the tests or by `make faults`."""
     return lambda few, every: few if ASKED == "few" else every if ASKED == "all" else min(every, int(ASKED))
-
-
-@pytest.fixture
-def measured(record_property: Callable[[str, object], None]) -> Callable[..., None]:
-    """Return a function that keeps what was measured, for the table of docs/reliability.md."""
-
-    def keep(**found: Any) -> None:
-        for name, value in found.items():
-            record_property(name, value)
-
-    return keep

@@ -29,6 +29,11 @@ def test_table__compares_what_was_measured_with_what_is_promised(
     assert f"seconds to leave: {measured} |" in row
 
 
+def test_table__says_of_what_was_skipped_that_it_was_not_tried() -> None:
+    promise = Promise("in Slurm: walltime", "the job finishes", ("x",))
+    assert "| not tried on this machine (0 tests, 0 s, 6 skipped) |" in _row(promise, Found(0, (), 6, {}, 0.0))
+
+
 def test_promises__name_tests_that_are_there_and_what_they_measure() -> None:
     for promise in PROMISES:
         texts = ""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -106,18 +108,35 @@ def wait_until(true: Callable[[], Any], seconds: float, what: str) -> Any:
     return found
 
 
-def start_again(number: str) -> None:
-    """Have a job start that was queued again, and that Slurm would hold for two minutes from then on."""
+def start_again(number: str, *, ends: str = "COMPLETED") -> None:
+    """Have a job start that was queued again, and that Slurm would hold for two minutes from then on.
+
+    It runs after that, or has ended already in the state `ends`.
+    """
+    asked = -math.inf
 
     def has_started() -> bool:
+        nonlocal asked
+        job = queue.look()[number]
         # More than once: Slurm says until when when the last of the job has ended, which may be after the job waits.
-        with contextlib.suppress(queue.SlurmError):  # it has just started
-            if queue.look()[number].state == "PENDING":
-                queue.call("scontrol", "update", f"jobid={number}", "starttime=now")
-        now = queue.look()[number]
-        return not now.waits and now.state != "COMPLETING"
+        if job.state == "PENDING" and time.monotonic() - asked > 5:
+            asked = time.monotonic()
+            with contextlib.suppress(queue.SlurmError):  # it has just started
+                # Not now: both in whole seconds, a start in that one of its end is to slurmd one that was called off.
+                queue.call("scontrol", "update", f"jobid={number}", "starttime=now+2")
+        held = job.waits and ("held" in job.reason.lower() or job.state in ("REQUEUE_HOLD", "SPECIAL_EXIT"))
+        assert not held and (not job.ended or job.state == ends), f"{job}\n{told_of(number)}"
+        return job.state in ("RUNNING", ends)
 
     wait_until(has_started, 120, f"job {number} to start again")
+
+
+def told_of(number: str) -> str:
+    """What the logs of Slurm's daemons say of a job."""
+    its = re.compile(rf"(?i)\b(job|jobid=|stepid=)\s?{number}\b|\[{number}\.")
+    logs = sorted((Path(os.environ["SLURM_CONF"]).parent / "logs").glob("slurm*.log"))
+    lines = [(log.name, line) for log in logs for line in log.read_text(errors="replace").splitlines()]
+    return "\n".join(f"{name}: {line}" for name, line in lines if its.search(line))
 
 
 def node_of(number: str) -> str:

@@ -25,12 +25,18 @@ from tests.slurm.conftest import in_queue, node_of, processes_of, start_again, s
 
 MakeJob = Callable[..., JobSpec]
 MakeProfile = Callable[..., ProfileSpec]
+Measured = Callable[..., None]
 STEPS: list[Any] = [{"moments": None}, {"svd": {"rank": 3, "layer": "relu1", "method": "krylov"}}]
 LONG: dict[str, Any] = {"images": {"source": "digits", "sample": 160}, "batch": 1, "images_per_unit": 4}
 
 
 def done(job: JobSpec) -> int:
     return len(list(Path(f"{job.store}.units").glob("extract/relu1/*.done")))
+
+
+def begun(job: JobSpec) -> int:
+    """How many units were begun and are not done: they are what is redone."""
+    return len(list(Path(f"{job.store}.units").glob("extract/relu1/*.attempts")))
 
 
 def log(folder: Path) -> str:
@@ -54,7 +60,7 @@ def workers(job: str) -> list[str]:
 
 def test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_ends_as_on_threads(
     make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, threads: ThreadExecutor,
-    same_store: Callable[[Path, Path], None],
+    same_store: Callable[[Path, Path], None], measured: Measured,
 ) -> None:  # fmt: skip
     job = make_job(*STEPS, store="slurm.zarr", **LONG)
     submitted = dn.submit(job, make_profile())
@@ -66,8 +72,11 @@ def test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_ends_as
     queue.call("scontrol", "requeue", driver(folder))
     # Slurm holds a job that it queues again for two minutes.
     wait_until(lambda: queue.look()[driver(folder)].state == "PENDING", 60, "the driver to wait")
-    reached = done(job)
+    reached, redone = done(job), begun(job)
     start_again(driver(folder))
+    began = time.monotonic()
+    wait_until(lambda: done(job) > reached, 120, "a unit of the second life")
+    took = time.monotonic() - began
     assert submitted.wait(240).state == "done", log(folder)
     assert reached < 40 == done(job)
     assert len(list((folder / "attempts").iterdir())) == 2
@@ -75,11 +84,15 @@ def test_job__whose_worker_is_cancelled_and_whose_driver_is_queued_again_ends_as
     assert queue.look()[driver(folder)].state == "COMPLETED"
     reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
     same_store(Path(job.store), reference.store)
+    measured(
+        seconds_from_the_second_start_of_a_driver_to_a_unit=round(took, 1),
+        units_that_it_redid=redone,
+    )
 
 
 def test_driver__whose_node_is_lost_goes_on_on_another(
     slurm: Path, make_profile: MakeProfile, make_job: MakeJob, tmp_path: Path, threads: ThreadExecutor,
-    same_store: Callable[[Path, Path], None],
+    same_store: Callable[[Path, Path], None], measured: Measured,
 ) -> None:  # fmt: skip
     """Slurm gives the node up and starts the driver again; its first life, which nobody has told, is still there."""
     job = make_job(*STEPS, store="slurm.zarr", **LONG)
@@ -97,7 +110,9 @@ def test_driver__whose_node_is_lost_goes_on_on_another(
         assert first.is_running()
         start_again(number)
         wait_until(lambda: (folder / "attempts" / "002").is_dir(), 120, "the second life")
+        began = time.monotonic()
         wait_until(lambda: not first.is_running(), 60, "the first life to see that it is overtaken")
+        took = time.monotonic() - began
         assert queue.look()[number].ended or node_of(number) == "n2"
         assert submitted.wait(240).state == "done", log(folder)
         wait_until(lambda: not in_queue(), 60, "an empty queue")
@@ -105,6 +120,7 @@ def test_driver__whose_node_is_lost_goes_on_on_another(
     assert len(list((folder / "attempts").iterdir())) == 2
     reference = run_job(make_job(*STEPS, store="threads.zarr", **LONG), threads)
     same_store(Path(job.store), reference.store)
+    measured(seconds_until_a_driver_on_a_lost_node_left_to_its_successor=round(took, 1))
 
 
 def test_driver__writes_its_log_whatever_letters_are_in_its_path(make_profile: MakeProfile, tmp_path: Path) -> None:
@@ -184,12 +200,14 @@ def test_driver__that_is_lost_again_and_again_is_given_up(make_profile: MakeProf
     wait_until(lambda: backend.driver_state(ref) == "running", 30, "the driver")
     queue.call("scontrol", "requeue", ref.id)
     wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait")
-    start_again(ref.id)
+    start_again(ref.id, ends="FAILED")
     wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")
     assert "this driver was started 0 times again" in log(tmp_path / "job")
 
 
-def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile, tmp_path: Path) -> None:
+def test_driver__whose_time_is_up_queues_itself_again(
+    make_profile: MakeProfile, tmp_path: Path, measured: Measured
+) -> None:
     """Slurm's notice is a signal to the batch script, two minutes before the end; here it comes early."""
     backend = backend_of(make_profile(driver={"memory": "1GiB", "walltime": "10m"}))
     waits = "trap 'echo told to stop; exit 5' TERM; echo started; [ $SLURM_RESTART_COUNT ] || sleep 60 & wait"
@@ -197,7 +215,9 @@ def test_driver__whose_time_is_up_queues_itself_again(make_profile: MakeProfile,
     assert "#SBATCH --signal=B:USR1@120" in (tmp_path / "job" / "driver.sh").read_text()
     wait_until(lambda: (tmp_path / "job" / "driver.log").is_file() and "started" in log(tmp_path / "job"), 30, "it")
     queue.cancel([ref.id], signal="USR1")
+    began = time.monotonic()
     wait_until(lambda: backend.driver_state(ref) == "pending", 60, "the driver to wait again")
+    measured(seconds_from_the_notice_of_a_drivers_walltime_to_the_queue=round(time.monotonic() - began, 1))
     start_again(ref.id)
     wait_until(lambda: log(tmp_path / "job").count("started") == 2, 60, "the driver to start again")
     wait_until(lambda: backend.driver_state(ref) == "gone", 60, "the driver to end")

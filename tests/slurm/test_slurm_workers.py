@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -25,6 +26,7 @@ from dneuro.spec import JobSpec, ProfileSpec
 from tests.slurm.conftest import in_queue, node_of, stopped_node, wait_until
 
 MakeJob = Callable[..., JobSpec]
+Measured = Callable[..., None]
 
 
 @pytest.fixture(scope="module")
@@ -161,27 +163,39 @@ def test_keys__are_for_their_owner_only(machines: Machines, folder: Path) -> Non
 
 
 def test_job__whose_worker_is_cancelled_ends_with_what_threads_compute(
-    machines: Machines, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None]
-) -> None:
+    machines: Machines, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None],
+    measured: Measured,
+) -> None:  # fmt: skip
     settings: dict[str, Any] = {"images": {"source": "digits", "sample": 240}, "batch": 1}
     steps: list[Any] = [{"moments": None}, {"svd": {"rank": 3, "layer": "relu1", "method": "krylov"}}]
     before = {job for job in in_queue() if "-extract-" in queue.look()[job].name}
+    there = workers(machines).keys()
     cancelled: list[str] = []
+    times: list[float] = []
 
     def cancel(event: events.Event) -> None:
         if event.kind == "progress" and event.step == "extract" and not cancelled:
             cancelled.append(min(before))
             queue.cancel(cancelled)
+            times.append(time.monotonic())
+        elif len(times) == 1 and workers(machines).keys() - there:
+            times.append(time.monotonic())
 
     with events.listening(cancel):
         result = run_job(make_job(*steps, store="slurm.zarr", **settings), machines.executor("extract"))
     assert cancelled
+    wait_until(lambda: len(workers(machines)) == 3, 60, "the replaced worker")
+    times.append(time.monotonic())
     assert (result.outcome.quarantined, result.outcome.images) == ({}, 240)
     same_store(result.store, run_job(make_job(*steps, store="threads.zarr", **settings), threads).store)
-    wait_until(lambda: len(workers(machines)) == 3, 60, "the replaced worker")
     after = {job for job in in_queue() if "-extract-" in queue.look()[job].name}
     assert cancelled[0] not in after
     assert len(after - before) == 1
+    tries = [json.loads(path.read_bytes())["tries"] for path in Path(f"{result.store}.units").glob("extract/*/*.done")]
+    measured(
+        seconds_until_a_cancelled_worker_was_replaced=round(times[1] - times[0], 1),
+        units_tried_again_after_that=sum(number > 1 for number in tries),
+    )
 
 
 def test_worker__that_is_killed_is_started_again_by_its_own_job(machines: Machines) -> None:
@@ -211,7 +225,7 @@ def test_workers__that_cannot_run_are_named_with_what_slurm_says(machines: Machi
     wait_until(lambda: set(in_queue()) == jobs, 20, "the others' jobs to be gone")
 
 
-def test_worker__whose_time_is_up_is_replaced(slurm: Path, folder: Path) -> None:
+def test_worker__whose_time_is_up_is_replaced(slurm: Path, folder: Path, measured: Measured) -> None:
     profile = ProfileSpec.model_validate(
         {"backend": "slurm", "state": str(folder / "state"), "security": {"bind": "lo"},
          "pools": {"extract": {"memory": "2GiB", "walltime": "1m", "partition": "cpu"}}}
@@ -220,13 +234,17 @@ def test_worker__whose_time_is_up_is_replaced(slurm: Path, folder: Path) -> None
         (first,) = workers(machines)
         number = first.rpartition(".")[2]
         wait_until(lambda: queue.look()[number].state == "TIMEOUT", 150, "Slurm to end it")
+        began = time.monotonic()
         wait_until(lambda: workers(machines).keys() - {first}, 60, "another worker")
+        took = time.monotonic() - began
         assert machines.executor("extract").submit(sum, [1, 2]).result(timeout=30) == 3
+    measured(seconds_from_a_workers_walltime_to_another_one=round(took, 1))
 
 
 def test_slurmd__stopped_costs_its_node_and_no_more(
-    slurm: Path, folder: Path, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None]
-) -> None:
+    slurm: Path, folder: Path, make_job: MakeJob, threads: ThreadExecutor, same_store: Callable[[Path, Path], None],
+    measured: Measured,
+) -> None:  # fmt: skip
     profile = ProfileSpec.model_validate(
         {"backend": "slurm", "state": str(folder / "state"), "security": {"bind": "lo"},
          "pools": {"extract": {"workers": 2, "cpus": 1, "memory": "2GiB", "partition": "cpu"}}}
@@ -236,11 +254,14 @@ def test_slurmd__stopped_costs_its_node_and_no_more(
         mine = {number for number, job in queue.look().items() if job.name.startswith("nodes-") and not job.ended}
         stopped = min(node_of(number) for number in mine)  # both are there, unless a job before them is just ending
         (other,) = {"n1", "n2"} - {stopped}
+        began = time.monotonic()
         with stopped_node(slurm, stopped):
             wait_until(lambda: {node_of(n) for n in _running("nodes-")} == {other}, 90, "the jobs on the other node")
             wait_until(lambda: len(_running("nodes-")) == 2, 60, "both jobs on the other node")
+            took = time.monotonic() - began
             result = run_job(make_job(store="one.zarr"), machines.executor("extract"))
     same_store(result.store, run_job(make_job(store="threads.zarr"), threads).store)
+    measured(seconds_from_a_stopped_slurmd_to_its_jobs_on_another_node=round(took, 1))
 
 
 @pytest.mark.parametrize("name", ["a%j b", r"a\b 'c' %j"])

@@ -121,8 +121,28 @@ def test_directives__that_dneuro_sets_itself_are_refused_with_what_to_write(
     assert instead in said
 
 
+@pytest.mark.parametrize(
+    ("option", "why", "instead"),
+    [
+        ("--clusters=gpu", "the job would go where squeue and scancel do not look for it", "a login node of that"),
+        ("--cluster gpu", "the job would go where squeue and scancel do not look for it", "a login node of that"),
+        ("-M gpu", "the job would go where squeue and scancel do not look for it", "a login node of that"),
+        ("--wait", "sbatch would answer only when the job has ended", "`dneuro logs -f`"),
+        ("-W", "sbatch would answer only when the job has ended", "`dneuro logs -f`"),
+    ],
+)
+def test_directives__by_which_a_job_would_be_lost_are_refused(
+    tmp_path: Path, option: str, why: str, instead: str
+) -> None:
+    pools = f"{{extract: {{memory: 1GiB, directives: ['--licenses=a {option}']}}}}"
+    said = errors(tmp_path, f"backend: slurm\npools: {pools}\n")
+    assert f"is not for directives: {why}" in said
+    assert instead in said
+
+
 def test_directives__of_a_name_that_begins_in_the_same_way_are_taken() -> None:
-    given = ["--exclude=n7", "--reservation=r", "--begin=now+1hour", "-C a100", "--oversubscribe"]
+    given = ["--exclude=n7", "--reservation=r", "--begin=now+1hour", "-C a100", "--oversubscribe", "-w n7",
+             "--cluster-constraint=a", "--wait-all-nodes=1"]  # fmt: skip
     pools = {"extract": {"memory": "1GiB", "directives": given}}
     profile = ProfileSpec.model_validate({"backend": "slurm", "pools": pools})
     assert list(profile.pools["extract"].directives) == given

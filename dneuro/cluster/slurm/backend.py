@@ -248,7 +248,7 @@ class SlurmBackend:
 
 
 def _patiently(ask: Callable[[], object]) -> None:
-    """Ask Slurm, and again where it does not answer in time: a busy controller is no reason for a job to end.
+    """Ask Slurm, and again where it does not answer: a controller that is busy or away is no reason for a job to end.
 
     Raises
     ------
@@ -259,7 +259,7 @@ def _patiently(ask: Callable[[], object]) -> None:
         try:
             ask()
             return
-        except queue.NoAnswerError as error:
+        except (queue.NoAnswerError, queue.AwayError) as error:
             if not left:
                 raise
             events.emit("note", message=f"asked once more in {PAUSE:g} s: {error.message}")

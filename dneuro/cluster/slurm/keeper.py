@@ -127,7 +127,8 @@ class Keeper:
         """Submit all jobs and watch them from now on.
 
         Where Slurm does not answer in time, the job may have been taken: it is looked for with all others, and
-        submitted again if it is not there. After `SILENT` of them the rest is left to that, too.
+        submitted again if it is not there. After `SILENT` of them the rest is left to that, too, and at once where its
+        controller is away.
 
         Raises
         ------
@@ -143,6 +144,9 @@ class Keeper:
                 events.emit("note", message=f"a worker job for pool {slot.pool} may have been taken: {error.message}")
                 if silent == SILENT:
                     break
+            except queue.AwayError as error:
+                events.emit("note", message=f"the worker jobs are submitted once Slurm is back: {error.message}")
+                break
         self._thread.start()
 
     def wait(self, pools: dict[str, float]) -> None:

@@ -34,11 +34,15 @@ class NoAnswerError(SlurmError):
     """A command of Slurm that did not get its answer in time: whether it has done its work nobody knows."""
 
 
-_UNSURE = re.compile("(?i)timed out|zero bytes|reset by peer")
+class AwayError(SlurmError):
+    """A controller that is not there, as while it starts again: it has taken nothing, and may be asked later."""
+
+
+_UNSURE = re.compile(r"(?i)timed out|zero bytes|reset by peer|\((send|receive|shutdown) failure\)")
 """In what Slurm's commands say when the controller has heard them, perhaps, and they not it."""
 
-_AWAY = re.compile(f"{_UNSURE.pattern}|unable to contact|connection refused")
-"""In what they say when there is no controller to be heard, or none in time."""
+_AWAY = re.compile("(?i)unable to contact|connection refused|standby mode")
+"""In what they say when there is no controller to be heard, and nothing of the above."""
 
 _IS_UP = "sinfo: is the controller up?"
 
@@ -101,6 +105,8 @@ def submit(script: Path, name: str) -> str:
     ------
     NoAnswerError
         If it may have been taken all the same.
+    AwayError
+        If there is nobody to take it.
     SlurmError
         With what sbatch says.
     """
@@ -110,8 +116,9 @@ def submit(script: Path, name: str) -> str:
     return text.strip().split(";")[0]
 
 
-NEVER = frozenset({"SBATCH_ARRAY_INX", "SBATCH_WAIT"})
-"""Variables that would have sbatch start many jobs in place of one, or come back only when it has ended."""
+NEVER = frozenset({"SBATCH_ARRAY_INX", "SBATCH_CLUSTERS", "SBATCH_WAIT"})
+"""Variables that would have sbatch start many jobs in place of one, or one where squeue and scancel do not ask, or come
+back only when it has ended."""
 
 _LETTERS = {
     "A": "account", "C": "constraint", "G": "gpus", "J": "job-name", "O": "overcommit", "S": "core-spec",
@@ -206,6 +213,8 @@ def call(
     ------
     NoAnswerError
         If it does not end in `patience` seconds, or has waited for the controller in vain.
+    AwayError
+        If there is no controller.
     SlurmError
         If it is not installed, or fails with a message that is not `allowed`.
     """
@@ -221,8 +230,8 @@ def call(
         raise NoAnswerError(f"{command} did not answer within {patience:g} s", hint=_IS_UP) from None
     if done.returncode and not (allowed and allowed.search(done.stderr)):
         said = done.stderr.strip() or f"exit code {done.returncode}"
-        kind = NoAnswerError if _UNSURE.search(said) else SlurmError
-        wrong = command == "sbatch" and not _AWAY.search(said)
+        kind = NoAnswerError if _UNSURE.search(said) else AwayError if _AWAY.search(said) else SlurmError
+        wrong = command == "sbatch" and kind is SlurmError
         hint = "the partition, account and sizes in the profile; sinfo, sacctmgr" if wrong else _IS_UP
         raise kind(f"{command}: {said}", hint=hint)
     return done.stdout

@@ -187,11 +187,13 @@ def driver_script(profile: ProfileSpec, folder: Path, command: Sequence[str], na
     header += [f"{option}={value}" for option, value in settings.items() if value]
     # Without a limit of its own it has the partition's, and is told of that one too.
     notice = NOTICE if driver.walltime is None else min(NOTICE, 30 * _minutes(driver.walltime))
+    last = min(LAST, notice // 2)
     header.append(f"--signal=B:USR1@{notice}")
     return _DRIVER.format(
         header="\n".join(f"#SBATCH {line}" for line in [*header, *driver.directives]),
         restarts=driver.max_restarts,
-        patience=notice - min(LAST, notice // 2),
+        patience=notice - last,
+        last=last,
         setup="\n".join(_common(slurm)),
         command=shlex.join(command) if slurm.python is None else f"{_python(slurm)} {shlex.join(command[1:])}",
         again="scontrol requeue" if slurm.requeue else ":",  # bash wants a command there
@@ -256,7 +258,10 @@ done
 wait $driver
 code=$?
 if [ -n "$late" ] && [ -z "$asked" ] && [ "$code" -ne 0 ]; then
-  {again} "$SLURM_JOB_ID"
+  trap 'exit "$code"' TERM INT # cancelled meanwhile
+  until {again} "$SLURM_JOB_ID" || [ "$SECONDS" -ge $((late + {last})) ]; do # the controller may be away
+    sleep 5
+  done
 fi
 exit $code
 """

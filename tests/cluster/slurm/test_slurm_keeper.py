@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from dneuro.cluster import backend_of
 from dneuro.cluster.record import Record
 from dneuro.cluster.slurm import backend, keeper, queue
 from dneuro.cluster.slurm.keeper import Keeper
-from dneuro.cluster.slurm.queue import BatchJob, NoAnswerError, SlurmError
+from dneuro.cluster.slurm.queue import AwayError, BatchJob, NoAnswerError, SlurmError
 from dneuro.errors import DneuroError
 from tests.cluster.slurm.conftest import profile
 
@@ -196,6 +197,32 @@ def test_keeper__goes_on_where_slurm_does_not_answer_at_the_start(
     assert sorted(site.cancelled) == sorted(site.jobs)
 
 
+def test_keeper__submits_once_a_controller_is_back_that_is_away_at_the_start(
+    site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def away(path: Path, name: str) -> str:
+        if threading.current_thread() is threading.main_thread():
+            asked.append(name)
+        raise AwayError("sbatch: error: Unable to contact slurm controller (connect failure)")
+
+    monkeypatch.setattr(queue, "submit", away)
+    kept = Keeper({"extract": 7}, lambda pool, name, worker: "true", lambda: set(site.workers), tmp_path, "a-1")
+    monkeypatch.setattr(keeper, "POLL", 0.2)
+    kept.start()
+    try:
+        assert len(asked) == 1, "each try takes its time"
+        monkeypatch.setattr(queue, "submit", site.submit)
+        until(lambda: len(site.jobs) == 7)
+        for number in site.jobs:
+            site.come(number)
+        kept.wait({"extract": 5})
+    finally:
+        kept.close()
+    assert sorted(site.cancelled) == sorted(site.jobs)
+
+
 @pytest.fixture
 def five(site: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Keeper:
     """Five places without a job, and nobody who looks after them but the test."""
@@ -272,20 +299,21 @@ def test_keeper__whose_jobs_are_refused_at_the_start_does_not_begin(
     kept.close()
 
 
+@pytest.mark.parametrize("answer", ["Socket timed out", "Unable to contact slurm controller (connect failure)"])
 @pytest.mark.parametrize("silent", [3, 4])
 def test_open__asks_slurm_again_that_does_not_answer_for_what_an_earlier_attempt_has_left(
-    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: int
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: int, answer: str
 ) -> None:
     monkeypatch.setattr(backend, "PAUSE", 0.01)
     count = f'echo x >>{tmp_path}/asked; [ "$(wc -l <{tmp_path}/asked)" -gt {silent} ]'
-    commands("squeue", f"{count} || {{ echo 'error: Socket timed out' >&2; exit 1; }}; echo '17|RUNNING|None|b'")
+    commands("squeue", f"{count} || {{ echo 'error: {answer}' >&2; exit 1; }}; echo '17|RUNNING|None|b'")
     commands("scancel", f'echo "$@" >>{tmp_path}/told')
     commands("sbatch", "echo 'sbatch: error: not today' >&2; exit 1")
     Record(tmp_path / "job").write(kind="slurm", role="worker", name="b", id="17")
     of = profile(state=str(tmp_path), security={"bind": "lo"}, slurm=None)
-    said = "Socket timed out" if silent == backend.TRIES else "not today"
+    said = answer if silent == backend.TRIES else "not today"
     with (
-        pytest.raises(SlurmError, match=said),
+        pytest.raises(SlurmError, match=re.escape(said)),
         backend_of(of).open(folder=tmp_path / "job" / "attempts" / "002"),
     ):
         raise AssertionError("there are no workers")

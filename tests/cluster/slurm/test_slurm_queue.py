@@ -14,7 +14,7 @@ import pytest
 from dneuro.cluster import DriverRef, backend_of
 from dneuro.cluster.record import Record
 from dneuro.cluster.slurm import queue
-from dneuro.cluster.slurm.queue import BatchJob, SlurmError
+from dneuro.cluster.slurm.queue import AwayError, BatchJob, NoAnswerError, SlurmError
 from dneuro.cluster.slurm.scripts import driver_script
 from tests.cluster.slurm.conftest import profile, script
 
@@ -181,6 +181,26 @@ def test_queue__says_what_slurm_says(commands: Callable[[str, str], None], tmp_p
         queue.call("no-such-command-of-slurm")
 
 
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        ("Unable to contact slurm controller (connect failure)", AwayError),
+        ("Slurm backup controller in standby mode", AwayError),
+        ("Unable to contact slurm controller (receive failure)", NoAnswerError),
+        ("Socket timed out on send/recv operation", NoAnswerError),
+        ("Invalid partition name specified", SlurmError),
+    ],
+)
+def test_queue__knows_whether_a_job_may_have_been_taken(
+    commands: Callable[[str, str], None], tmp_path: Path, said: str, kind: type[SlurmError]
+) -> None:
+    commands("sbatch", f"echo 'sbatch: error: Batch job submission failed: {said}' >&2; exit 1")
+    (tmp_path / "x.sh").write_text("#!/bin/bash\n")
+    with pytest.raises(SlurmError) as caught:
+        queue.submit(tmp_path / "x.sh", "x")
+    assert type(caught.value) is kind
+
+
 def test_queue__hides_the_job_that_this_process_is_part_of(
     commands: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,8 +211,9 @@ def test_queue__hides_the_job_that_this_process_is_part_of(
 
 
 VARIABLES = (
-    "ACCOUNT", "ARRAY_INX", "CONSTRAINT", "ERROR", "EXCLUSIVE", "GPUS", "GRES", "MEM_PER_CPU", "MEM_PER_NODE",
-    "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "PARTITION", "QOS", "REQUEUE", "RESERVATION", "SIGNAL", "TIMELIMIT", "WAIT",
+    "ACCOUNT", "ARRAY_INX", "CLUSTERS", "CONSTRAINT", "ERROR", "EXCLUSIVE", "GPUS", "GRES", "MEM_PER_CPU",
+    "MEM_PER_NODE", "NO_REQUEUE", "OPEN_MODE", "OUTPUT", "PARTITION", "QOS", "REQUEUE", "RESERVATION", "SIGNAL",
+    "TIMELIMIT", "WAIT",
 )  # fmt: skip
 
 

@@ -161,6 +161,34 @@ def test_driver_script__whose_time_is_up_is_queued_again_whatever_its_setup_has_
     assert (tmp_path / "told").read_text() == "requeue 17\n"
 
 
+@pytest.mark.parametrize("back", [True, False])
+def test_driver_script__whose_time_is_up_asks_to_be_queued_again_until_somebody_answers_or_its_limit(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, back: bool
+) -> None:
+    again = f"[ -e {tmp_path}/asked ] && exec touch {tmp_path}/queued; " if back else ""
+    commands("scontrol", f"{again}touch {tmp_path}/asked; echo 'Unable to contact slurm controller' >&2; exit 1")
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setattr(scripts, "NOTICE", 4)
+    out_of_time = ["bash", "-c", "trap 'exit 9' TERM; kill -USR1 $PPID; sleep 3 & wait"]
+    text = driver_script(profile(slurm=None), tmp_path, out_of_time, "a")
+    done = subprocess.run(["bash", "-c", text], check=False, timeout=60, capture_output=True, text=True)
+    assert done.returncode == 9
+    assert (tmp_path / "queued").exists() == back
+    assert done.stderr.count("Unable to contact") == (1 if back else 2), "every five seconds"
+
+
+def test_driver_script__that_is_cancelled_while_it_asks_is_not_queued_again(
+    commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = f"[ -e {tmp_path}/asked ] && exec touch {tmp_path}/queued"
+    commands("scontrol", f'{second}; touch {tmp_path}/asked; kill -TERM "$PPID"; exit 1')
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    out_of_time = ["bash", "-c", "trap 'exit 9' TERM; kill -USR1 $PPID; sleep 9 & wait"]
+    text = driver_script(profile(slurm=None), tmp_path, out_of_time, "a")
+    assert subprocess.run(["bash", "-c", text], check=False, timeout=60).returncode == 9
+    assert not (tmp_path / "queued").exists()
+
+
 @pytest.mark.parametrize("away", [False, True])
 def test_driver_script__whose_driver_does_not_end_in_time_is_queued_again_before_the_limit(
     commands: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, away: bool
