@@ -151,6 +151,22 @@ def test_commands__cancel_a_job_that_waits_and_name_what_is_not_there(
     assert "lost" in call("status", name).out
 
 
+def test_job__that_its_queue_starts_no_more_says_why(
+    call: Call, drivers: Drivers, write_job: Callable[..., Path]
+) -> None:
+    name = call("submit", write_job()).out.strip()
+    folder = Path(".dneuro/jobs", name)
+    why = "error: this driver was started 5 times again, that is enough (driver.max_restarts)"
+    (folder / "driver.log").write_text(f"extract: 3 of 40 images\n{why}\n\n")
+    (folder / "status.json").write_text('{"state": "interrupted", "attempt": 1, "exit_code": 143}')
+    assert "note" in json.loads(call("status", name, "--json").out), "it waits"
+    drivers.state = "gone"
+    found = json.loads(call("status", name, "--json").out)
+    assert (found["state"], found["note"]) == ("interrupted", f"its driver is gone; driver.log ends with: {why}")
+    assert why in call("status", name).out
+    assert f"driver.log: {why}\n" in call("logs", name).err
+
+
 def test_hints__are_commands_that_find_the_job_of_another_profile(
     call: Call, drivers: Drivers, write_job: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -99,7 +99,7 @@ def logs(
                 typer.echo(line)
     now = status(folder)
     if not json:
-        if now.state in ("lost", "failed") and not follow:
+        if now.state in ("lost", "failed", "interrupted") and not follow:
             _print_tail(log_of(folder.path))
         error = now.found.get("error")
         typer.echo(f"{now.state}: {error['message']}" if error else now.state, err=True)

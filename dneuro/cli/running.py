@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dneuro.cli.arguments import AsJson, Cluster, Job, Quiet, Set, find_job, print_json
+from dneuro.cli.arguments import AsJson, Cluster, Job, Quiet, Set, find_job, hints_for, print_json
 
 if TYPE_CHECKING:
     from dneuro.cluster.sizes import WorkerSizes
@@ -24,7 +24,7 @@ def run(job: Job, cluster: Cluster = None, settings: Set = None, quiet: Quiet = 
     from dneuro.spec import read_study
 
     spec = read_study(find_job(job), settings or ())
-    with showing(quiet=quiet), ended_by_signals():
+    with showing(quiet=quiet), ended_by_signals(), hints_for(cluster):
         result = face.run(spec, cluster=cluster or "local")
     if isinstance(result, MembersResult):
         found = {"members": {member: _found(one) for member, one in result.items()}, "seconds": result.seconds}

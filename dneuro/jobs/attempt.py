@@ -31,6 +31,12 @@ REMOTE_TICK = 5.0
 INTERRUPTED = 143
 """Exit code of a driver whose machine, or the scheduler's, was taken away: it is to be started again."""
 
+TOLD = {
+    "type": "Interrupted", "hint": None,
+    "message": "its driver was told to stop, and nobody has cancelled the job; what is done stays done",
+}  # fmt: skip
+"""Error of an attempt that its machine has ended, or the queue, or a signal by hand."""
+
 ENDED = ("done", "partial", "failed", "cancelled")
 """States in which a job stays until somebody acts."""
 
@@ -129,8 +135,10 @@ class Attempt:
         self._status |= {"state": state, "exit_code": code, "ended": time.time()}
         if error is not None:
             self.progress.fail()
-            self._status["error"] = _described(error)
-            self._log.add({"kind": "failed", "message": str(error), "time": time.time(), "trace": _trace(error)})
+            told = state == "interrupted" and not isinstance(error, SchedulerLostError)
+            self._status["error"] = dict(TOLD) if told else _described(error)
+            message = TOLD["message"] if told else str(error)
+            self._log.add({"kind": "failed", "message": message, "time": time.time(), "trace": _trace(error)})
         self._log.close()
         with contextlib.suppress(OSError):  # a full disk must not hide why the attempt ended
             self._write()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from dneuro import events, files
 from dneuro.cluster import Backend, backend_of, processes
 from dneuro.errors import CancelledError, DneuroError
+from dneuro.jobs.asking import drivers, state_of
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import holder
-from dneuro.jobs.watching import RESTING, UNREADABLE, JobStatus, drivers, state_of, status, status_of_any
+from dneuro.jobs.watching import RESTING, UNREADABLE, JobStatus, status, status_of_any
 from dneuro.quantities import format_duration
 from dneuro.store.files import Location, remove
 from dneuro.store.remote import RemotePath

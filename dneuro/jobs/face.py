@@ -19,7 +19,7 @@ from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import refuse_if_busy
 from dneuro.jobs.members import MembersResult, plan_any, run_members
 from dneuro.jobs.needed import check_files
-from dneuro.jobs.submitting import read_cluster
+from dneuro.jobs.submitting import read_cluster, refuse_if_driven
 from dneuro.spec import (
     AnyJob,
     JobSpec,
@@ -77,9 +77,12 @@ def run(
     backend = backend_of(profile)
     for one in members_of(spec).values():
         refuse_if_busy(units_folder(one.store) / "attempts")  # before workers are started for nothing
+    folder = JobFolder.of(profile.state, spec)
+    before = refuse_if_driven(folder, profile)  # one that waits would later drive it with this profile
     check_files(spec, backend)
     planned = plan_any(spec, backend.sizes)
-    folder = JobFolder.of(profile.state, spec)
+    if before is not None:
+        before.clean_up(folder.path)
     folder.write(spec, profile, planned.to_dict(), "run")
     with ended_by_signals():
         return attend(folder, spec, backend, planned)

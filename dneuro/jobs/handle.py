@@ -10,6 +10,7 @@ from typing import Any
 from dneuro.cluster import profile_folders
 from dneuro.errors import CancelledError, DneuroError, PartialError
 from dneuro.jobs import ending, submitting, watching
+from dneuro.jobs.asking import ASKED, Asking
 from dneuro.jobs.folder import JobFolder, find, folders
 from dneuro.jobs.watching import JobStatus
 from dneuro.quantities import format_duration
@@ -67,8 +68,8 @@ class Job:
         TimeoutError
             If the job is not over within `timeout`.
         """
-        began = time.monotonic()
-        while not (now := self.status()).is_over:
+        began, asking = time.monotonic(), Asking(ASKED)
+        while not (now := watching.status(self._folder, asking=asking)).is_over:
             if progress is not None:
                 progress(now)
             if timeout is not None and time.monotonic() - began > timeout:

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from dneuro.cluster import Backend, DriverRef, backend_of, profile_folders, record
 from dneuro.errors import BusyError, DneuroError, UsageError
+from dneuro.jobs.asking import Asking, drivers, liveliest, state_of, without_answer
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
 from dneuro.jobs.lease import Holder, holder, refuse_if_busy
 from dneuro.jobs.members import AnyPlan, plan_any
 from dneuro.jobs.needed import check_files
-from dneuro.jobs.watching import driver_state, drivers, state_of, status
+from dneuro.jobs.watching import status
 from dneuro.spec import (
     AnyJob,
     JobSpec,
@@ -72,15 +73,17 @@ def submit(job: AnyJob, profile: ProfileSpec) -> tuple[JobFolder, AnyPlan]:
     FingerprintError
         If its store was made from something else.
     BusyError
-        If a driver is at work on it already.
+        If a driver is at work on it already, or waits to be, whichever profile it was started with.
     """
     backend = backend_of(profile)
     folder = JobFolder.of(profile.state, job)
-    _refuse_if_driven(folder, backend)
+    before = refuse_if_driven(folder, profile)
     for one in members_of(job).values():
         refuse_if_busy(units_folder(one.store) / "attempts")
     check_files(job, backend)
     planned = plan_any(job, backend.sizes)
+    if before is not None:
+        before.clean_up(folder.path)
     folder.write(job, profile, planned.to_dict(), "submit")
     (folder.path / "retry.json").unlink(missing_ok=True)
     folder.remember("retry", {})  # whoever submits a job wants all of it
@@ -163,26 +166,81 @@ def _blank(before: dict[str, object]) -> dict[str, object]:
     return {key: before[key] for key in ("units", "steps", "report") if key in before}
 
 
-def _refuse_if_driven(folder: JobFolder, backend: Backend) -> None:
-    """Refuse a job whose driver lives, or waits to; note which attempt is dead, for the next driver to know."""
+def refuse_if_driven(folder: JobFolder, profile: ProfileSpec) -> Backend | None:
+    """Refuse to give a job to a profile while a driver lives or waits, whichever profile that one was started with.
+
+    Parameters
+    ----------
+    folder : JobFolder
+        The job's; it need not be there yet.
+    profile : ProfileSpec
+        What it is to be given to; nothing is written.
+
+    Returns
+    -------
+    Backend or None
+        Of the profile that the job was given to before, if machines may be left there: they are known by the job's
+        folder alone, and to be ended before that names another profile.
+
+    Raises
+    ------
+    BusyError
+        If there is such a driver; where the profile is of another backend also if nobody can tell.
+    """
+    before = _kept_profile(folder) or profile
+    backend = backend_of(before)
+    let_go = _refuse_if_driven(folder, backend, leaving=before.backend != profile.backend)
+    return None if let_go or before == profile else backend
+
+
+def _kept_profile(folder: JobFolder) -> ProfileSpec | None:
+    """Return the profile that a job was given to; None if it was given to none, or that is another version's."""
+    try:
+        return folder.read_profile()
+    except (UsageError, NotADirectoryError):
+        return None
+
+
+def _refuse_if_driven(folder: JobFolder, backend: Backend, *, leaving: bool = False) -> bool:
+    """Refuse a job whose driver lives, or waits to; note which attempt is dead, for the next driver to know.
+
+    When `leaving` its backend, a driver that this does not answer for counts as one that waits: nobody asks any more.
+
+    Returns whether all that was started for the job has ended in order.
+    """
 
     def ask(found: Holder) -> bool | None:
         its = drivers(folder, found)
         return {"gone": False, "running": True}.get(state_of(its[0], backend)) if its else None
 
     last = holder(folder.attempts, ask)
-    asked = driver_state(folder, backend, last)
-    said_so = folder.read_status().get("state") in ENDED
-    if said_so and last is not None and last.lease is not None and last.lease["ended"] is not None:
-        return  # its process may still be about to leave
+    said, left = folder.read_status().get("state"), folder.read("cancel").get("left")
+    if said in ENDED and last is not None and last.lease is not None and last.lease["ended"] is not None:
+        return not left  # its process may still be about to leave
+    ended = said == "cancelled" and not left  # by `cancel`, which has ended all there was
+    refs = [ref for ref in drivers(folder, last) if not _is_idle(ref, last)]
+    states = Asking().states(refs, backend)
+    asked = liveliest(states)
     if asked in ("pending", "running") or (last is not None and last.alive):
         who = str(last) if last is not None and last.alive else "its driver"
         raise BusyError(
             f"{who} is at work on job {folder.id}" + (" or waits to be started" if asked == "pending" else ""),
             hint=f"dneuro logs {folder.id} -f follows it, dneuro cancel {folder.id} ends it",
         )
+    if leaving and not ended and (silent := without_answer(refs, states)) is not None:
+        raise BusyError(
+            f"nobody can tell whether a driver waits to be started for job {folder.id}: {silent.backend} does not "
+            f"answer for {silent.id}",
+            hint=f"dneuro cancel {folder.id}, when it does; where it is gone for certain, remove {folder.path}",
+        )
     if last is not None and last.alive is False:
         folder.remember("dead", {"attempt": last.number})
+    return ended
+
+
+def _is_idle(ref: DriverRef, last: Holder | None) -> bool:
+    """Return whether a process at which somebody sits drives nothing now: it may live on for long, as a notebook."""
+    return bool(ref.details.get("attended")) and last is not None and last.alive is False
 
 
 class _in_folder:  # noqa: N801 - reads as contextlib's do

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dneuro.cluster import Backend, DriverRef, DriverState, backend_of, processes
+from dneuro.cluster import Backend, DriverState, backend_of, processes
 from dneuro.errors import DneuroError
+from dneuro.jobs.asking import ASKED, Asking, drivers, liveliest, without_answer
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
-from dneuro.jobs.lease import Holder, holder
+from dneuro.jobs.lease import HEARTBEAT, Holder, holder
 from dneuro.quantities import format_duration
 
 RESTING = (*ENDED, "interrupted", "lost")
@@ -22,7 +24,10 @@ UNREADABLE = (DneuroError, OSError, KeyError, TypeError, ValueError)
 """What the folder of a job may raise that another version wrote, or that somebody has changed."""
 
 STARTUP = 60.0
-"""Seconds after which a driver of which nobody can tell anything, and which never began, counts as lost."""
+"""Seconds after which a process of which nobody can tell anything, and which never began, counts as lost."""
+
+HEARD = 3 * HEARTBEAT
+"""Seconds since a driver's last sign of life within which it is not asked about by whoever looks again and again."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,9 @@ class JobStatus:
     id : str
         Its id.
     state : str
-        ``pending`` (its driver waits to be started), ``starting`` (its workers are), ``running``, ``done``, ``partial``
-        (some units failed again and again), ``failed``, ``cancelled``, ``interrupted`` (its driver's machine, or the
-        scheduler's, was taken away) or ``lost`` (its driver died);
+        ``pending`` (its driver waits to be started, or nobody answers for it), ``starting`` (its workers are),
+        ``running``, ``done``, ``partial`` (some units failed again and again), ``failed``, ``cancelled``,
+        ``interrupted`` (its driver's machine, or the scheduler's, was taken away) or ``lost`` (its driver died);
         in a list of jobs also ``unreadable``.
     advice : str
         What to do; empty if nothing.
@@ -65,51 +70,7 @@ class JobStatus:
         return {**self.found, "id": self.id, "state": self.state, "advice": self.advice, "exit_code": self.exit_code}
 
 
-def drivers(folder: JobFolder, last: Holder | None) -> list[DriverRef]:
-    """Return the drivers that a job may have: the one that holds its lease, and the one that was started last.
-
-    They are one and the same, but where the next one has yet to begin, or two were started at the same moment: of those
-    one gets the lease and the other leaves, and which was started last says nothing.
-
-    Parameters
-    ----------
-    folder : JobFolder
-        The job's.
-    last : Holder or None
-        Who holds the lease, or held it last.
-    """
-    holding = DriverRef.read(last.lease.get("driver")) if last is not None and last.lease else None
-    started = folder.read_driver()
-    if holding is not None and started is not None and holding.is_same(started):
-        return [started]
-    return [ref for ref in (holding, started) if ref is not None]
-
-
-def state_of(ref: DriverRef, backend: Backend) -> DriverState:
-    """Return whether a driver waits, runs or is gone, as whoever started it knows."""
-    return processes.state(ref) if ref.backend == "local" else backend.driver_state(ref)
-
-
-def driver_state(folder: JobFolder, backend: Backend, last: Holder | None = None) -> DriverState:
-    """Return whether a job has a driver that runs, or one that waits to be started; else whether all are gone.
-
-    Parameters
-    ----------
-    folder : JobFolder
-        The job's.
-    backend : Backend
-        Where its driver was started.
-    last : Holder, optional
-        Who holds the lease, where that was looked at already.
-    """
-    found = {state_of(ref, backend) for ref in drivers(folder, last or holder(folder.attempts))}
-    return next((state for state in _LIVELIEST if state in found), "unknown")
-
-
-_LIVELIEST: tuple[DriverState, ...] = ("running", "pending", "ending", "unknown", "gone")
-
-
-def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
+def status(folder: JobFolder, backend: Backend | None = None, asking: Asking | None = None) -> JobStatus:
     """Return what is true of a job.
 
     Parameters
@@ -118,7 +79,10 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
         The job's.
     backend : Backend, optional
         Where its driver was started; the default is that of the profile in the folder.
+    asking : Asking, optional
+        Of whoever looks again and again: a queue is asked now and then, and never about a driver that was heard of.
     """
+    asking = asking or Asking()
     written, submitted = folder.read_status(), folder.read("submitted")
     found = {"submitted": submitted.get("time"), "command": submitted.get("command"), "user": submitted.get("user"),
              "folder": str(folder.path), **written}  # fmt: skip
@@ -130,10 +94,17 @@ def status(folder: JobFolder, backend: Backend | None = None) -> JobStatus:
     backend = backend or backend_of(folder.read_profile())
     log = processes.log_of(folder.path)
     last = holder(folder.attempts)
-    driver = driver_state(folder, backend, last)
-    state, why = _truth(said, last, written, driver, submitted, log=_named(log, folder) if log.is_file() else "")
-    if state == driver == "pending" and (its := _why_waiting(folder, backend, last)):
+    heard = _is_heard(last, written, asking)
+    refs = [] if heard else drivers(folder, last)
+    states = asking.states(refs, backend)
+    driver: DriverState = "running" if heard else liveliest(states)
+    unanswered = not left and without_answer(refs, states) is not None  # what was told to end is not waited for
+    name = _named(log, folder) if log.is_file() else ""
+    state, why = _truth(said, last, written, driver, submitted, unanswered=unanswered, log=name)
+    if state == driver == "pending" and (its := asking.why_waiting(refs, backend)):
         why = f"{why}: {its}"
+    if state == "interrupted" and driver == "gone" and (line := _last_line(log)):
+        why = f"its driver is gone; {name} ends with: {line}"
     if not written and (folder.path / "status.json").is_file():
         why = "status.json is damaged" + (f"; {why}" if why else "")
     if state == "lost":
@@ -156,20 +127,27 @@ def status_of_any(folder: JobFolder) -> JobStatus:
 
 def _truth(
     said: str, last: Holder | None, written: dict[str, Any], driver: DriverState, submitted: dict[str, Any],
-    *, log: str = processes.LOG,
+    *, unanswered: bool = False, log: str = processes.LOG,
 ) -> tuple[str, str]:  # fmt: skip
-    """Return the state and a remark, of what the driver said, its lease, and whoever started it."""
-    current = last is not None and last.number >= int(written.get("attempt") or 1) and "attempt" in written
-    if current and last is not None and last.alive:
+    """Return the state and a remark, of what the driver said, its lease, and whoever started it.
+
+    With `unanswered` the driver is unknown, and its queue alone could tell: it may be at starting it again.
+    """
+    current = _is_current(last, written)
+    stopped = said == "interrupted"  # though its process, or its lease, may be there for a moment more
+    if current and last is not None and last.alive and not stopped:
         return said, ""
     if driver == "pending" or (driver in _WAITS and not current):
         return "pending", _WAITS[driver]
     if driver in _WAITS:
         # There by whoever started it, though its lease is over or silent: it begins again, or is about to end.
-        ended = last is not None and last.alive is False
+        ended = stopped or (last is not None and last.alive is False)
         again = " again" if driver == "running" else ""
         return ("pending", f"{_WAITS[driver]}{again}") if ended else (said, "")
-    if said == "interrupted":
+    if unanswered and (stopped or not current or last is None or last.alive is False):
+        since = f", {last}, silent for {format_duration(last.silence)}" if current and last is not None else ""
+        return "pending", f"nobody answers for its driver{since}"
+    if stopped:
         return said, ""
     if driver == "unknown":
         if current and last is not None and last.alive is None:
@@ -189,10 +167,27 @@ _WAITS = {
 """Why a job waits, by the state of its driver."""
 
 
-def _why_waiting(folder: JobFolder, backend: Backend, last: Holder | None) -> str:
-    """Return why a job's driver waits to be started, as far as whoever starts it says."""
-    queued = (ref for ref in drivers(folder, last) if ref.backend != "local")
-    return next(filter(None, map(backend.why_waiting, queued)), "")
+def _is_current(last: Holder | None, written: dict[str, Any]) -> bool:
+    """Return whether the last lease is that of the attempt that has written the state, or of one after it."""
+    return last is not None and last.number >= int(written.get("attempt") or 1) and "attempt" in written
+
+
+def _is_heard(last: Holder | None, written: dict[str, Any], asking: Asking) -> bool:
+    """Return whether a driver's lease says enough of it: it lives, or did a short while ago."""
+    if last is None or not _is_current(last, written) or written.get("state") == "interrupted":
+        return False
+    return last.alive is True or (last.alive is None and asking.every > 0 and last.silence < HEARD)
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of what a driver has printed, however long that is; nothing where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def _named(log: Path, folder: JobFolder) -> str:
@@ -229,8 +224,9 @@ def entries(folder: JobFolder, attempt: int | None = None, after: int = 0) -> tu
 def follow(folder: JobFolder, *, period: float = 1.0) -> Iterator[dict[str, Any]]:
     """Yield the events of the newest attempt, and of those that come after it, until nothing runs any more."""
     number, after = 0, 0
+    asking = Asking(ASKED)
     while True:
-        over = status(folder).is_over  # before the last look, lest something is written in between
+        over = status(folder, asking=asking).is_over  # before the last look, lest something is written in between
         newest = int(folder.read_status().get("attempt") or 0)
         if newest != number:
             number, after = newest, 0

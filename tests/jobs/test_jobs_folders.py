@@ -15,8 +15,9 @@ import pytest
 
 import dneuro as dn
 from dneuro import cli, events
-from dneuro.cluster import WorkerSizes
-from dneuro.errors import DneuroError, UsageError
+from dneuro.cluster import DriverRef, WorkerSizes, record
+from dneuro.cluster.local import LocalBackend
+from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.jobs import ending, submitting
 from dneuro.jobs.folder import JobFolder, folders
 from dneuro.jobs.progress import Progress
@@ -185,11 +186,14 @@ def test_cancel__while_nobody_answers_says_that_machines_may_be_left_until_they_
     commands("scancel", f"echo $@ >>{tmp_path}/told")
     folder = JobFolder.of(slurm.state, make_job())
     dn.submit(make_job(), slurm)
+    folder.remember("submitted", {**folder.read("submitted"), "time": 1.0})
+    assert (status(folder).state, status(folder).found["note"]) == ("pending", "nobody answers for its driver")
     with pytest.raises(DneuroError, match=r"is told in its folder to end, but .* Unable to contact") as caught:
         ending.cancel(folder)
     assert caught.value.exit_code == 4
     assert caught.value.hint == f"dneuro cancel {folder.id} once more, later; sinfo: is the controller up?"
     assert "may be left" in status(folder).found["note"]
+    assert status(folder).is_over, "whoever waits for it may go"
     folder.remember("status", {**folder.read_status(), "state": "cancelled", "ended": 1.0})  # its driver has read it
     now = status(folder)
     assert (now.state, now.advice) == ("cancelled", f"dneuro cancel {folder.id}")
@@ -199,6 +203,76 @@ def test_cancel__while_nobody_answers_says_that_machines_may_be_left_until_they_
     done = ending.cancel(folder)
     assert (done.status.state, done.status.advice, done.ended) == ("cancelled", f"dneuro resume {folder.id}", ["17"])
     assert "note" not in done.status.found
+
+
+def test_job__that_waits_in_slurm_is_given_to_no_other_profile(
+    make_job: MakeJob, slurm: ProfileSpec, profile: ProfileSpec, commands: Callable[[str, str], None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    commands("sbatch", f"echo ${{2#--job-name=}} >{tmp_path}/name; echo 17")
+    commands("squeue", f"echo \"17|PENDING|None|$(cat {tmp_path}/name)\"")
+    commands("sacct", "exit 1")
+    dn.submit(make_job(), slurm)
+    (folder,) = folders(slurm.state)
+
+    def refused(match: str) -> BusyError:
+        with pytest.raises(BusyError, match=match):
+            dn.run(make_job(), cluster=profile)
+        with pytest.raises(BusyError, match=match) as caught:
+            dn.submit(make_job(), profile)
+        assert folder.read_profile() == slurm
+        assert folder.read("driver")["id"] == "17"
+        return caught.value
+
+    refused("waits to be started")
+    commands("squeue", "echo 'slurm_load_jobs error: Unable to contact slurm controller (connect failure)' >&2; exit 1")
+    error = refused("nobody can tell whether a driver waits .* slurm does not answer for 17")
+    assert error.hint == f"dneuro cancel {folder.id}, when it does; where it is gone for certain, remove {folder.path}"
+    commands("squeue", f"echo \"17|FAILED|None|$(cat {tmp_path}/name)\"")
+    monkeypatch.setattr(LocalBackend, "start_driver", lambda *args: DriverRef("local", "1", {"host": "elsewhere"}))
+    dn.submit(make_job(), profile)
+    assert folder.read_profile() == profile
+
+
+def test_submit__to_another_profile_ends_what_is_left_with_the_first(
+    make_job: MakeJob, slurm: ProfileSpec, profile: ProfileSpec, commands: Callable[[str, str], None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Slurm may have taken a driver without an answer, of which only the folder knows."""
+    commands("sbatch", f"echo ${{2#--job-name=}} >{tmp_path}/name; echo 'sbatch: error: timed out' >&2; exit 1")
+    commands("squeue", f"echo \"17|PENDING|None|$(cat {tmp_path}/name)\"")
+    commands("scancel", f"echo $@ >>{tmp_path}/told")
+    with pytest.raises(DneuroError, match="timed out"):
+        dn.submit(make_job(), slurm)
+    monkeypatch.setattr(LocalBackend, "start_driver", lambda *args: DriverRef("local", "1", {"host": "elsewhere"}))
+    dn.submit(make_job(), profile)
+    assert (tmp_path / "told").read_text() == "17\n"
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_job__that_was_done_is_given_to_another_profile_where_there_is_no_slurm(
+    make_job: MakeJob, slurm: ProfileSpec, profile: ProfileSpec
+) -> None:
+    dn.run(make_job(), cluster=profile)
+    (folder,) = folders(slurm.state)
+    folder.write(make_job(), slurm, {}, "submit")
+    folder.remember("driver", DriverRef("slurm", "17", {"name": "x"}).to_dict())
+    record.Record(folder.path).write(kind="slurm", role="driver", name="x", id="17")
+    dn.run(make_job(), cluster=profile)
+    assert folder.read_profile() == profile
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_run__goes_on_in_the_process_whose_last_run_could_not_say_that_it_ended(
+    make_job: MakeJob, profile: ProfileSpec
+) -> None:
+    dn.run(make_job(), cluster=profile)
+    (folder,) = folders(profile.state)
+    lease = folder.attempt(1) / "lease.json"  # as on a full disk
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), "ended": None}))
+    folder.remember("status", {**folder.read_status(), "state": "running"})
+    dn.run(make_job(), cluster=profile)
+    assert (status(folder).state, status(folder).found["attempt"]) == ("done", 2)
 
 
 def test_progress__counts_the_units_of_members_that_are_still_to_come() -> None:

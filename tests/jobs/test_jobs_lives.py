@@ -132,7 +132,10 @@ def test_job__whose_driver_was_killed_or_told_to_end_says_so(
     until(lambda: len(done_units(spec)) > before)
     os.kill(int(job._folder.read("driver")["id"]), signal.SIGTERM)  # by its machine: nobody cancelled it
     until(lambda: job.status().is_over, 30)
-    assert job.status().state == "interrupted"
+    now = job.status()
+    assert (now.state, now.advice) == ("interrupted", f"dneuro resume {job.id}")
+    assert now.found["error"]["message"].startswith("its driver was told to stop, and nobody has cancelled the job")
+    assert "stopped by the user" not in str(list(job.logs()))
     assert job._folder.read("status")["exit_code"] == 143
 
 
@@ -143,7 +146,7 @@ class NoDriver:
     """A backend that starts nothing, and says of a driver what it is told to say."""
 
     def __init__(self, state: str = "gone") -> None:
-        self.state, self.started, self.cleaned, self.why = state, 0, 0, ""
+        self.state, self.started, self.cleaned, self.asked, self.why = state, 0, 0, 0, ""
 
     def sizes(self, pool: str) -> Any:
         from dneuro.cluster import WorkerSizes
@@ -158,9 +161,11 @@ class NoDriver:
         return DriverRef("queue", str(self.started))
 
     def driver_state(self, ref: DriverRef) -> str:
+        self.asked += 1
         return self.state
 
     def why_waiting(self, ref: DriverRef) -> str:
+        self.asked += 1
         return self.why
 
     def stop_driver(self, ref: DriverRef, *, grace: float) -> None:
@@ -226,7 +231,9 @@ ALIVE, DEAD, SILENT = ((True, 1.0), (False, 1.0), (None, 40.0))
         ("running", DEAD, "unknown", "lost"),
         ("running", DEAD, "pending", "pending"),
         ("running", DEAD, "running", "pending"),
+        ("running", DEAD, "unanswered", "pending"),
         ("running", SILENT, "unknown", "running"),
+        ("running", SILENT, "unanswered", "running"),
         ("running", SILENT, "running", "running"),
         ("running", SILENT, "gone", "lost"),
         ("running", SILENT, "ending", "running"),
@@ -235,14 +242,110 @@ ALIVE, DEAD, SILENT = ((True, 1.0), (False, 1.0), (None, 40.0))
         ("starting", DEAD, "gone", "lost"),
         ("interrupted", DEAD, "gone", "interrupted"),
         ("interrupted", DEAD, "pending", "pending"),
+        ("interrupted", DEAD, "unknown", "interrupted"),
+        ("interrupted", DEAD, "unanswered", "pending"),
+        ("interrupted", SILENT, "running", "pending"),
+        ("interrupted", ALIVE, "running", "pending"),
     ],
 )
 def test_truth__is_not_what_a_dead_driver_said(
     said: str, lease: tuple[bool | None, float], driver: Any, expected: str
 ) -> None:
     last = Holder(2, {"pid": 7, "host": "there"}, lease[1], lease[0])
-    state, _ = watching._truth(said, last, {"attempt": 2}, driver, {"time": 0})
+    unanswered = driver == "unanswered"  # by a queue, which alone could tell
+    asked = "unknown" if unanswered else driver
+    state, _ = watching._truth(said, last, {"attempt": 2}, asked, {"time": 0}, unanswered=unanswered)
     assert state == expected
+
+
+def leave_lease(job: Job, *, silent: float = 0.0, **content: Any) -> None:
+    """Leave the lease of a driver on another machine, and the state that it has written."""
+    place = job._folder.attempt(1) / "lease.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lease = {"host": "elsewhere", "pid": 7, "started": 1.0, "boot": 1.0, "ended": None, **content}
+    place.write_text(json.dumps(lease))
+    os.utime(place, (time.time() - silent,) * 2)
+    job._folder.remember("status", {"state": "running", "attempt": 1})
+
+
+@pytest.mark.parametrize("said", ["pending", "interrupted", "running"])
+def test_job__is_not_over_while_its_queue_does_not_answer(
+    make_job: MakeJob, profile: ProfileSpec, queue: NoDriver, said: str
+) -> None:
+    job = dn.submit(make_job(), profile)
+    job._folder.remember("submitted", {**job._folder.read("submitted"), "time": 1.0})
+    if said != "pending":
+        leave_lease(job, silent=3600, ended=1.0 if said == "interrupted" else None)
+        job._folder.remember("status", {"state": said, "attempt": 1, "exit_code": 143})
+    queue.state = "unknown"
+    now = job.status()
+    assert (now.state, now.is_over, now.exit_code) == ("pending", False, None)
+    heard = "" if said == "pending" else ", process 7 on elsewhere, silent for 1 h 0 min"
+    assert now.found["note"] == f"nobody answers for its driver{heard}"
+    queue.state = "gone"
+    assert job.status().state == {"interrupted": "interrupted"}.get(said, "lost")
+    queue.state = "unknown"
+    assert job.cancel().state == "cancelled"
+    job.resume()
+    assert queue.started == 2
+
+
+def test_job__whose_process_nobody_can_tell_of_is_lost_once_it_should_have_begun(
+    make_job: MakeJob, profile: ProfileSpec, queue: NoDriver
+) -> None:
+    job = dn.submit(make_job(), profile)
+    leave_lease(job, silent=3600, ended=1.0, driver=DriverRef("queue", "7").to_dict())  # before, on another backend
+    job._folder.remember("status", {"state": "pending"})
+    job._folder.remember("driver", DriverRef("address", "8", {"host": "elsewhere"}).to_dict())
+    queue.state = "unknown"
+    assert job.status().state == "pending"
+    job._folder.remember("submitted", {**job._folder.read("submitted"), "time": 1.0})
+    assert job.status().state == "lost"
+
+
+def test_wait__asks_a_queue_now_and_then_and_never_about_a_driver_that_is_heard_of(
+    make_job: MakeJob, profile: ProfileSpec, queue: NoDriver
+) -> None:
+    job = dn.submit(make_job(), profile)
+
+    def asked_in(looks: int) -> int:
+        before, seen = queue.asked, list[watching.JobStatus]()
+
+        def look(now: watching.JobStatus) -> None:
+            seen.append(now)
+            assert len(seen) < looks, "enough"
+
+        with pytest.raises(AssertionError, match="enough"):
+            job.wait(progress=look, period=0)
+        assert {now.state for now in seen} == {"pending" if queue.state == "pending" else "running"}
+        return queue.asked - before
+
+    queue.state = "pending"
+    assert asked_in(5) == 2, "where it is, and why it waits"
+    queue.state = "running"
+    leave_lease(job)
+    assert asked_in(5) == 0
+    leave_lease(job, silent=40)
+    assert asked_in(5) == 1
+    before = queue.asked
+    job.status()
+    assert queue.asked == before + 1, "who looks once wants to know"
+
+
+def test_follow__asks_a_queue_now_and_then(
+    make_job: MakeJob, profile: ProfileSpec, queue: NoDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = dn.submit(make_job(), profile)
+    queue.state, before, looks = "pending", queue.asked, []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 5:
+            job._folder.remember("status", {"state": "done", "exit_code": 0})
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert list(job.logs(follow=True)) == []
+    assert (len(looks), queue.asked - before) == (5, 2)
 
 
 def test_resume__is_refused_while_nobody_knows_whether_the_driver_lives(

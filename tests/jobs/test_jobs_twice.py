@@ -18,9 +18,10 @@ from dneuro.cluster import DriverRef, backend_of, processes
 from dneuro.cluster.slurm.backend import SlurmBackend
 from dneuro.errors import BusyError, DneuroError
 from dneuro.jobs import attempt, ending, submitting
+from dneuro.jobs.asking import driver_state
 from dneuro.jobs.drive import drive
 from dneuro.jobs.folder import JobFolder, folders
-from dneuro.jobs.watching import driver_state, status
+from dneuro.jobs.watching import status
 from dneuro.spec import JobSpec, ProfileSpec
 
 MakeJob = Callable[..., JobSpec]

@@ -30,10 +30,11 @@ from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.backend import KubernetesBackend
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, DneuroError, UsageError
+from dneuro.jobs.asking import driver_state
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.ending import cancel
 from dneuro.jobs.submitting import submit
-from dneuro.jobs.watching import driver_state, status
+from dneuro.jobs.watching import status
 from dneuro.spec import read_job
 from dneuro.spec.profile import ProfileSpec
 
