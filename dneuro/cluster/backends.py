@@ -7,6 +7,7 @@ ends what is left of a job whose driver is dead (`clean_up`).
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
@@ -55,6 +56,11 @@ class DriverRef:
             return cls.from_dict(kept)
         except (KeyError, TypeError, ValueError):
             return None
+
+    @property
+    def is_anothers(self) -> bool:
+        """Whether another user has started it, as far as that was written down."""
+        return self.details.get("user") not in (None, this_user())
 
     def is_same(self, other: DriverRef) -> bool:
         """Return whether another reference, with other details perhaps, is to this driver too."""
@@ -171,6 +177,16 @@ _WHERE = {
     "kubernetes": "dneuro.cluster.kubernetes:KubernetesBackend",
     "address": "dneuro.cluster.address:AddressBackend",
 }
+
+
+def this_user() -> str:
+    """Return the name of the user that others take this process for, whatever the environment calls it."""
+    import pwd  # which not every system has
+
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return str(os.geteuid())
 
 
 def backend_of(profile: ProfileSpec) -> Backend:

@@ -106,7 +106,9 @@ def driver_state(folder: JobFolder, backend: Backend, last: Holder | None = None
     return liveliest(Asking().states(drivers(folder, last or holder(folder.attempts)), backend))
 
 
-def without_answer(refs: list[DriverRef], states: list[DriverState]) -> DriverRef | None:
+def without_answer(
+    refs: list[DriverRef], states: list[DriverState], last: Holder | None
+) -> DriverRef | None:
     """Return the driver of which its queue alone could tell, and does not; None where one lives, or none is left.
 
     Parameters
@@ -116,9 +118,13 @@ def without_answer(refs: list[DriverRef], states: list[DriverState]) -> DriverRe
         and was asked about then.
     states : list of DriverState
         What is said of each.
+    last : Holder or None
+        Who holds the lease, or held it last. Another user's driver that is silent for long is not waited for: a queue
+        that says nothing of it may keep it from us, or have forgotten it, and never says more.
     """
     if liveliest(states) != "unknown":
         return None
+    silent = last is not None and last.alive is False
     known = zip(refs, states, strict=True)
     return next((ref for ref, state in known if state == "unknown" and in_queue(ref)
-                 and ref.backend == refs[-1].backend), None)  # fmt: skip
+                 and ref.backend == refs[-1].backend and not (silent and ref.is_anothers)), None)  # fmt: skip

@@ -13,10 +13,11 @@ from dneuro.errors import BusyError, DneuroError, UsageError
 from dneuro.jobs.asking import Asking, drivers, liveliest, state_of, without_answer
 from dneuro.jobs.attempt import ENDED
 from dneuro.jobs.folder import JobFolder
-from dneuro.jobs.lease import Holder, holder, refuse_if_busy
+from dneuro.jobs.lease import SILENCE, Holder, holder, refuse_if_busy
 from dneuro.jobs.members import AnyPlan, plan_any
 from dneuro.jobs.needed import check_files
 from dneuro.jobs.watching import status
+from dneuro.quantities import format_duration
 from dneuro.spec import (
     AnyJob,
     JobSpec,
@@ -227,7 +228,14 @@ def _refuse_if_driven(folder: JobFolder, backend: Backend, *, leaving: bool = Fa
             f"{who} is at work on job {folder.id}" + (" or waits to be started" if asked == "pending" else ""),
             hint=f"dneuro logs {folder.id} -f follows it, dneuro cancel {folder.id} ends it",
         )
-    if leaving and not ended and (silent := without_answer(refs, states)) is not None:
+    if asked == "unknown" and last is not None and last.alive is None:  # what it started would be ended with it
+        rest = format_duration(max(0.0, SILENCE - last.silence))
+        raise BusyError(
+            f"{last} is at work on job {folder.id}, as far as one can tell from here; if it stays silent it counts as "
+            f"dead in {rest}",
+            hint=f"dneuro logs {folder.id} -f follows it; the same command in {rest}, where it is dead",
+        )
+    if leaving and not ended and (silent := without_answer(refs, states, last)) is not None:
         raise BusyError(
             f"nobody can tell whether a driver waits to be started for job {folder.id}: {silent.backend} does not "
             f"answer for {silent.id}",

@@ -98,7 +98,7 @@ def status(folder: JobFolder, backend: Backend | None = None, asking: Asking | N
     refs = [] if heard else drivers(folder, last)
     states = asking.states(refs, backend)
     driver: DriverState = "running" if heard else liveliest(states)
-    unanswered = not left and without_answer(refs, states) is not None  # what was told to end is not waited for
+    unanswered = not left and without_answer(refs, states, last) is not None  # what was told to end is not waited for
     name = _named(log, folder) if log.is_file() else ""
     state, why = _truth(said, last, written, driver, submitted, unanswered=unanswered, log=name)
     if state == driver == "pending" and (its := asking.why_waiting(refs, backend)):

@@ -290,6 +290,19 @@ def test_job__is_not_over_while_its_queue_does_not_answer(
     assert queue.started == 2
 
 
+def test_job__of_another_user_is_lost_where_its_queue_says_nothing_of_it(
+    make_job: MakeJob, profile: ProfileSpec, queue: NoDriver
+) -> None:
+    """It may have forgotten the driver, or keep it from others: it never says more."""
+    job = dn.submit(make_job(), profile)
+    driver = job._folder.read("driver")
+    job._folder.remember("driver", {**driver, "details": {**driver["details"], "user": "somebody-else"}})
+    queue.state = "unknown"
+    assert job.status().state == "pending", "it may wait to be started"
+    leave_lease(job, silent=3600)
+    assert job.status().state == "lost"
+
+
 def test_job__whose_process_nobody_can_tell_of_is_lost_once_it_should_have_begun(
     make_job: MakeJob, profile: ProfileSpec, queue: NoDriver
 ) -> None:
@@ -359,6 +372,10 @@ def test_resume__is_refused_while_nobody_knows_whether_the_driver_lives(
     queue.state = "running"
     with pytest.raises(BusyError, match="process 7 on elsewhere is at work on job"):
         job.resume()
+    queue.state = "unknown"
+    with pytest.raises(BusyError, match="as far as one can tell from here; if it stays silent it counts as dead in 1"):
+        job.resume()
+    assert (queue.started, queue.cleaned) == (1, 0), "its machines are left alone"
     queue.state = "gone"  # by whoever started it: no waiting
     job.resume()
     assert job._folder.read("dead") == {"attempt": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -112,26 +113,44 @@ def test_workers__have_the_environment_of_their_pool(machines: Machines) -> None
     assert environment(machines, "CUDA_VISIBLE_DEVICES")["extract"] == {"0", "1"}, "a GPU each"
 
 
-def test_machines__are_shut_to_whoever_has_no_key_of_the_run(machines: Machines) -> None:
+def test_machines__are_shut_to_whoever_has_no_key_of_the_run_while_a_job_is_at_work(
+    machines: Machines, make_job: MakeJob
+) -> None:
     """Every port that a process of the run listens on, off loopback, wants a certificate."""
-    family = [psutil.Process(), *(process for process in psutil.process_iter() if _is_worker(process))]
-    listening = {
-        (connection.laddr.ip, connection.laddr.port)
-        for process in family
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-    assert len(listening) > 6
-    outside = {(ip, port) for ip, port in listening if not ip.startswith("127.") and ip != "::1"}
     host, _, port_of_scheduler = machines.client.scheduler.address.removeprefix("tls://").rpartition(":")
-    assert int(port_of_scheduler) in {port for _, port in outside}, "else there is nothing to try"
-    for ip, port in sorted(outside):
-        # Not through loopback, where another one may listen on the same port.
-        place = (host if ip in ("0.0.0.0", "::") else ip, port)
-        assert answer(place, None) == b"", "nothing is said to who speaks without TLS"
-        context = ssl.create_default_context()
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-        assert answer(place, context) == b"", "nor to who has no certificate"
+    stranger = ssl.create_default_context()
+    stranger.check_hostname, stranger.verify_mode = False, ssl.CERT_NONE
+    listening: set[tuple[str, int]] = set()
+    outside: set[int] = set()
+    heard: list[tuple[str, int, str]] = []
+
+    def scan(event: events.Event) -> None:
+        for ip, port in set(_listeners()) - listening:
+            listening.add((ip, port))
+            if not ip.startswith("127.") and ip != "::1":
+                outside.add(port)
+                # Not through loopback, where another one may listen on the same port.
+                place = (host if ip in ("0.0.0.0", "::") else ip, port)
+                heard.extend(
+                    (*place, who)
+                    for who, context in (("without TLS", None), ("without a certificate", stranger))
+                    if answer(place, context)
+                )
+
+    with events.listening(scan):
+        run_job(make_job(store="scanned.zarr"), machines)
+    assert len(listening) > 6
+    assert int(port_of_scheduler) in outside, "else there is nothing to try"
+    assert heard == [], "nothing is said to whoever speaks so"
+
+
+def _listeners() -> Iterator[tuple[str, int]]:
+    """Yield where the processes of the run listen, those of this one and of the workers' jobs."""
+    for process in (psutil.Process(), *filter(_is_worker, psutil.process_iter())):
+        with contextlib.suppress(psutil.Error):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    yield connection.laddr.ip, connection.laddr.port
 
 
 def _is_worker(process: psutil.Process) -> bool:

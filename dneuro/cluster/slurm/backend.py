@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import secrets
 import shutil
 import socket
@@ -17,7 +16,7 @@ import yaml
 
 from dneuro import events
 from dneuro.cluster import processes
-from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
+from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile, this_user
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import STANDING, Record, entries, job_folder_of
 from dneuro.cluster.security import make_credentials, place_of_keys, read_credentials, remove_keys
@@ -148,7 +147,7 @@ class SlurmBackend:
             record.write(kind="slurm", role="driver", name=unique, refused=error.message)
             raise
         record.write(kind="slurm", role="driver", name=unique, id=number)
-        return DriverRef("slurm", number, {"name": unique, "user": _user()})
+        return DriverRef("slurm", number, {"name": unique, "user": this_user()})
 
     def this_driver(self) -> DriverRef:
         """Return the batch job that this process is in; where drivers stay on the login node the process itself."""
@@ -156,7 +155,7 @@ class SlurmBackend:
         if number is None or self.slurm.submit_workers_from == "login":
             return processes.this_process("slurm")
         name = os.environ.get("SLURM_JOB_NAME")
-        return DriverRef("slurm", number, {"user": _user()} | ({"name": name} if name else {}))
+        return DriverRef("slurm", number, {"user": this_user()} | ({"name": name} if name else {}))
 
     def driver_state(self, ref: DriverRef) -> DriverState:
         """Return what the queue says of the driver; ``"unknown"`` while the controller does not answer.
@@ -285,24 +284,15 @@ def end_jobs(job_folder: Path, roles: set[str]) -> list[str]:
 
 def _state_of_job(ref: DriverRef) -> DriverState:
     """Return what Slurm says of a driver's batch job; raises SlurmError where it does not answer."""
-    owner = ref.details.get("user")
-    others = owner not in (None, _user())
-    job = queue.find(queue.look(user=owner) if others else queue.look(), ref.id, ref.details.get("name"))
+    jobs = queue.look(user=ref.details["user"]) if ref.is_anothers else queue.look()
+    job = queue.find(jobs, ref.id, ref.details.get("name"))
     if job is None:
-        return "unknown" if others else "gone"
+        return "unknown" if ref.is_anothers else "gone"
     if job.ended:
         return "gone"
     if job.ending:
         return "ending"
     return "pending" if job.waits else "running"
-
-
-def _user() -> str:
-    """Return the name of the user that Slurm takes this process for, whatever the environment calls it."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def _options(keys: Path) -> dict[str, str]:

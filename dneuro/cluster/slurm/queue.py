@@ -86,13 +86,17 @@ class BatchJob:
         return f"job {self.id} {self.state}" + (f" ({self.reason})" if known else "")
 
 
+OTHERS = ("SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_")
+"""How variables begin that would have a command answer about other jobs than it was asked about, or ask back."""
+
+
 def environment() -> dict[str, str]:
-    """Return this process's environment without what Slurm told the job that it may be part of.
+    """Return this process's environment without what Slurm told the job that it may be part of, or its user Slurm.
 
     A job that is submitted from another one would inherit that one's memory and cores, and be refused if its own are
-    said in another way.
+    said in another way. With the user's ``SQUEUE_PARTITION`` jobs of other partitions would seem to be gone.
     """
-    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith("SLURM_")}
+    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(OTHERS)}
 
 
 def submit(script: Path, name: str) -> str:
@@ -220,8 +224,9 @@ def call(
     """
     try:
         done = subprocess.run(
-            [command, *arguments], capture_output=True, text=True, errors="replace", timeout=patience,
-            env={key: value for key, value in environment().items() if key not in hidden}, check=False,
+            [command, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+            timeout=patience, env={key: value for key, value in environment().items() if key not in hidden},
+            check=False,
         )  # fmt: skip
     except FileNotFoundError:
         hint = "run this on a login node of the cluster, or module load slurm"

@@ -201,13 +201,14 @@ def test_queue__knows_whether_a_job_may_have_been_taken(
     assert type(caught.value) is kind
 
 
-def test_queue__hides_the_job_that_this_process_is_part_of(
+def test_queue__hides_the_job_that_this_process_is_part_of_and_what_else_would_change_the_question(
     commands: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("SLURM_MEM_PER_CPU", "SLURM_JOB_ID", "SLURM_CONF", "SBATCH_ACCOUNT"):
+    others = ("SQUEUE_PARTITION", "SQUEUE_NAMES", "SCANCEL_INTERACTIVE", "SACCT_FORMAT")
+    for name in ("SLURM_MEM_PER_CPU", "SLURM_JOB_ID", "SLURM_CONF", "SBATCH_ACCOUNT", *others):
         monkeypatch.setenv(name, "1")
-    commands("squeue", "env | grep -E '^(SLURM|SBATCH)' | sort | tr '\\n' ' '")
-    assert queue.call("squeue").split() == ["SBATCH_ACCOUNT=1", "SLURM_CONF=1"]
+    commands("squeue", "env | grep -E '^(SLURM|SBATCH|SQUEUE|SCANCEL|SACCT)' | sort | tr '\\n' ' '; cat")
+    assert queue.call("squeue").split() == ["SBATCH_ACCOUNT=1", "SLURM_CONF=1"], "and nobody is there to answer it"
 
 
 VARIABLES = (
