@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from dneuro.engine.rechunked import between_bytes
 from dneuro.quantities import MiB
 
 BLOCK_BYTES = 32 * MiB
@@ -197,4 +198,5 @@ def grouped(edges: list[int], length: int) -> list[int]:
 def _chunk_bytes(x: xr.DataArray) -> int:
     if x.chunks is None:
         return 0
-    return int(x.dtype.itemsize * math.prod(max(lengths, default=0) for lengths in x.chunks))
+    own = int(x.dtype.itemsize * math.prod(max(lengths, default=0) for lengths in x.chunks))
+    return max(own, between_bytes(x.data))

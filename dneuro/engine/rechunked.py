@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from graphlib import TopologicalSorter
 from typing import Any
+
+ONE_STEP = 1 << 62
+"""Growth of a graph from which on dask would rechunk in several steps."""
 
 
 def by_tasks(array: Any) -> Any:
@@ -18,23 +22,50 @@ def by_tasks(array: Any) -> Any:
     ----------
     array : dask.array.Array
         Any. Nothing is computed.
+
+    Notes
+    -----
+    Each chunk is made in one step of what the shuffle would have begun with (see `between_bytes`); dask would go by way
+    of more. **Cost** in the graph: a task for each piece, of which there are most where rows become columns.
     """
-    shuffles = sys.modules.get("distributed.shuffle._rechunk")
-    if shuffles is None:  # nobody has made one
+    if not _shuffles(array):
         return array
     graph = array.__dask_graph__()
-    if not any(isinstance(layer, shuffles.P2PRechunkLayer) for layer in graph.layers.values()):
-        return array
     import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
     from dask._task_spec import Alias
     from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 
     for name in list(TopologicalSorter(graph.dependencies).static_order()):
         shuffle = graph.layers[name]
-        if isinstance(shuffle, shuffles.P2PRechunkLayer):
+        if _is_shuffle(shuffle):
             before = da.Array(graph, shuffle.name_input, shuffle.chunks_input, dtype=array.dtype)
-            plain = before.rechunk(shuffle.chunks, method="tasks")
+            plain = before.rechunk(shuffle.chunks, method="tasks", threshold=ONE_STEP)
             same = {key: Alias(key, (plain.name, *key[1:])) for key in shuffle.get_output_keys()}
             layers = {**plain.dask.layers, name: MaterializedLayer(same)}
             graph = HighLevelGraph(layers, {**plain.dask.dependencies, name: {plain.name}})
     return da.Array(graph, array.name, array.chunks, meta=array._meta)
+
+
+def between_bytes(array: Any) -> int:
+    """Return the bytes that a task holds for a while beside the chunks of an array that was rechunked by a shuffle.
+
+    Before one dask merges small chunks, into some of up to its ``array.chunk-size`` (128 MiB): those of one, and what
+    they become.
+
+    Parameters
+    ----------
+    array : dask.array.Array
+        Any; of one without a shuffle they are 0.
+    """
+    chunks = [math.prod(map(max, shuffle.chunks_input)) for shuffle in _shuffles(array)]
+    return 2 * int(array.dtype.itemsize) * max(chunks, default=0)
+
+
+def _shuffles(array: Any) -> list[Any]:
+    """Return the layers of a dask array's graph that are shuffles between workers."""
+    return [layer for layer in array.__dask_graph__().layers.values() if _is_shuffle(layer)]
+
+
+def _is_shuffle(layer: Any) -> bool:
+    shuffles = sys.modules.get("distributed.shuffle._rechunk")  # where nobody has loaded it, nobody has made one
+    return shuffles is not None and isinstance(layer, shuffles.P2PRechunkLayer)

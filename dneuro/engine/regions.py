@@ -18,6 +18,7 @@ import xarray as xr
 from dneuro.engine.blocks import edges_of, grouped
 from dneuro.engine.device import device_limit, moving_bytes, process_bytes
 from dneuro.engine.executors import Sizes
+from dneuro.engine.rechunked import between_bytes
 from dneuro.engine.tiling import Needs, Region, Tiling
 from dneuro.engine.visits import Span
 from dneuro.quantities import MiB
@@ -164,6 +165,10 @@ class _Cost:
     def _rows(self) -> int:
         return max(stop - start for start, stop in self.tiling.bands)
 
+    @cached_property
+    def _between(self) -> int:
+        return 0 if self.x.chunks is None else between_bytes(self.x.data)
+
     def peak(self, rows: int, columns: int, *, held: bool) -> int:
         """Return the bytes of a region of that shape, the largest of its kind."""
         strips = len(self.tiling.strips)
@@ -195,7 +200,7 @@ class _Cost:
         z = width * self._rows * max(needs.item * (1 if region.held else strips), 16)
         z = max(z, strips * length * self._rows * self._cell)
         block = self._rows * self._cell * max(map(self._decoded, spans))
-        stream = z + 2 * block + moving_bytes(block) + needs.item * width**2
+        stream = z + 2 * block + self._between + moving_bytes(block) + needs.item * width**2
         waiting, own = needs.kept(tiles, now, strips, width)
         gaps = GAPS * needs.item + (AMONG if self.executor.slots_per_process > 1 else 0)
         return int(always + waiting + max(stream, needs.work(width) + own) + gaps)

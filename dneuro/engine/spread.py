@@ -21,7 +21,7 @@ def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapp
     client : distributed.Client
         Whose workers.
     array : dask.array.Array
-        Chunks along its first dim are dealt out, in order.
+        Rows of chunks along its first dim are dealt out, in order; chunks, where that has fewer than there are tasks.
     slots : mapping of str to int
         Tasks that each worker does at the same time, by address: its part goes with them.
     asks : mapping
@@ -37,10 +37,11 @@ def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapp
 
     array = by_tasks(array)  # each worker is asked for its part alone
     keys = list(flatten(array.__dask_keys__()))
-    per_row = len(keys) // array.numblocks[0]
-    edges = np.rint(np.cumsum([0, *slots.values()]) * array.numblocks[0] / sum(slots.values())).astype(int)
+    rows, workers = array.numblocks[0], sum(slots.values())
+    many = len(keys) // rows if rows >= workers else 1  # where there are fewer rows, some have part of one
+    edges = many * np.rint(np.cumsum([0, *slots.values()]) * (len(keys) // many) / workers).astype(int)
     held: dict[Any, Any] = {}
-    for worker, start, stop in zip(slots, per_row * edges, per_row * edges[1:], strict=False):
+    for worker, start, stop in zip(slots, edges, edges[1:], strict=False):
         if mine := keys[start:stop]:
             graph = array.__dask_optimize__(array.__dask_graph__(), mine)
             where = {**asks, "workers": [worker], "allow_other_workers": True}

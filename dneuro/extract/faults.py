@@ -1,4 +1,4 @@
-"""Images with NaN or infinity among their activations, or with an output of the network that names no class.
+"""Images with activations that cannot be stored, NaN, infinity or too large, or with an output that names no class.
 
 They are masked where the job says so, else the end of the extraction.
 """
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from dneuro.errors import NonFiniteError
 from dneuro.extract.pipeline import Batch, source_of
 from dneuro.extract.work import IMAGES, ExtractWork
+from dneuro.store.rounding import LARGEST, rounded
 
 OUTPUT = "the network's largest output is NaN or infinite"
 _WAY_OUT = (
@@ -23,7 +24,7 @@ _WAY_OUT = (
 
 
 class Faults:
-    """Masks the images of a unit that have a number that is not finite, in all layers alike.
+    """Masks the images of a unit that have a number that is not finite, or is not in the store, in all layers alike.
 
     A store has one list of masked images for all of its layers. What an earlier run masked stays masked in the layers
     that are added now and in the entries per image that are made again, and what it did not mask cannot be any more.
@@ -46,6 +47,7 @@ class Faults:
         if IMAGES in parts:  # whose marker has the masks of all layers: without it each has its own
             markers += work.markers_of_layers(number)
         self._masks = work.mask_nonfinite
+        self._dtypes = {plan.name: plan.dtype for plan in work.plan.layers}
         self._predicts = IMAGES in parts  # else the classes are stored already, or none are
         self._known = {int(image): str(why) for marker in markers for image, why in marker.get("nonfinite", ())}
         self._settled = bool(markers)
@@ -65,14 +67,14 @@ class Faults:
         wrong = {int(image): self._known[int(image)] for image in readable if int(image) in self._known}
         lost = [image for image in self._without_class(batch, readable) if image not in wrong]
         if self._masks:
-            for image, what in (*_faults(batch, readable), *((image, OUTPUT) for image in lost)):
+            for image, what in (*self._faults(batch, readable), *((image, OUTPUT) for image in lost)):
                 if self._settled and image not in wrong:
                     raise NonFiniteError(
                         f"{self._names[image]}: {what}, and {self._store} has this image in other layers",
                         hint="give the job another store:, where it is masked in all of them",
                     )
                 wrong.setdefault(image, what)
-        elif lost and all(image in wrong for image, _ in _faults(batch, readable)):  # a layer says more of its own
+        elif lost and all(image in wrong for image, _ in self._faults(batch, readable)):  # a layer says more of its own
             raise NonFiniteError(
                 f"{OUTPUT}: image {lost[0]}, {self._names[lost[0]]} ({len(lost)} such images in this batch); its class "
                 "is not known",
@@ -91,15 +93,26 @@ class Faults:
         return found
 
 
-def _faults(batch: Batch, numbers: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
-    """Yield each image with a number that is not finite, and what it is."""
-    for layer, output in batch.outputs.items():
-        values: NDArray[Any] = output[0] if isinstance(output, tuple) else output
-        with np.errstate(over="ignore", invalid="ignore"):
-            if np.isfinite(values.sum(dtype=np.float32)):  # as it is if all terms are, unless it overflows
+    def _faults(self, batch: Batch, numbers: NDArray[np.int64]) -> Iterator[tuple[int, str]]:
+        """Yield each image with a number that cannot be stored, and what it is."""
+        for layer, output in batch.outputs.items():
+            values: NDArray[Any] = output[0] if isinstance(output, tuple) else output
+            dtype = self._dtypes.get(layer, "float32")
+            if _all_fit(values, dtype):
                 continue
-        for image, row in zip(numbers, values, strict=True):
-            bad = np.argwhere(~np.isfinite(row))
-            if len(bad):
-                place = tuple(int(i) for i in bad[0])
-                yield int(image), f"{layer}, neuron {place} is {float(row[place])}"
+            for image, row in zip(numbers, values, strict=True):
+                bad = np.argwhere(~np.isfinite(row if dtype == "float32" else rounded(row, dtype)))
+                if len(bad):
+                    place = tuple(int(i) for i in bad[0])
+                    what = f"{layer}, neuron {place} is {float(row[place]):.6g}"
+                    beyond = f", beyond what {dtype} holds (±{LARGEST[dtype]})" if np.isfinite(row[place]) else ""
+                    yield int(image), what + beyond
+
+
+def _all_fit(values: NDArray[Any], dtype: str) -> bool:
+    """Return whether all numbers are finite in a dtype; now and then False though they are."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        if dtype == "float32":
+            return bool(np.isfinite(values.sum(dtype=np.float32)))  # as it is if all terms are, unless it overflows
+        ends = np.array([values.min(initial=0), values.max(initial=0)])
+        return bool(np.isfinite(rounded(ends, dtype)).all())

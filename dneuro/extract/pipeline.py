@@ -26,7 +26,7 @@ from dneuro.images.manifest import Manifest
 from dneuro.images.memory import PictureMemory
 from dneuro.images.sources import ImageSource, open_source
 from dneuro.store.files import local_copy
-from dneuro.store.rounding import LARGEST, to_bfloat16
+from dneuro.store.rounding import LARGEST, rounded
 
 if TYPE_CHECKING:
     from dneuro.nets.load import Network
@@ -249,14 +249,14 @@ def cast(values: NDArray[Any], dtype: str, layer: str, numbers: NDArray[np.int64
     """
     if dtype == "float32":
         return np.ascontiguousarray(values, dtype=np.float32)
-    with np.errstate(over="ignore"):
-        small = to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+    small = rounded(values, dtype)
     lost = np.isinf(small) & np.isfinite(values)
     if lost.any():
         row = int(np.argwhere(lost)[0][0])
         raise NonFiniteError(
             f"{layer}: image {numbers[row]} has an activation of {values[lost][0]:.6g}, beyond what {dtype} holds "
             f"(±{LARGEST[dtype]})",
-            hint="extract: {dtype: float32}",
+            hint="extract: {dtype: float32} and another store:; or extract: {on_nonfinite: mask}, which leaves such "
+            "images out and lists them",
         )
     return small

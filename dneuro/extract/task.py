@@ -50,7 +50,7 @@ class UnitReport:
 
 _WAY_OUT = (
     "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them, "
-    "like those that cannot be read"
+    "like those that cannot be read; with another store: where this one has them in other layers"
 )
 
 

@@ -20,6 +20,7 @@ from dneuro.spec.job import JobSpec
 from dneuro.spec.network import Preprocessing
 from dneuro.spec.steps import TrainStep
 from dneuro.store.files import Location, append, write_atomically
+from dneuro.store.remote import RemotePath
 from dneuro.store.units import Unit, fingerprint, units_folder
 
 POLL = 0.2
@@ -78,6 +79,8 @@ def trained_before(study: Study) -> Study:
     """Return the study with the weights that an earlier run has trained, if its job trains and one has."""
     if study.job.train is None:
         return study
+    if isinstance(study.store, RemotePath):
+        study.store.check_bucket()  # before anything is looked for in it
     wanted, unit, weights = _trained(study, study.job.train)
     marker = unit.marker(wanted)
     return study if marker is None or not weights.is_file() else study.trained(str(weights), marker["sha256"])

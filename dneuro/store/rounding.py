@@ -30,3 +30,19 @@ def to_bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
     with np.errstate(over="ignore"):
         rounded = ((bits + (np.uint32(0x7FFF) + odd)) & _KEPT).view(np.float32)
     return np.where(np.isnan(values), np.float32(np.nan), rounded)
+
+
+def rounded(values: NDArray[np.floating], dtype: str) -> NDArray[np.floating]:
+    """Return numbers as a store of 16 bits holds them: those too large become infinite.
+
+    Parameters
+    ----------
+    values : array of float32
+        Any shape.
+    dtype : {"float16", "bfloat16"}
+        bfloat16 is float32 with the numbers that it has.
+    """
+    if dtype == "bfloat16":
+        return to_bfloat16(np.asarray(values, np.float32))
+    with np.errstate(over="ignore"):
+        return values.astype(dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,10 +11,14 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from dask.core import flatten
 
 import dneuro as dn
 from dneuro.engine import ThreadExecutor
-from dneuro.engine.rechunked import by_tasks
+from dneuro.engine.blocks import Block, cut
+from dneuro.engine.parts import Source
+from dneuro.engine.rechunked import between_bytes, by_tasks
+from dneuro.engine.spread import persist_evenly
 
 VALUES = (np.random.default_rng(0).standard_normal((600, 96)) * 0.95 ** np.arange(96)).astype("f4")
 
@@ -70,6 +75,45 @@ def test_turned__of_positions_in_pieces_is_read_by_itself_too(cluster: Any) -> N
     there = dn.similarity(x.isel(image=slice(50)), per="image", client=cluster)
     here = dn.similarity(xr.DataArray(values[:50], dims=x.dims), per="image", client=ThreadExecutor(2))
     np.testing.assert_allclose(there["pearson"].values, here["pearson"].values, atol=1e-6)
+
+
+@pytest.mark.parametrize("between", ["128MiB", "4MiB", "100kiB"])
+def test_by_tasks__takes_what_plans_count_of_what_is_made_in_between(cluster: Any, between: str) -> None:
+    with dask.config.set({"array.chunk-size": between}):
+        y = da.random.default_rng(0).random((2400, 2400), chunks=(40, 2400), dtype="f4").rechunk((2400, 40))
+    assert has_shuffle(y)
+    x, block = xr.DataArray(y, dims=("image", "channel")), Block((0, 2400), (80, 120))
+    part, _ = Source(x).part(block)
+    part.compute(())  # imports
+    tracemalloc.start()
+    try:
+        size = part.compute(()).nbytes
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 2 * size + cut([x], whole_rows=False).chunk_bytes + 2**20
+    assert between_bytes(y) == 2 * 4 * 2400 * {"128MiB": 2400, "4MiB": 400, "100kiB": 40}[between]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "slots", "shares"),
+    [((60, 96), (1, 1), (5, 5)), ((60, 48), (1, 1), (10, 10)), ((600, 8), (1, 1), (6, 6)), ((600, 8), (3, 1), (9, 3)),
+     ((600, 96), (1, 1), (1,)), ((300, 48), (1, 1, 1, 1), (1, 1, 1, 1))],
+)  # fmt: skip
+def test_persist_evenly__gives_each_worker_the_share_that_plans_count(
+    chunks: tuple[int, int], slots: tuple[int, ...], shares: tuple[int, ...]
+) -> None:
+    asked: dict[str, list[Any]] = {}
+
+    class Client:
+        def get(self, graph: Any, keys: list[Any], *, workers: list[str], **asks: Any) -> list[Any]:
+            asked[workers[0]] = keys
+            return keys
+
+    array = da.from_array(VALUES, chunks=chunks)
+    persist_evenly(Client(), array, {f"w{i}": count for i, count in enumerate(slots)}, {})
+    assert tuple(map(len, asked.values())) == shares
+    assert [key for keys in asked.values() for key in keys] == list(flatten(array.__dask_keys__()))
 
 
 def test_by_tasks__leaves_other_arrays_as_they_are() -> None:
