@@ -119,12 +119,16 @@ def without_answer(
     states : list of DriverState
         What is said of each.
     last : Holder or None
-        Who holds the lease, or held it last. Another user's driver that is silent for long is not waited for: a queue
-        that says nothing of it may keep it from us, or have forgotten it, and never says more.
+        Who holds the lease, or held it last. Another user's driver that held it and is silent for long is not waited
+        for: a queue that says nothing of it may keep it from us, or have forgotten it, and never says more.
     """
     if liveliest(states) != "unknown":
         return None
-    silent = last is not None and last.alive is False
-    known = zip(refs, states, strict=True)
-    return next((ref for ref, state in known if state == "unknown" and in_queue(ref)
-                 and ref.backend == refs[-1].backend and not (silent and ref.is_anothers)), None)  # fmt: skip
+    holding = DriverRef.read(last.lease.get("driver")) if last is not None and last.lease else None
+    silent = [
+        last is not None and last.alive is False and (holding is None or holding.is_same(ref)) and ref.is_anothers
+        for ref in refs
+    ]
+    known = zip(refs, states, silent, strict=True)
+    return next((ref for ref, state, dead in known if state == "unknown" and in_queue(ref)
+                 and ref.backend == refs[-1].backend and not dead), None)  # fmt: skip

@@ -301,6 +301,10 @@ def test_job__of_another_user_is_lost_where_its_queue_says_nothing_of_it(
     assert job.status().state == "pending", "it may wait to be started"
     leave_lease(job, silent=3600)
     assert job.status().state == "lost"
+    leave_lease(job, silent=3600, ended=1.0, driver=DriverRef("queue", "0").to_dict())  # of an attempt before
+    job._folder.remember("status", {"state": "pending"})
+    job._folder.remember("submitted", {**job._folder.read("submitted"), "time": 1.0})
+    assert job.status().state == "pending", "it may wait to be started again"
 
 
 def test_job__whose_process_nobody_can_tell_of_is_lost_once_it_should_have_begun(

@@ -89,6 +89,9 @@ class BatchJob:
 OTHERS = ("SLURM_", "SQUEUE_", "SACCT_", "SCANCEL_")
 """How variables begin that would have a command answer about other jobs than it was asked about, or ask back."""
 
+OURS = ("SLURM_CONF", "SLURM_JWT")
+"""Those of them that say where Slurm is, and who asks."""
+
 
 def environment() -> dict[str, str]:
     """Return this process's environment without what Slurm told the job that it may be part of, or its user Slurm.
@@ -96,7 +99,7 @@ def environment() -> dict[str, str]:
     A job that is submitted from another one would inherit that one's memory and cores, and be refused if its own are
     said in another way. With the user's ``SQUEUE_PARTITION`` jobs of other partitions would seem to be gone.
     """
-    return {key: value for key, value in os.environ.items() if key == "SLURM_CONF" or not key.startswith(OTHERS)}
+    return {key: value for key, value in os.environ.items() if key in OURS or not key.startswith(OTHERS)}
 
 
 def submit(script: Path, name: str) -> str:

@@ -205,10 +205,11 @@ def test_queue__hides_the_job_that_this_process_is_part_of_and_what_else_would_c
     commands: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     others = ("SQUEUE_PARTITION", "SQUEUE_NAMES", "SCANCEL_INTERACTIVE", "SACCT_FORMAT")
-    for name in ("SLURM_MEM_PER_CPU", "SLURM_JOB_ID", "SLURM_CONF", "SBATCH_ACCOUNT", *others):
+    for name in ("SLURM_MEM_PER_CPU", "SLURM_JOB_ID", "SLURM_CONF", "SLURM_JWT", "SBATCH_ACCOUNT", *others):
         monkeypatch.setenv(name, "1")
     commands("squeue", "env | grep -E '^(SLURM|SBATCH|SQUEUE|SCANCEL|SACCT)' | sort | tr '\\n' ' '; cat")
-    assert queue.call("squeue").split() == ["SBATCH_ACCOUNT=1", "SLURM_CONF=1"], "and nobody is there to answer it"
+    seen = queue.call("squeue").split()
+    assert seen == ["SBATCH_ACCOUNT=1", "SLURM_CONF=1", "SLURM_JWT=1"], "and nobody is there to answer it"
 
 
 VARIABLES = (
