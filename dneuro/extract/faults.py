@@ -19,8 +19,8 @@ from dneuro.store.rounding import LARGEST, rounded
 OUTPUT = "the network's largest output is NaN or infinite"
 _WAY_OUT = (
     "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them, "
-    "with another store: where this one has them in other layers; or {predictions: false} and another store:, which asks "
-    "for no classes"
+    "with another store: where this one has them in other layers; or {predictions: false} and another store:, which "
+    "asks for no classes"
 )
 
 
