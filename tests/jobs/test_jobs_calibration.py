@@ -25,7 +25,7 @@ from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.steps import AnalysisStep
+from dneuro.spec.steps import AnalysisStep, SelectSpec
 from dneuro.store import results
 from dneuro.store.files import locate
 from dneuro.store.units import Unit, units_folder
@@ -146,13 +146,36 @@ def test_packed__of_layers_without_activations_is_what_the_job_then_takes(
         assert 0 < lists < trial.lists[layer] < 10 * lists
 
 
-def test_smaller__selects_no_more_images_than_a_trial_has(make_job: Callable[..., JobSpec]) -> None:
-    chosen = {"correct": True, "sample": 30, "seed": 1}
-    job = make_job({"svd": {"rank": 1, "select": chosen}}, {"moments": {"select": {"images": ["3", "5"]}}})
-    small = trials._smaller(job, 20, 40, 2, Path("trial.zarr"))
-    selections = [step.select.model_dump() for step in small.steps if isinstance(step, AnalysisStep)]
-    assert selections[0] == {**chosen, "sample": 8, "classes": None, "images": None}, "half of them may be wrong"
-    assert (selections[1]["sample"], selections[1]["images"]) == (1, None)
+@pytest.mark.parametrize(
+    ("chosen", "sample"),
+    [
+        ({"correct": True, "sample": 30, "seed": 1}, 15),
+        ({"images": [3, 5]}, 1),
+        ({"classes": [7]}, 2),
+        ({"classes": [7], "sample": 1}, 1),
+        ({"classes": [7, 1], "correct": False}, 5),
+        ({"correct": False}, None),
+        ({"classes": list(range(10))}, None),
+    ],
+)
+def test_smaller__selects_no_more_images_than_a_trial_has(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, chosen: dict[str, Any], sample: int | None
+) -> None:
+    plan = plan_job(make_job({"svd": {"rank": 1, "select": chosen}}), threads)
+    labels = plan.study.source.manifest.labels
+    assert [int((labels == label).sum()) for label in (7, 1)] == [4, 6]
+    small = trials._smaller(plan, 20, 2, Path("trial.zarr"))
+    (step,) = [step for step in small.steps if isinstance(step, AnalysisStep)]
+    assert step.select == (None if sample is None else SelectSpec(sample=sample, seed=chosen.get("seed", 0)))
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_steps_about_few_images(make_job: Callable[..., JobSpec], threads: ThreadExecutor) -> None:
+    chosen = [{"classes": [7]}, {"classes": [7], "sample": 2}, {"images": [39]}, {"correct": False}]
+    steps = [{"moments": {"name": f"of-{number}", "select": one}} for number, one in enumerate(chosen)]
+    found = forecast(plan_job(make_job(*steps, batch=1), threads), ProfileSpec(backend="local"), images=8)
+    assert found.tried == 8
+    assert list(found.seconds) == ["extract", "of-0", "of-1", "of-2", "of-3"]
 
 
 @pytest.mark.usefixtures("threads_as_machines")
