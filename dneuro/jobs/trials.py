@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,21 @@ from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.questions import Question
 from dneuro.jobs.stand_ins import stand_in
 from dneuro.spec.job import AnyStep, JobSpec
-from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, ReportStep, SelectSpec
+from dneuro.spec.steps import (
+    AnalysisStep,
+    ClustersStep,
+    CooccurrenceStep,
+    CoupledNmfStep,
+    ExtractStep,
+    KmeansStep,
+    NmfStep,
+    PatchComponentsStep,
+    RegressionStep,
+    ReportStep,
+    SelectSpec,
+    Step,
+    SvdStep,
+)
 from dneuro.store.files import remove
 from dneuro.store.opening import Store, open_store
 from dneuro.store.units import Unit, units_folder
@@ -263,15 +279,28 @@ def _smaller(plan: JobPlan, images: int, slots: int, store: Path, report: bool =
     return job.model_copy(update={"images": few, "store": str(store), "steps": steps})
 
 
+def images_needed(step: Step) -> int:
+    """Return of how many images, at least, a step can be asked what it asks."""
+    if isinstance(step, SvdStep | NmfStep | CoupledNmfStep | PatchComponentsStep):
+        return step.rank if isinstance(step.rank, int) else 1
+    if isinstance(step, KmeansStep) or (isinstance(step, ClustersStep) and step.per == "image"):
+        return step.count or 1
+    if isinstance(step, RegressionStep):
+        return max(1, step.folds)
+    if isinstance(step, CooccurrenceStep) and step.quantile is not None:
+        return math.ceil(1 / (1 - Fraction(repr(step.quantile))))  # so that one image lies above it
+    return 1
+
+
 def _fewer(plan: JobPlan, step: AnalysisStep, chosen: SelectSpec, images: int) -> SelectSpec | None:
-    """Return what a step of a trial selects of so many images: the same share of any; None for all of them.
+    """Return what a step of a trial selects of so many images: the same share of any, and what it needs; None for all.
 
     Of those that are named, and of a class, none may be in the trial. How many the network classifies as wanted nobody
     knows before: as if all were.
     """
     whole = stand_in(plan.study, plan.extract.layers[0])
     count = int(select(whole, **chosen.model_dump(exclude={"correct"}))[SELECTED].sum())
-    sample = max(1, round(images / plan.extract.images * count))
+    sample = max(images_needed(step), round(images / plan.extract.images * count))
     return SelectSpec(sample=sample, seed=chosen.seed) if sample < images else None
 
 

@@ -178,6 +178,50 @@ def test_forecast__of_steps_about_few_images(make_job: Callable[..., JobSpec], t
     assert list(found.seconds) == ["extract", "of-0", "of-1", "of-2", "of-3"]
 
 
+@pytest.mark.parametrize(
+    ("step", "needed"),
+    [
+        ({"svd": {"rank": 8}}, 8),
+        ({"svd": {"rank": "all"}}, 1),
+        ({"svd": {"threshold": 9.0}}, 1),
+        ({"nmf": {"rank": 6}}, 6),
+        ({"coupled_nmf": {"rank": 5}}, 5),
+        ({"patch_components": {"k": 20, "rank": 4}}, 4),
+        ({"kmeans": {"count": 7}}, 7),
+        ({"clusters": {"count": 3, "per": "image"}}, 3),
+        ({"clusters": {"count": 3}}, 1),
+        ({"single_neurons": {"count": 9}}, 1),
+        ({"regression": {"folds": 0}}, 1),
+        ({"regression": {}}, 5),
+        ({"cooccurrence": {"quantile": 0.9}}, 10),
+        ({"cooccurrence": {}}, 1),
+    ],
+    ids=str,
+)
+def test_images_needed__of_each_step_that_divides_images(
+    make_job: Callable[..., JobSpec], step: dict[str, Any], needed: int
+) -> None:
+    (found,) = [one for one in make_job(step).steps if isinstance(one, AnalysisStep)]
+    assert trials.images_needed(found) == needed
+
+
+@pytest.mark.parametrize(("rank", "tried"), [(9, 18), (20, 40), (30, 40), (40, 40)])
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_rank_takes_as_many_images_as_it_needs(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, rank: int, tried: int
+) -> None:
+    steps = [{"svd": {"layer": "relu1", "rank": rank, "select": {"sample": rank}}}, {"kmeans": {"count": 2}}]
+    plan = plan_job(make_job(*steps, "report", batch=1), threads)
+    heard: list[events.Event] = []
+    with events.listening(heard.append):
+        found = forecast(plan, ProfileSpec(backend="local"), images=8)
+    assert found.tried == tried
+    assert list(found.seconds) == ["extract", "svd", "kmeans", "report"]
+    (note,) = [event.message for event in heard if "tried" in event.message]
+    why = f"half of them are tried too, and step svd asks for {rank} at least"
+    assert note == f"tried on {tried} images in place of 8: {why}"
+
+
 @pytest.mark.usefixtures("threads_as_machines")
 def test_forecast__of_too_few_images_takes_as_many_as_foretell_something(
     make_job: Callable[..., JobSpec], threads: ThreadExecutor
