@@ -271,7 +271,9 @@ def _smaller(plan: JobPlan, images: int, slots: int, store: Path, report: bool =
         if isinstance(step, ExtractStep):
             taken = {"top_k": max(step.top_k, lists), "statistics": ["moments", "top_images"]} if lists else {}
             step = step.model_copy(update={"images_per_unit": unit, **taken})
-        elif isinstance(step, AnalysisStep) and step.select is not None:
+        if isinstance(step, SvdStep) and step.threshold is not None and step.threshold_images is None:
+            step = step.model_copy(update={"threshold_images": _taking_part(plan, step)})  # few images reach less
+        if isinstance(step, AnalysisStep) and step.select is not None:
             step = step.model_copy(update={"select": _fewer(plan, step, step.select, images)})
         if not isinstance(step, left_out):
             steps.append(step)
@@ -295,13 +297,18 @@ def images_needed(step: Step) -> int:
 def _fewer(plan: JobPlan, step: AnalysisStep, chosen: SelectSpec, images: int) -> SelectSpec | None:
     """Return what a step of a trial selects of so many images: the same share of any, and what it needs; None for all.
 
-    Of those that are named, and of a class, none may be in the trial. How many the network classifies as wanted nobody
-    knows before: as if all were.
+    Of those that are named, and of a class, none may be in the trial.
     """
-    whole = stand_in(plan.study, plan.extract.layers[0])
-    count = int(select(whole, **chosen.model_dump(exclude={"correct"}))[SELECTED].sum())
-    sample = max(images_needed(step), round(images / plan.extract.images * count))
+    sample = max(images_needed(step), round(images / plan.extract.images * _taking_part(plan, step)))
     return SelectSpec(sample=sample, seed=chosen.seed) if sample < images else None
+
+
+def _taking_part(plan: JobPlan, step: AnalysisStep) -> int:
+    """Return how many of a job's images take part in a step, as if the network classified all of them as wanted."""
+    if step.select is None:
+        return plan.extract.images
+    whole = stand_in(plan.study, plan.extract.layers[0])
+    return int(select(whole, **step.select.model_dump(exclude={"correct"}))[SELECTED].sum())
 
 
 def _rate(seen: Iterable[events.Event], slots: int) -> float:

@@ -223,6 +223,19 @@ def test_forecast__of_a_rank_takes_as_many_images_as_it_needs(
 
 
 @pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_threshold_that_few_images_do_not_reach(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor
+) -> None:
+    asked = {"layer": "relu1", "standardize": None}
+    whole = dn.open(run_job(make_job({"svd": {"rank": 1, **asked}}, store="whole.zarr"), threads).store)
+    threshold = 0.8 * float(whole.results["svd"]["relu1"]["singular_value"][0])  # σ grows with the root of the images
+    for chosen in (None, {"sample": 38}):
+        step = {"svd": {"threshold": threshold, "select": chosen, **asked}}
+        found = forecast(plan_job(make_job(step, batch=1), threads), ProfileSpec(backend="local"), images=8)
+        assert (found.tried, list(found.seconds)) == (8, ["extract", "svd"])
+
+
+@pytest.mark.usefixtures("threads_as_machines")
 def test_forecast__of_too_few_images_takes_as_many_as_foretell_something(
     make_job: Callable[..., JobSpec], threads: ThreadExecutor
 ) -> None:
