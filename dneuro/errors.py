@@ -96,7 +96,7 @@ class UnreadableImageError(DneuroError):
 
 
 class NonFiniteError(DneuroError):
-    """NaN or infinity among the activations; names layer, image and neuron."""
+    """NaN, infinity or what a dtype does not hold among the activations; names layer, image and neuron."""
 
 
 class StoreError(DneuroError):

@@ -18,8 +18,9 @@ from dneuro.store.rounding import LARGEST, rounded
 
 OUTPUT = "the network's largest output is NaN or infinite"
 _WAY_OUT = (
-    "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them; or "
-    "{predictions: false} and another store:, which asks for no classes"
+    "look at weights and images; or extract: {on_nonfinite: mask}, which leaves such images out and lists them, "
+    "with another store: where this one has them in other layers; or {predictions: false} and another store:, which "
+    "asks for no classes"
 )
 
 

@@ -257,6 +257,6 @@ def cast(values: NDArray[Any], dtype: str, layer: str, numbers: NDArray[np.int64
             f"{layer}: image {numbers[row]} has an activation of {values[lost][0]:.6g}, beyond what {dtype} holds "
             f"(±{LARGEST[dtype]})",
             hint="extract: {dtype: float32} and another store:; or extract: {on_nonfinite: mask}, which leaves such "
-            "images out and lists them",
+            "images out and lists them, with another store: where this one has them in other layers",
         )
     return small

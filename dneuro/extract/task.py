@@ -82,7 +82,7 @@ def extract_unit(work: ExtractWork, number: int, parts: Sequence[str]) -> UnitRe
     FingerprintError
         If an image has another content than when an earlier run read it.
     NonFiniteError
-        If an activation is NaN or infinite, and such images are not to be masked.
+        If an activation is NaN, infinite or beyond what the dtype holds, and such images are not to be masked.
     MemoryLimitError
         If there is no room for a picture that there was room for when the store was begun.
     """

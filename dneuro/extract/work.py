@@ -83,7 +83,8 @@ class ExtractWork:
     promised_bytes : int
         What it had when the store was begun: a picture that takes more is masked, and none that takes less.
     mask_nonfinite : bool
-        Mask an image with NaN or infinity among its activations; else that ends the extraction.
+        Mask an image with NaN, infinity or what the dtype does not hold among its activations; else that ends the
+        extraction.
     """
 
     store: Location

@@ -11,12 +11,11 @@ from typing import Any
 from dneuro import events
 from dneuro.cluster import backend_of
 from dneuro.errors import UsageError
-from dneuro.extract.plan import ExtractPlan
 from dneuro.jobs.along import states_of
 from dneuro.jobs.answers import unanswered
 from dneuro.jobs.planning import JobPlan
 from dneuro.jobs.reporting import is_up_to_date
-from dneuro.jobs.trials import UNITS, Trial, most_memory, try_adding, try_answering, try_job, try_patches
+from dneuro.jobs.trials import UNITS, Trial, images_needed, most_memory, try_adding, try_answering, try_job, try_patches
 from dneuro.kernels import TopK
 from dneuro.kernels.feeds import channel_look
 from dneuro.spec.profile import ProfileSpec
@@ -78,8 +77,9 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     profile : ProfileSpec
         Where it will run.
     images : int
-        Images to try it on, drawn at random. Fewer than make `UNITS` units of a batch for every slot foretell nothing:
-        so many are tried in their place, and a note says so.
+        Images to try it on, drawn at random. Fewer than make `UNITS` units of a batch for every slot foretell nothing,
+        and of half of them each step must have what it asks for (a rank): so many are tried in their place, and a note
+        says so.
 
     Raises
     ------
@@ -102,16 +102,18 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     where they were extracted without what a later step needs, these steps once more.
     """
     backend, left = backend_of(profile), _left(plan)
-    count = _enough(images, plan.extract, backend.sizes(plan.study.job.extract.pool_name).slots)
+    count = _enough(images, plan, backend.sizes(plan.study.job.extract.pool_name).slots)
+    half = max(-(-count // 2), min(count, max(map(images_needed, plan.study.job.steps))))
     with _folder_for_trials(plan.study.store, profile) as folder, backend.open(name="trial") as machines:
         # What is tried first imports what all need, so it says nothing of the time.
         trials = [
-            try_job(plan, part, machines, backend.sizes, Path(folder) / str(number), report=part == count)
-            for number, part in enumerate((-(-count // 2), -(-count // 2), count))
+            try_job(plan, part, machines, backend.sizes, Path(folder) / str(number), report=number == 2)
+            for number, part in enumerate((half, half, count))
         ]
-        few, some = half, whole = trials[1:]
+        few, whole = trials[1:]
+        some = whole
         if unfed := _unfed(plan, whole.plan):
-            few, some = (try_answering(one, left, unfed, machines, backend.sizes) for one in (half, whole))
+            few, some = (try_answering(one, left, unfed, machines, backend.sizes) for one in trials[1:])
         measured = [name for name in whole.seconds if name in left and name != "extract"]
         seconds = {name: _scaled(name, left[name], few, some, plan) for name in measured}
         packed = _packed(whole, plan)
@@ -212,15 +214,18 @@ def _folder_for_trials(store: Location, profile: ProfileSpec) -> tempfile.Tempor
     return tempfile.TemporaryDirectory(prefix=prefix, dir=beside)
 
 
-def _enough(images: int, plan: ExtractPlan, slots: int) -> int:
+def _enough(images: int, plan: JobPlan, slots: int) -> int:
     """Return how many images to try a job on: as many as were asked for, or as are needed, and no more than it has."""
-    needed = min(UNITS * slots * min(plan.batch, plan.unit), plan.images)
+    extract, most = plan.extract, max(plan.study.job.steps, key=images_needed)
+    units = UNITS * slots * min(extract.batch, extract.unit)
+    steps = 2 * images_needed(most)
+    needed = min(max(units, steps), extract.images)
     if images < needed:
-        events.emit(
-            "note", "", f"tried on {needed} images in place of {images}: {UNITS} units of a batch for each of {slots} "
-            "tasks at a time; fewer would foretell nothing",
-        )  # fmt: skip
-    return min(max(images, needed), plan.images)
+        why = f"{UNITS} units of a batch for each of {slots} tasks at a time; fewer would foretell nothing"
+        if steps > units:
+            why = f"half of them are tried too, and step {most.id} asks for {steps // 2} at least"
+        events.emit("note", "", f"tried on {needed} images in place of {images}: {why}")
+    return min(max(images, needed), extract.images)
 
 
 def _scaled(step: str, layers: Collection[str], half: Trial, whole: Trial, plan: JobPlan) -> float:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from dneuro import events
 from dneuro.analysis import ANALYSES
+from dneuro.analysis.images import SELECTED
+from dneuro.analysis.selection import select
 from dneuro.cluster.backends import Machines
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.executors import Executor
@@ -24,8 +28,23 @@ from dneuro.jobs.driver import run_job
 from dneuro.jobs.patching import parameters_of
 from dneuro.jobs.planning import JobPlan, plan_job
 from dneuro.jobs.questions import Question
+from dneuro.jobs.stand_ins import stand_in
 from dneuro.spec.job import AnyStep, JobSpec
-from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, ReportStep, SelectSpec
+from dneuro.spec.steps import (
+    AnalysisStep,
+    ClustersStep,
+    CooccurrenceStep,
+    CoupledNmfStep,
+    ExtractStep,
+    KmeansStep,
+    NmfStep,
+    PatchComponentsStep,
+    RegressionStep,
+    ReportStep,
+    SelectSpec,
+    Step,
+    SvdStep,
+)
 from dneuro.store.files import remove
 from dneuro.store.opening import Store, open_store
 from dneuro.store.units import Unit, units_folder
@@ -97,7 +116,7 @@ def try_job(
     """
     job, store = plan.study.job, folder / "trial.zarr"
     extracting = sizes(job.extract.pool_name)
-    small = plan_job(_smaller(job, images, plan.extract.images, extracting.slots, store, report), sizes)
+    small = plan_job(_smaller(plan, images, extracting.slots, store, report), sizes)
     seen: list[events.Event] = []
     with events.only(seen.append):
         run_job(small, machines, threads=extracting.cpus)
@@ -241,8 +260,9 @@ def _components(
     return time.perf_counter() - began, len(chunks), bytes_below(out)
 
 
-def _smaller(job: JobSpec, images: int, total: int, slots: int, store: Path, report: bool = True) -> JobSpec:
-    """Return the job over so many of `total` images, in enough units to keep all slots busy; without top patches."""
+def _smaller(plan: JobPlan, images: int, slots: int, store: Path, report: bool = True) -> JobSpec:
+    """Return the job over so many of its images, in enough units to keep all slots busy; without top patches."""
+    job = plan.study.job
     left_out = PatchComponentsStep if report else (PatchComponentsStep, ReportStep)
     unit = 1 << max(0, (images // (UNITS * slots)).bit_length() - 1)
     steps: list[AnyStep] = []
@@ -251,22 +271,44 @@ def _smaller(job: JobSpec, images: int, total: int, slots: int, store: Path, rep
         if isinstance(step, ExtractStep):
             taken = {"top_k": max(step.top_k, lists), "statistics": ["moments", "top_images"]} if lists else {}
             step = step.model_copy(update={"images_per_unit": unit, **taken})
-        elif isinstance(step, AnalysisStep) and step.select is not None:
-            step = step.model_copy(update={"select": _fewer(step.select, images / total)})
+        if isinstance(step, SvdStep) and step.threshold is not None and step.threshold_images is None:
+            step = step.model_copy(update={"threshold_images": _taking_part(plan, step)})  # few images reach less
+        if isinstance(step, AnalysisStep) and step.select is not None:
+            step = step.model_copy(update={"select": _fewer(plan, step, step.select, images)})
         if not isinstance(step, left_out):
             steps.append(step)
     few = job.images.model_copy(update={"sample": images})
     return job.model_copy(update={"images": few, "store": str(store), "steps": steps})
 
 
-def _fewer(chosen: SelectSpec, share: float) -> SelectSpec:
-    """Return a selection of fewer images: of the trial's, those that are named may not be among them."""
-    count = len(chosen.images) if chosen.images is not None else chosen.sample
-    if count is None:
-        return chosen
-    if chosen.correct is not None or chosen.classes is not None:
-        share /= 2  # fewer of the trial's images may be of that kind than of all
-    return chosen.model_copy(update={"images": None, "sample": max(1, round(share * count))})
+def images_needed(step: Step) -> int:
+    """Return of how many images, at least, a step can be asked what it asks."""
+    if isinstance(step, SvdStep | NmfStep | CoupledNmfStep | PatchComponentsStep):
+        return step.rank if isinstance(step.rank, int) else 1
+    if isinstance(step, KmeansStep) or (isinstance(step, ClustersStep) and step.per == "image"):
+        return step.count or 1
+    if isinstance(step, RegressionStep):
+        return max(1, step.folds)
+    if isinstance(step, CooccurrenceStep) and step.quantile is not None:
+        return math.ceil(1 / (1 - Fraction(repr(step.quantile))))  # so that one image lies above it
+    return 1
+
+
+def _fewer(plan: JobPlan, step: AnalysisStep, chosen: SelectSpec, images: int) -> SelectSpec | None:
+    """Return what a step of a trial selects of so many images: the same share of any, and what it needs; None for all.
+
+    Of those that are named, and of a class, none may be in the trial.
+    """
+    sample = max(images_needed(step), round(images / plan.extract.images * _taking_part(plan, step)))
+    return SelectSpec(sample=sample, seed=chosen.seed) if sample < images else None
+
+
+def _taking_part(plan: JobPlan, step: AnalysisStep) -> int:
+    """Return how many of a job's images take part in a step, as if the network classified all of them as wanted."""
+    if step.select is None:
+        return plan.extract.images
+    whole = stand_in(plan.study, plan.extract.layers[0])
+    return int(select(whole, **step.select.model_dump(exclude={"correct"}))[SELECTED].sum())
 
 
 def _rate(seen: Iterable[events.Event], slots: int) -> float:

@@ -70,7 +70,9 @@ class Store(Mapping[str, xr.DataArray]):
 
     @property
     def masked(self) -> dict[int, str]:
-        """Number of each image that could not be read, or whose activations were not finite, and the cause.
+        """Number of each image that could not be read, or of which a number could not be stored, and the cause.
+
+        Such a number is NaN or infinity, or beyond what the layer's dtype holds.
 
         Causes lie in the markers beside the store; without those (moved, or pruned) they are empty.
         """

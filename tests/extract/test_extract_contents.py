@@ -198,7 +198,8 @@ def test_float16__refuses_what_it_cannot_hold(
     with pytest.raises(NonFiniteError, match=message) as caught:
         run_job(job(["conv1"], dtype="float16"), threads)
     assert caught.value.hint is not None
-    assert "another store:" in caught.value.hint
+    assert "extract: {dtype: float32} and another store:" in caught.value.hint
+    assert "with another store: where this one has them in other layers" in caught.value.hint
     store = dn.open(run_job(job(["conv1"], store="whole.zarr"), threads).store)
     assert float(store["conv1"].max()) > 65504
 

@@ -205,6 +205,7 @@ def test_output__that_is_not_finite_names_no_class(spoilt: MakeJob, threads: Thr
     with pytest.raises(NonFiniteError, match=said) as caught:
         run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END), threads)
     assert "on_nonfinite: mask" in str(caught.value.hint)
+    assert "with another store: where this one has them in other layers" in str(caught.value.hint)
     result = run_job(spoilt(["conv", "fc"], value=value, code=AT_THE_END, on_nonfinite="mask"), threads)
     store = dn.open(result.store)
     np.testing.assert_array_equal(np.flatnonzero(store.images["status"].values == 2), BAD)

@@ -25,7 +25,7 @@ from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed
 from dneuro.spec import JobSpec
 from dneuro.spec.profile import ProfileSpec
-from dneuro.spec.steps import AnalysisStep
+from dneuro.spec.steps import AnalysisStep, SelectSpec
 from dneuro.store import results
 from dneuro.store.files import locate
 from dneuro.store.units import Unit, units_folder
@@ -146,13 +146,93 @@ def test_packed__of_layers_without_activations_is_what_the_job_then_takes(
         assert 0 < lists < trial.lists[layer] < 10 * lists
 
 
-def test_smaller__selects_no_more_images_than_a_trial_has(make_job: Callable[..., JobSpec]) -> None:
-    chosen = {"correct": True, "sample": 30, "seed": 1}
-    job = make_job({"svd": {"rank": 1, "select": chosen}}, {"moments": {"select": {"images": ["3", "5"]}}})
-    small = trials._smaller(job, 20, 40, 2, Path("trial.zarr"))
-    selections = [step.select.model_dump() for step in small.steps if isinstance(step, AnalysisStep)]
-    assert selections[0] == {**chosen, "sample": 8, "classes": None, "images": None}, "half of them may be wrong"
-    assert (selections[1]["sample"], selections[1]["images"]) == (1, None)
+@pytest.mark.parametrize(
+    ("chosen", "sample"),
+    [
+        ({"correct": True, "sample": 30, "seed": 1}, 15),
+        ({"images": [3, 5]}, 1),
+        ({"classes": [7]}, 2),
+        ({"classes": [7], "sample": 1}, 1),
+        ({"classes": [7, 1], "correct": False}, 5),
+        ({"correct": False}, None),
+        ({"classes": list(range(10))}, None),
+    ],
+)
+def test_smaller__selects_no_more_images_than_a_trial_has(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, chosen: dict[str, Any], sample: int | None
+) -> None:
+    plan = plan_job(make_job({"svd": {"rank": 1, "select": chosen}}), threads)
+    labels = plan.study.source.manifest.labels
+    assert [int((labels == label).sum()) for label in (7, 1)] == [4, 6]
+    small = trials._smaller(plan, 20, 2, Path("trial.zarr"))
+    (step,) = [step for step in small.steps if isinstance(step, AnalysisStep)]
+    assert step.select == (None if sample is None else SelectSpec(sample=sample, seed=chosen.get("seed", 0)))
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_steps_about_few_images(make_job: Callable[..., JobSpec], threads: ThreadExecutor) -> None:
+    chosen = [{"classes": [7]}, {"classes": [7], "sample": 2}, {"images": [39]}, {"correct": False}]
+    steps = [{"moments": {"name": f"of-{number}", "select": one}} for number, one in enumerate(chosen)]
+    found = forecast(plan_job(make_job(*steps, batch=1), threads), ProfileSpec(backend="local"), images=8)
+    assert found.tried == 8
+    assert list(found.seconds) == ["extract", "of-0", "of-1", "of-2", "of-3"]
+
+
+@pytest.mark.parametrize(
+    ("step", "needed"),
+    [
+        ({"svd": {"rank": 8}}, 8),
+        ({"svd": {"rank": "all"}}, 1),
+        ({"svd": {"threshold": 9.0}}, 1),
+        ({"nmf": {"rank": 6}}, 6),
+        ({"coupled_nmf": {"rank": 5}}, 5),
+        ({"patch_components": {"k": 20, "rank": 4}}, 4),
+        ({"kmeans": {"count": 7}}, 7),
+        ({"clusters": {"count": 3, "per": "image"}}, 3),
+        ({"clusters": {"count": 3}}, 1),
+        ({"single_neurons": {"count": 9}}, 1),
+        ({"regression": {"folds": 0}}, 1),
+        ({"regression": {}}, 5),
+        ({"cooccurrence": {"quantile": 0.9}}, 10),
+        ({"cooccurrence": {}}, 1),
+    ],
+    ids=str,
+)
+def test_images_needed__of_each_step_that_divides_images(
+    make_job: Callable[..., JobSpec], step: dict[str, Any], needed: int
+) -> None:
+    (found,) = [one for one in make_job(step).steps if isinstance(one, AnalysisStep)]
+    assert trials.images_needed(found) == needed
+
+
+@pytest.mark.parametrize(("rank", "tried"), [(9, 18), (20, 40), (30, 40), (40, 40)])
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_rank_takes_as_many_images_as_it_needs(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, rank: int, tried: int
+) -> None:
+    steps = [{"svd": {"layer": "relu1", "rank": rank, "select": {"sample": rank}}}, {"kmeans": {"count": 2}}]
+    plan = plan_job(make_job(*steps, "report", batch=1), threads)
+    heard: list[events.Event] = []
+    with events.listening(heard.append):
+        found = forecast(plan, ProfileSpec(backend="local"), images=8)
+    assert found.tried == tried
+    assert list(found.seconds) == ["extract", "svd", "kmeans", "report"]
+    (note,) = [event.message for event in heard if "tried" in event.message]
+    why = f"half of them are tried too, and step svd asks for {rank} at least"
+    assert note == f"tried on {tried} images in place of 8: {why}"
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_threshold_that_few_images_do_not_reach(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor
+) -> None:
+    asked = {"layer": "relu1", "standardize": None}
+    whole = dn.open(run_job(make_job({"svd": {"rank": 1, **asked}}, store="whole.zarr"), threads).store)
+    threshold = 0.8 * float(whole.results["svd"]["relu1"]["singular_value"][0])  # σ grows with the root of the images
+    for chosen in (None, {"sample": 38}):
+        step = {"svd": {"threshold": threshold, "select": chosen, **asked}}
+        found = forecast(plan_job(make_job(step, batch=1), threads), ProfileSpec(backend="local"), images=8)
+        assert (found.tried, list(found.seconds)) == (8, ["extract", "svd"])
 
 
 @pytest.mark.usefixtures("threads_as_machines")

@@ -75,9 +75,9 @@ class ExtractStep(WorkersStep):
     top_k: Positive = 100
     """Images per channel in ``top_images``; raised by itself where a later step needs more."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """How activations are stored. ``float16``: half the size, relative error up to 5e-4, values beyond ±65504 are
-    refused. ``bfloat16``: float32 whose lower 16 bits are 0, relative error up to 4e-3, any reader reads it and the
-    codec makes it small."""
+    """How activations are stored. ``float16``: half the size, relative error up to 5e-4, nothing beyond ±65504, see
+    ``on_nonfinite``. ``bfloat16``: float32 whose lower 16 bits are 0, relative error up to 4e-3, any reader reads it
+    and the codec makes it small."""
     codec: Codec | None = None
     """How activations are packed; changes no number. The default, ``zstd-fast``, is the best compromise measured; a
     layer that is stored already keeps its own."""
@@ -86,9 +86,9 @@ class ExtractStep(WorkersStep):
     batch: Positive = 16
     """Images per forward pass. On a CPU few keep the activations in its caches; a GPU wants 64 and more."""
     on_nonfinite: Literal["fail", "mask"] = "fail"
-    """What becomes of an image with NaN or infinity among its activations, or in the network's output where
-    ``predictions`` are stored. ``fail``: the extraction ends and names it; ``mask``: it is left out of all layers and
-    listed, like one that cannot be read."""
+    """What becomes of an image with NaN or infinity among its activations, or a number beyond what ``dtype`` holds, or
+    with NaN or infinity in the network's output where ``predictions`` are stored. ``fail``: the extraction ends and
+    names it; ``mask``: it is left out of all layers and listed, like one that cannot be read."""
     predictions: bool = True
     """Also store the predicted class, where the network classifies; runs the network to its end."""
     thumbnails: bool = True
