@@ -39,10 +39,20 @@ IN_MEMORY = "values-"
 
 
 def is_resident(x: xr.DataArray) -> bool:
-    """Return whether an array is in memory already: NumPy, parts of that, or chunks that a cluster holds."""
-    if not dask.is_dask_collection(x.data) or str(getattr(x.data, "name", "")).startswith(IN_MEMORY):
-        return True
-    return Source(x).is_held
+    """Return whether an array is in memory already: NumPy, parts of that, or chunks that a cluster holds.
+
+    Of what is derived all must be: less a mean that was persisted, what is on disk is on disk still.
+    """
+    return _is_in_memory(x) or Source(x).is_held
+
+
+def travels(x: xr.DataArray) -> bool:
+    """Return whether an array's chunks go to the tasks of a cluster, which would else read or make them."""
+    return _is_in_memory(x) or Source(x).travels
+
+
+def _is_in_memory(x: xr.DataArray) -> bool:
+    return not dask.is_dask_collection(x.data) or str(getattr(x.data, "name", "")).startswith(IN_MEMORY)
 
 
 def share_of(x: xr.DataArray, executor: Sizes) -> int:
