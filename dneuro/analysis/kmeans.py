@@ -359,7 +359,8 @@ def _kept(seen: View, executor: Sizes, persist: Persist, max_iter: int, besides:
     import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
 
     shape = len(seen.taking_part), seen.labels.count
-    table = xr.DataArray(da.empty(shape, dtype=f"f{_item(seen)}", chunks=-1), dims=("image", "feature"))
+    chunks = _rows(seen), seen.labels.count
+    table = xr.DataArray(da.empty(shape, dtype=f"f{_item(seen)}", chunks=chunks), dims=("image", "feature"))
     if persist == "auto" and 4 * table.nbytes <= executor.memory:
         return share_of(table, executor)
     return kept_bytes([table], executor, passes=max_iter + READS, worker_bytes=besides, persist=persist)

@@ -10,6 +10,7 @@ An operation that reads an array more than once asks for it like this::
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -56,9 +57,15 @@ def _is_in_memory(x: xr.DataArray) -> bool:
 
 
 def share_of(x: xr.DataArray, executor: Sizes) -> int:
-    """Return the bytes of each process that the array would take, persisted."""
+    """Return the bytes of each process that the array would take, persisted: a chunk is held by one of them."""
     processes = max(1, executor.slots // executor.slots_per_process)
-    return int(x.nbytes * (UNEVEN if processes > 1 else 1)) // processes
+    if processes == 1:
+        return int(x.nbytes)
+    even = int(x.nbytes * UNEVEN) // processes
+    if x.chunks is None:
+        return even
+    chunk = x.dtype.itemsize * math.prod(max(lengths, default=0) for lengths in x.chunks)
+    return max(even, min(int(x.nbytes), chunk * -(-math.prod(map(len, x.chunks)) // processes)))
 
 
 def check_persist(persist: object) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import dask
@@ -19,6 +21,7 @@ from dneuro.engine import ThreadExecutor
 from dneuro.engine.blocks import Block, cut
 from dneuro.engine.parts import Source
 from dneuro.engine.rechunked import between_bytes, by_tasks
+from dneuro.engine.residence import share_of
 from dneuro.engine.spread import persist_evenly
 
 VALUES = (np.random.default_rng(0).standard_normal((600, 96)) * 0.95 ** np.arange(96)).astype("f4")
@@ -129,7 +132,8 @@ def test_by_tasks__of_what_is_turned_back_takes_what_plans_count(cluster: Any, b
 @pytest.mark.parametrize(
     ("chunks", "slots", "shares"),
     [((60, 96), (1, 1), (5, 5)), ((60, 48), (1, 1), (10, 10)), ((600, 8), (1, 1), (6, 6)), ((600, 8), (3, 1), (9, 3)),
-     ((600, 96), (1, 1), (1,)), ((300, 48), (1, 1, 1, 1), (1, 1, 1, 1))],
+     ((600, 96), (1, 1), (1,)), ((300, 48), (1, 1, 1, 1), (1, 1, 1, 1)), ((200, 8), (1, 1), (18, 18)),
+     ((200, 96), (1, 1), (1, 2)), ((60, 24), (1, 1, 1), (13, 13, 14)), ((40, 24), (1, 1, 1), (20, 20, 20))],
 )  # fmt: skip
 def test_persist_evenly__gives_each_worker_the_share_that_plans_count(
     chunks: tuple[int, int], slots: tuple[int, ...], shares: tuple[int, ...]
@@ -145,6 +149,9 @@ def test_persist_evenly__gives_each_worker_the_share_that_plans_count(
     persist_evenly(Client(), array, {f"w{i}": count for i, count in enumerate(slots)}, {})
     assert tuple(map(len, asked.values())) == shares
     assert [key for keys in asked.values() for key in keys] == list(flatten(array.__dask_keys__()))
+    if len(set(slots)) == 1:
+        planned = share_of(xr.DataArray(array), SimpleNamespace(slots=len(slots), slots_per_process=1))
+        assert max(shares) * 4 * math.prod(chunks) <= planned
 
 
 def test_by_tasks__leaves_other_arrays_as_they_are() -> None:
