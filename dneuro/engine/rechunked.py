@@ -65,9 +65,9 @@ def between_bytes(array: Any) -> int:
         return 0
     chunk = (array.name, *(count // 2 for count in array.numblocks))
     needed = [layer for layer in array.__dask_graph__().cull({chunk}).layers.values() if _is_shuffle(layer)]
-    return 2 * max(_itemsize(shuffle) * math.prod(map(max, shuffle.chunks_input)) for shuffle in shuffles) + sum(
-        _itemsize(shuffle) * _items(shuffle) for shuffle in needed if shuffle.keepmap.sum() > 1
-    )
+    chunks = [_itemsize(shuffle) * math.prod(map(max, shuffle.chunks_input)) for shuffle in shuffles]
+    pieces = [_itemsize(shuffle) * _items(shuffle) for shuffle in needed if shuffle.keepmap.sum() > 1]
+    return int(2 * max(chunks) + sum(pieces))
 
 
 def _itemsize(shuffle: Any) -> int:
