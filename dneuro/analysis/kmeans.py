@@ -19,6 +19,7 @@ from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.device import chosen, process_bytes
 from dneuro.engine.executors import Executor, Sizes, get_executor
 from dneuro.engine.plan import Plan
+from dneuro.engine.rechunked import by_tasks
 from dneuro.engine.residence import Persist, check_persist, in_chunks, kept_bytes, residents, say, share_of
 from dneuro.errors import ArrayError
 from dneuro.kernels import Kernel, Moments, Standardise
@@ -323,19 +324,20 @@ def _iterate_by_passes(
 def _table(seen: View, standardise: Standardise) -> xr.DataArray:
     """Return Z as images × features in chunks of dask, whole rows in each; in float32, or float64 if `x` is."""
     x = seen.xs[0]
-    data = x.data
+    data = x.data if x.chunks is None else by_tasks(x.data)
     if x.chunks is None:
         per_image = max(1, x.nbytes // len(x))
         data = in_chunks(x.data, (max(1, BLOCK_BYTES // per_image), *x.shape[1:]))
     if seen.rows is not None:
         data = data[np.flatnonzero(seen.rows)]
-    data = data.rechunk(dict.fromkeys(range(1, data.ndim), -1))
+    data = data.rechunk(dict.fromkeys(range(1, data.ndim), -1), method="tasks")
     dtype = np.float64 if x.dtype.itemsize > 4 else np.float32
     table = data.map_blocks(
         _prepared, seen.prepare.how, standardise, dtype, dtype=dtype,
         drop_axis=list(range(2, data.ndim)), chunks=(data.chunks[0], (seen.labels.count,)),
     )  # fmt: skip
-    return xr.DataArray(table.rechunk((_rows(seen), seen.labels.count)), dims=("image", "feature"))
+    table = table.rechunk((_rows(seen), seen.labels.count), method="tasks")  # threads have no part in a shuffle
+    return xr.DataArray(table, dims=("image", "feature"))
 
 
 def _item(seen: View) -> int:
@@ -357,7 +359,8 @@ def _kept(seen: View, executor: Sizes, persist: Persist, max_iter: int, besides:
     import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
 
     shape = len(seen.taking_part), seen.labels.count
-    table = xr.DataArray(da.empty(shape, dtype=f"f{_item(seen)}", chunks=-1), dims=("image", "feature"))
+    chunks = _rows(seen), seen.labels.count
+    table = xr.DataArray(da.empty(shape, dtype=f"f{_item(seen)}", chunks=chunks), dims=("image", "feature"))
     if persist == "auto" and 4 * table.nbytes <= executor.memory:
         return share_of(table, executor)
     return kept_bytes([table], executor, passes=max_iter + READS, worker_bytes=besides, persist=persist)

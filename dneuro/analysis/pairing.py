@@ -38,7 +38,7 @@ from dneuro.engine.device import chosen_name, held_on_device
 from dneuro.engine.executors import Sizes, ThreadExecutor
 from dneuro.engine.plan import Plan, in_driver
 from dneuro.engine.regions import exceeds_strip, room_for_tasks, tile
-from dneuro.engine.residence import Persist, check_persist, decide, is_resident, kept_bytes, share_of
+from dneuro.engine.residence import Persist, check_persist, decide, is_resident, kept_bytes, share_of, travels
 from dneuro.engine.tiling import Needs, Tiling
 from dneuro.engine.visits import parts_bytes
 from dneuro.engine.window import PER_SLOT
@@ -261,7 +261,7 @@ def pairing(
     x, features = seen.xs[0], 1 if seen.pooled else math.prod(seen.xs[0].shape[2:])
     taken = result if shares_memory else 0
     on_cluster = not isinstance(executor, ThreadExecutor)
-    here = on_cluster and is_resident(x)
+    here = on_cluster and travels(x)
 
     def cut(resident: bool, taken: int) -> tuple[Keep, Tiling, int]:
         limited = replace(keep, most=_task_pairs(executor, taken)) if isinstance(keep, KeepPairs) else keep

@@ -10,6 +10,7 @@ import xarray as xr
 from dask.core import flatten, get_dependencies
 
 from dneuro.engine.blocks import Block
+from dneuro.engine.parts import computes
 from dneuro.engine.rechunked import by_tasks
 
 WORTH_SAYING = 1.5
@@ -49,10 +50,5 @@ def _first_tasks(x: xr.DataArray, block: Block, whole_rows: bool) -> set[Any]:
     where = (slice(*block.rows), slice(None) if whole_rows else slice(*block.columns))
     array = by_tasks(x.data)[where[: x.ndim]]
     graph = array.__dask_graph__().cull(set(flatten(array.__dask_keys__()))).to_dict()
-    at_work = {key for key, task in graph.items() if _computes(task)}
+    at_work = {key for key, task in graph.items() if computes(task)}
     return {key for key in at_work if not at_work & get_dependencies(graph, key)}
-
-
-def _computes(task: Any) -> bool:
-    """Return whether a node of a graph calls something; others hold data, or the name of another."""
-    return hasattr(task, "func") or (isinstance(task, tuple) and bool(task) and callable(task[0]))

@@ -11,8 +11,9 @@ from typing import Any
 
 import cloudpickle
 import dask
+import numpy as np
 import xarray as xr
-from dask.core import flatten
+from dask.core import flatten, get_dependencies
 
 from dneuro.engine.blocks import Block
 from dneuro.engine.executors import Future
@@ -135,10 +136,15 @@ class Source:
         self._persisted = _futures(self._data) if self._lazy else {}
         self._parts: dict[Block, tuple[Any, list[Future]]] = {}
 
-    @property
+    @cached_property
     def is_held(self) -> bool:
-        """Whether a cluster holds chunks of the array, or of what it is made of."""
-        return bool(self._persisted)
+        """Whether a cluster holds all that the array is made of, but for what this process has in memory."""
+        return bool(self._persisted) and not _begins_elsewhere(self._data)
+
+    @property
+    def travels(self) -> bool:
+        """Whether chunks that a cluster holds go to the tasks, about as many as the array has; a mean is few."""
+        return bool(self._persisted) and 2 * len(self._persisted) >= self._data.npartitions
 
     def part(self, block: Block, *, whole_rows: bool = False) -> tuple[Any, list[Future]]:
         """Return the array's part in a block, or the values if they are in memory, and the futures it needs.
@@ -181,3 +187,28 @@ def _futures(array: Any) -> dict[Any, Future]:
     # Layers that are not materialised are rules for making tasks, and hold no chunks.
     layers = [layer for layer in graph.layers.values() if layer.is_materialized()]
     return {key: task for layer in layers for key, task in layer.items() if isinstance(task, distributed.Future)}
+
+
+def _begins_elsewhere(array: Any) -> bool:
+    """Return whether something that a dask array is made of has yet to be read or made."""
+    graph = array.__dask_graph__()
+    for name, layer in graph.layers.items():
+        if not layer.is_materialized():  # a rule for making tasks: of what is before them, or of nothing
+            if not graph.dependencies[name]:
+                return True
+        elif any(_is_elsewhere(graph, task) for task in layer.values()):
+            return True
+    return False
+
+
+def _is_elsewhere(graph: Any, task: Any) -> bool:
+    """Return whether a node of a graph computes out of nothing, or is an array on disk."""
+    if computes(task):
+        return not get_dependencies(graph, task=task)
+    value = getattr(task, "value", task)
+    return hasattr(value, "dtype") and not isinstance(value, np.ndarray | np.generic)
+
+
+def computes(task: Any) -> bool:
+    """Return whether a node of a graph calls something; others hold data, or the name of another."""
+    return hasattr(task, "func") or (isinstance(task, tuple) and bool(task) and callable(task[0]))

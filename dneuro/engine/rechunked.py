@@ -7,6 +7,8 @@ import sys
 from graphlib import TopologicalSorter
 from typing import Any
 
+import numpy as np
+
 ONE_STEP = 1 << 62
 """Growth of a graph from which on dask would rechunk in several steps."""
 
@@ -50,15 +52,33 @@ def between_bytes(array: Any) -> int:
     """Return the bytes that a task holds for a while beside the chunks of an array that was rechunked by a shuffle.
 
     Before one dask merges small chunks, into some of up to its ``array.chunk-size`` (128 MiB): those of one, and what
-    they become.
+    they become. Where a chunk of the array needs several that a shuffle makes, as those of columns that become rows
+    again, pieces of all of those lie in one task besides.
 
     Parameters
     ----------
     array : dask.array.Array
         Any; of one without a shuffle they are 0.
     """
-    chunks = [math.prod(map(max, shuffle.chunks_input)) for shuffle in _shuffles(array)]
-    return 2 * int(array.dtype.itemsize) * max(chunks, default=0)
+    shuffles = _shuffles(array)
+    if not shuffles:
+        return 0
+    chunk = (array.name, *(count // 2 for count in array.numblocks))
+    needed = [layer for layer in array.__dask_graph__().cull({chunk}).layers.values() if _is_shuffle(layer)]
+    chunks = [_itemsize(shuffle) * math.prod(map(max, shuffle.chunks_input)) for shuffle in shuffles]
+    pieces = [_itemsize(shuffle) * _items(shuffle) for shuffle in needed if shuffle.keepmap.sum() > 1]
+    return int(2 * max(chunks) + sum(pieces))
+
+
+def _itemsize(shuffle: Any) -> int:
+    """Return the bytes of one number of a shuffle: dask notes what the layers of arrays are; else the most usual."""
+    return int((shuffle.collection_annotations or {}).get("dtype", np.dtype("f8")).itemsize)
+
+
+def _items(shuffle: Any) -> int:
+    """Return how many numbers the chunks have that are wanted of a shuffle."""
+    sizes = math.prod(np.ix_(*(np.asarray(lengths, dtype=np.int64) for lengths in shuffle.chunks)))
+    return int(np.where(shuffle.keepmap, sizes, 0).sum())
 
 
 def _shuffles(array: Any) -> list[Any]:

@@ -10,6 +10,7 @@ An operation that reads an array more than once asks for it like this::
 from __future__ import annotations
 
 import contextlib
+import math
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -39,16 +40,32 @@ IN_MEMORY = "values-"
 
 
 def is_resident(x: xr.DataArray) -> bool:
-    """Return whether an array is in memory already: NumPy, parts of that, or chunks that a cluster holds."""
-    if not dask.is_dask_collection(x.data) or str(getattr(x.data, "name", "")).startswith(IN_MEMORY):
-        return True
-    return Source(x).is_held
+    """Return whether an array is in memory already: NumPy, parts of that, or chunks that a cluster holds.
+
+    Of what is derived all must be: less a mean that was persisted, what is on disk is on disk still.
+    """
+    return _is_in_memory(x) or Source(x).is_held
+
+
+def travels(x: xr.DataArray) -> bool:
+    """Return whether an array's chunks go to the tasks of a cluster, which would else read or make them."""
+    return _is_in_memory(x) or Source(x).travels
+
+
+def _is_in_memory(x: xr.DataArray) -> bool:
+    return not dask.is_dask_collection(x.data) or str(getattr(x.data, "name", "")).startswith(IN_MEMORY)
 
 
 def share_of(x: xr.DataArray, executor: Sizes) -> int:
-    """Return the bytes of each process that the array would take, persisted."""
+    """Return the bytes of each process that the array would take, persisted: a chunk is held by one of them."""
     processes = max(1, executor.slots // executor.slots_per_process)
-    return int(x.nbytes * (UNEVEN if processes > 1 else 1)) // processes
+    if processes == 1:
+        return int(x.nbytes)
+    even = int(x.nbytes * UNEVEN) // processes
+    if x.chunks is None:
+        return even
+    chunk = x.dtype.itemsize * math.prod(max(lengths, default=0) for lengths in x.chunks)
+    return max(even, min(int(x.nbytes), chunk * -(-math.prod(map(len, x.chunks)) // processes)))
 
 
 def check_persist(persist: object) -> None:

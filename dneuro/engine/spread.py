@@ -9,6 +9,9 @@ import numpy as np
 
 from dneuro.engine.rechunked import by_tasks
 
+ROWS = 5
+"""Rows of chunks for each task from which on whole rows are dealt out: one more or less is within what plans count."""
+
 
 def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapping[str, Any]) -> Any:
     """Have workers compute and keep the chunks of a dask array, and return it as an array of what they hold.
@@ -21,7 +24,7 @@ def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapp
     client : distributed.Client
         Whose workers.
     array : dask.array.Array
-        Rows of chunks along its first dim are dealt out, in order; chunks, where that has fewer than there are tasks.
+        Rows of chunks along its first dim are dealt out, in order; chunks, where there are few for each task.
     slots : mapping of str to int
         Tasks that each worker does at the same time, by address: its part goes with them.
     asks : mapping
@@ -38,8 +41,8 @@ def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapp
     array = by_tasks(array)  # each worker is asked for its part alone
     keys = list(flatten(array.__dask_keys__()))
     rows, workers = array.numblocks[0], sum(slots.values())
-    many = len(keys) // rows if rows >= workers else 1  # where there are fewer rows, some have part of one
-    edges = many * np.rint(np.cumsum([0, *slots.values()]) * (len(keys) // many) / workers).astype(int)
+    many = len(keys) // rows if rows >= ROWS * workers else 1  # where there are fewer rows, some have part of one
+    edges = many * (np.cumsum([0, *slots.values()]) * (len(keys) // many) // workers)
     held: dict[Any, Any] = {}
     for worker, start, stop in zip(slots, edges, edges[1:], strict=False):
         if mine := keys[start:stop]:

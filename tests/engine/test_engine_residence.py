@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -121,6 +123,57 @@ def test_resident__workers_hold_the_chunks_and_let_go(cluster: Any) -> None:
     while cluster.futures and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not cluster.futures
+
+
+DERIVED: dict[str, tuple[bool, Callable[[Any, Any], Any]]] = {
+    "doubled": (True, lambda x, held: 2 * held),
+    "less its mean": (True, lambda x, held: held - held.mean("image")),
+    "less a mean in memory": (True, lambda x, held: held - VALUES.mean(0)),
+    "some of it": (True, lambda x, held: held.isel(image=slice(0, 300))),
+    "less a persisted mean": (False, lambda x, held: x - x.mean("image").persist()),
+    "with what is on disk": (False, lambda x, held: abs(held) + x),
+    "before what is on disk": (False, lambda x, held: xr.concat([held, x], "image")),
+    "less a mean on disk": (False, lambda x, held: held - x.mean("image")),
+}
+
+
+@pytest.mark.parametrize("how", DERIVED)
+def test_resident__is_what_is_made_of_persisted_chunks_alone(
+    how: str, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dneuro.engine.plan.BLOCK_BYTES", 20_000)
+    executor, path = DaskExecutor(cluster), str(tmp_path / "x.zarr")
+    xr.DataArray(VALUES, dims=("image", "channel"), name="x").to_dataset().to_zarr(
+        path, encoding={"x": {"chunks": (64, 50)}}, consolidated=False
+    )
+    x = xr.open_zarr(path, chunks={"image": 64}, consolidated=False)["x"]
+    expected, make = DERIVED[how]
+    other = x.copy(data=x.data.map_blocks(np.copy))  # dask takes what is persisted for what it was made of
+    y = make(x, other.persist())
+    assert is_resident(y) is expected
+    seen: list[events.Event] = []
+    with events.listening(seen.append), resident(y, executor, passes=3, worker_bytes=0, persist=True) as held:
+        assert is_resident(held)
+        found = reduce([held], {"m": Moments()}, executor)["m"]
+    assert [e.data["persisted"] for e in seen if "persisted" in e.data] == ([] if expected else [True])
+    values = make(xr.DataArray(VALUES, dims=x.dims), xr.DataArray(VALUES, dims=x.dims)).values
+    np.testing.assert_allclose(found["mean"], values.mean(0, dtype="f8"), rtol=0, atol=1e-6)
+
+
+def test_similarity__of_what_is_less_a_persisted_mean_counts_no_chunks_that_travel(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dneuro.analysis.pairing.ROWS_NEURONS", 0)
+    monkeypatch.setattr("dneuro.engine.regions.STRIP", 10)
+    x = xr.DataArray(da.random.default_rng(0).random((400, 50), chunks=(64, 50), dtype="f4"), dims=("image", "channel"))
+    held, mean = (x + 1).persist(), x.mean("image")
+    streamed, less, doubled, mixed = (
+        dn.plan("similarity", y, client=cluster, persist=False).worker_bytes
+        for y in (x - mean, x - mean.persist(), 2 * held, held + x)
+    )
+    assert less == streamed
+    assert doubled == streamed + x.nbytes
+    assert mixed == streamed + x.nbytes, "half of what it is made of travels"
 
 
 @pytest.mark.parametrize("persist", [True, False])
