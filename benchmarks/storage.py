@@ -147,9 +147,9 @@ def activations(photos: Path, weights: Path, folder: Path) -> Iterator[tuple[str
 
 def as_stored(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
     """Return activations as they would be stored."""
-    from dneuro.store.rounding import to_bfloat16
+    from dneuro.store.rounding import rounded
 
-    return to_bfloat16(values) if dtype == "bfloat16" else values.astype(dtype)
+    return values if dtype == "float32" else rounded(values, dtype)
 
 
 def measure(values: NDArray[Any], way: Way, path: Path) -> list[str]:

@@ -40,9 +40,9 @@ def persist_evenly(client: Any, array: Any, slots: Mapping[str, int], asks: Mapp
 
     array = by_tasks(array)  # each worker is asked for its part alone
     keys = list(flatten(array.__dask_keys__()))
-    rows, workers = array.numblocks[0], sum(slots.values())
-    many = len(keys) // rows if rows >= ROWS * workers else 1  # where there are fewer rows, some have part of one
-    edges = many * (np.cumsum([0, *slots.values()]) * (len(keys) // many) // workers)
+    rows, tasks = array.numblocks[0], sum(slots.values())
+    many = len(keys) // rows if rows >= ROWS * tasks else 1  # where there are fewer rows, some have part of one
+    edges = many * (np.cumsum([0, *slots.values()]) * (len(keys) // many) // tasks)
     held: dict[Any, Any] = {}
     for worker, start, stop in zip(slots, edges, edges[1:], strict=False):
         if mine := keys[start:stop]:

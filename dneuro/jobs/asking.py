@@ -125,10 +125,11 @@ def without_answer(
     if liveliest(states) != "unknown":
         return None
     holding = DriverRef.read(last.lease.get("driver")) if last is not None and last.lease else None
-    silent = [
-        last is not None and last.alive is False and (holding is None or holding.is_same(ref)) and ref.is_anothers
-        for ref in refs
-    ]
-    known = zip(refs, states, silent, strict=True)
-    return next((ref for ref, state, dead in known if state == "unknown" and in_queue(ref)
-                 and ref.backend == refs[-1].backend and not dead), None)  # fmt: skip
+    silent = last is not None and last.alive is False
+
+    def is_waited_for(ref: DriverRef) -> bool:
+        given_up = silent and ref.is_anothers and (holding is None or holding.is_same(ref))
+        return in_queue(ref) and ref.backend == refs[-1].backend and not given_up
+
+    known = zip(refs, states, strict=True)
+    return next((ref for ref, state in known if state == "unknown" and is_waited_for(ref)), None)
