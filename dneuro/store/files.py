@@ -91,14 +91,21 @@ def opened_by_zarr(where: str | Location) -> Any:
     return place.absolute() if isinstance(place, Path) else zarr_store(place)
 
 
-def write_atomically(path: Location, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that at `path` there is the old content or the whole new one, also after a crash."""
+def write_atomically(
+    path: Location, write: Callable[[BinaryIO], object], *, instead_of: Location | None = None
+) -> None:
+    """Write a file so that at `path` there is the old content or the whole new one, also after a crash.
+
+    Another one of its folder that it is written instead of is gone then.
+    """
     if isinstance(path, Path):
-        files.write_atomically(path, write)
+        files.write_atomically(path, write, instead_of=instead_of if isinstance(instead_of, Path) else None)
         return
     content = io.BytesIO()
     write(content)
     path.write_bytes(content.getvalue())
+    if instead_of is not None:
+        instead_of.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -114,10 +121,10 @@ def local_copy(where: str | None) -> Iterator[str | None]:
         yield str(copy)
 
 
-def write_json(path: Location, value: Any) -> None:
-    """Write `value` as JSON, atomically."""
+def write_json(path: Location, value: Any, *, instead_of: Location | None = None) -> None:
+    """Write `value` as JSON, atomically; see `write_atomically`."""
     text = json.dumps(value, indent=1, sort_keys=True, default=str) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    write_atomically(path, lambda file: file.write(text.encode()), instead_of=instead_of)
 
 
 def read_json(path: Location) -> Any:

@@ -149,8 +149,7 @@ class Unit:
 
     def publish(self, marker: Mapping[str, Any]) -> None:
         """Say that the unit is done; the last thing a worker does."""
-        write_json(self._file("done"), dict(marker))
-        self._file("attempts").unlink(missing_ok=True)
+        write_json(self._file("done"), dict(marker), instead_of=self._file("attempts"))
 
 
 def doubt_statistics(store: Location, arrays: Mapping[str, Collection[str]]) -> dict[str, dict[str, int | None]]:

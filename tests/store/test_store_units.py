@@ -126,3 +126,22 @@ def test_sweep__removes_what_is_half_written_and_nothing_else(tmp_path: Path, na
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(keep)
     assert sweep(store, units) == 0
     assert sweep(tmp_path / "none.zarr", tmp_path / "none.zarr.units") == 0
+
+
+def test_publish__makes_the_marker_of_the_file_that_counted_the_attempts(unit: Unit) -> None:
+    assert unit.begin(1) == 1
+    number = (unit.folder / "00002.attempts").stat().st_ino
+    unit.publish({"fingerprint": "a"})
+    assert unit.marker("a") is not None
+    assert [path.name for path in unit.folder.iterdir()] == ["00002.done"]
+    assert (unit.folder / "00002.done").stat().st_ino == number, "nothing was removed"
+    assert unit.begin(1) == 1, "counted anew"
+
+
+def test_publish__that_fails_leaves_nothing_half_written(unit: Unit) -> None:
+    unit.begin(1)
+    marker: dict[str, object] = {"fingerprint": "a"}
+    marker["itself"] = marker
+    with pytest.raises(ValueError, match="Circular"):
+        unit.publish(marker)
+    assert unit.begin(1) == 2, "the attempt still counts"
