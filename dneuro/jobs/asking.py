@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from dneuro.cluster import Backend, DriverRef, DriverState, processes
 from dneuro.jobs.folder import JobFolder
-from dneuro.jobs.lease import Holder, holder
+from dneuro.jobs.lease import Holder
 
 Answer = TypeVar("Answer")
 
@@ -89,21 +89,6 @@ def liveliest(states: Collection[DriverState]) -> DriverState:
 
 
 _LIVELIEST: tuple[DriverState, ...] = ("running", "pending", "ending", "unknown", "gone")
-
-
-def driver_state(folder: JobFolder, backend: Backend, last: Holder | None = None) -> DriverState:
-    """Return whether a job has a driver that runs, or one that waits to be started; else whether all are gone.
-
-    Parameters
-    ----------
-    folder : JobFolder
-        The job's.
-    backend : Backend
-        Where its driver was started.
-    last : Holder, optional
-        Who holds the lease, where that was looked at already.
-    """
-    return liveliest(Asking().states(drivers(folder, last or holder(folder.attempts)), backend))
 
 
 def without_answer(

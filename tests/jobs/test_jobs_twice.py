@@ -18,9 +18,10 @@ from dneuro.cluster import DriverRef, backend_of, processes
 from dneuro.cluster.slurm.backend import SlurmBackend
 from dneuro.errors import BusyError, DneuroError
 from dneuro.jobs import attempt, ending, submitting
-from dneuro.jobs.asking import driver_state
+from dneuro.jobs.asking import Asking, drivers, liveliest
 from dneuro.jobs.drive import drive
 from dneuro.jobs.folder import JobFolder, folders
+from dneuro.jobs.lease import holder
 from dneuro.jobs.watching import status
 from dneuro.spec import JobSpec, ProfileSpec
 
@@ -119,7 +120,8 @@ def test_drivers__are_the_one_with_the_lease_and_the_one_that_waits(
                               ("PENDING", "FAILED", "pending"), ("FAILED", "COMPLETED", "gone")]:  # fmt: skip
         (queue / first / "state").write_text(one)
         (queue / last / "state").write_text(other)
-        assert driver_state(folder, backend_of(profile)) == state
+        said = Asking().states(drivers(folder, holder(folder.attempts)), backend_of(profile))
+        assert liveliest(said) == state
 
 
 def test_cancel__ends_the_process_that_has_the_lease_whichever_was_started_last(
