@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +16,7 @@ from dneuro.analysis.arrays import Labels, View
 from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import Executor
 from dneuro.engine.regions import STRIP
-from dneuro.engine.residence import IN_MEMORY
+from dneuro.engine.residence import in_parts
 from dneuro.kernels import ImageMoments, Standardise
 from dneuro.kernels.base import Array, Origin, check_finite, check_range
 from dneuro.kernels.standardise import Mode
@@ -56,7 +55,7 @@ def turned(seen: View) -> View:
     x = seen.xs[0]
     data = x.data if dask.is_dask_collection(x.data) else np.asarray(x.data)
     if isinstance(data, np.ndarray) and (seen.rows is not None or not _is_flat(data)):
-        flat = _in_parts(data, np.arange(len(x)) if seen.rows is None else np.flatnonzero(seen.rows))
+        flat = _copied_in_parts(data, np.arange(len(x)) if seen.rows is None else np.flatnonzero(seen.rows))
     else:
         data = data if seen.rows is None else data[np.flatnonzero(seen.rows)]
         flat = data.reshape(len(data), math.prod(x.shape[1:])).T
@@ -108,26 +107,21 @@ class _Made:
         return self.values
 
 
-def _in_parts(values: NDArray[Any], images: NDArray[np.int64]) -> Any:
+def _copied_in_parts(values: NDArray[Any], images: NDArray[np.int64]) -> Any:
     """Return some images of an array (image, …) in memory as neurons × images, in chunks of dask made when asked for.
 
     A row of chunks is as large as a block, a column as wide as a strip of tiles.
     """
-    import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
-
     count = math.prod(values.shape[1:])
     if _is_flat(values):
         values = values.reshape(len(values), count)
     step = max(1, BLOCK_BYTES // (values.dtype.itemsize * len(images)))
-    lengths = da.core.normalize_chunks((step, STRIP), (count, len(images)), dtype=values.dtype)
-    name = f"{IN_MEMORY}{uuid.uuid4().hex}"
-    graph = {
-        (name, *place): (_Some(values, images[columns], rows),)
-        for place, (rows, columns) in zip(
-            np.ndindex(*map(len, lengths)), da.core.slices_from_chunks(lengths), strict=True
-        )
-    }
-    return da.Array(graph, name, lengths, dtype=values.dtype)
+
+    def task(where: tuple[slice, ...]) -> tuple[_Some]:
+        rows, columns = where
+        return (_Some(values, images[columns], rows),)
+
+    return in_parts((count, len(images)), (step, STRIP), values.dtype, task)
 
 
 def standardisation_turned(seen: View, mode: Mode, executor: Executor) -> tuple[Standardise, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import dask
@@ -207,15 +207,28 @@ def in_chunks(values: Any, chunks: Any) -> Any:
     chunks : tuple
         As dask takes them.
     """
+    return in_parts(values.shape, chunks, values.dtype, values.__getitem__)
+
+
+def in_parts(shape: tuple[int, ...], chunks: Any, dtype: Any, part: Callable[[tuple[slice, ...]], Any]) -> Any:
+    """Return a dask array whose chunks come from an array in memory, as `is_resident` knows.
+
+    Parameters
+    ----------
+    shape, chunks, dtype
+        The dask array's; chunks as dask takes them.
+    part : callable
+        Returns what stands for a chunk in the graph, by its slices: a view, or a task that makes a copy.
+    """
     import dask.array as da  # not at the top: workers load this package too, and it brings SciPy
 
-    lengths = da.core.normalize_chunks(chunks, values.shape, dtype=values.dtype)
+    lengths = da.core.normalize_chunks(chunks, shape, dtype=dtype)
     name = f"{IN_MEMORY}{uuid.uuid4().hex}"
     graph = {
-        (name, *place): values[where]
+        (name, *place): part(where)
         for place, where in zip(np.ndindex(*map(len, lengths)), da.core.slices_from_chunks(lengths), strict=True)
     }
-    return da.Array(graph, name, lengths, dtype=values.dtype)
+    return da.Array(graph, name, lengths, dtype=dtype)
 
 
 def _loaded(x: xr.DataArray, executor: Executor) -> Any:
