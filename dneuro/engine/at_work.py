@@ -18,6 +18,10 @@ from dneuro.quantities import MiB
 KEPT_SHARE = 0.68
 """A worker of dask that takes up more of its memory than this gives back what it keeps for its next task."""
 
+WORTH = 1 / 16
+"""Share of its memory by which it has grown since, before a task that is at work gives back once more: what it then
+takes anew comes page by page, zeroed."""
+
 REST = 0.1
 """Seconds without a task after which a worker begins with as little memory as it can."""
 
@@ -44,14 +48,18 @@ def run_task(function: Callable[..., Any], *args: Any) -> Any:
         _AT_WORK.end()
 
 
-def give_back_if_full() -> None:
+def give_back_if_full(*, at_work: bool = False) -> None:
     """Give back what this worker keeps, if that and what it holds is more than it may keep.
 
-    To be called wherever a long task goes on to its next block: blocks of many sizes leave gaps behind, 180 MiB within
-    one task of a hundred. Not on a worker of dask, nothing is given back.
+    To be called wherever a long task goes on to its next block, then with `at_work`: blocks of many sizes leave gaps
+    behind, 180 MiB within one task of a hundred. Not on a worker of dask, nothing is given back.
     """
-    if _AT_WORK.busy and (limit := _limit()) and psutil.Process().memory_info().rss > KEPT_SHARE * limit:
+    if not _AT_WORK.busy or not (limit := _limit()):
+        return
+    held = psutil.Process().memory_info().rss
+    if held > KEPT_SHARE * limit and not (at_work and held < _AT_WORK.left + WORTH * limit):
         release_memory()
+        _AT_WORK.left = psutil.Process().memory_info().rss
 
 
 class _AtWork:
@@ -59,6 +67,8 @@ class _AtWork:
 
     def __init__(self) -> None:
         self._lock, self._tasks, self._ended = threading.Lock(), 0, time.monotonic()
+        self.left = 0
+        """Bytes that the process held when something was given back last."""
 
     @property
     def busy(self) -> bool:

@@ -88,7 +88,7 @@ class Reader:
         A task that was stopped ends here.
         """
         stopping.check()
-        give_back_if_full()
+        give_back_if_full(at_work=True)
         rows, taking = self._shared.bands[band], None
         if self._shared.taking is not None:
             taking = self._shared.taking[slice(*rows)]

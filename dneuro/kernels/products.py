@@ -22,8 +22,8 @@ MOST_ROWS = 1024
 MOVES_AT_ONCE = 32
 """Blocks whose moves are multiplied together: a task holds two float64 of each feature for each of them."""
 
-CENTRE_ITEMS = 1 << 17
-"""Elements that are centred at a time (1 MiB in float64)."""
+CENTRE_ITEMS = 1 << 16
+"""Elements that are centred at a time (512 KiB in float64)."""
 
 Precision = Literal["float32", "float64"]
 
@@ -114,8 +114,9 @@ class TileProducts:
 
     Notes
     -----
-    A sum of k like terms in float32 is wrong by about ε √k, ε = 6e-8, and n / k such sums by ε k / √n. With k = 1.6 √n
-    rows at a time that is 1e-7 of ‖zᵢ‖ ‖zⱼ‖, and stays below 1e-6 among some millions of pairs (measured).
+    A sum of k like terms in float32 is wrong by about ε √k, ε = 6e-8, and n / k such sums by ε k / √n. With k = 2.3 √n
+    rows at a time that is 1.4e-7 of ‖zᵢ‖ ‖zⱼ‖, and stays below 1e-6 among some millions of pairs (measured). Fewer rows
+    would take longer: adding to the products takes as long as multiplying some 50 rows.
 
     So in float32 each block is centred about its own mean: over all blocks ‖zᵢ‖² is then at most the variation of i,
     in whatever order the images come. About the mean of the first block it would be many times that where images are
@@ -128,7 +129,7 @@ class TileProducts:
     @property
     def rows(self) -> int:
         """Rows that are multiplied at a time."""
-        return min(MOST_ROWS, max(64, math.isqrt(5 * self.images // 2))) if self.precision == "float32" else MOST_ROWS
+        return min(MOST_ROWS, max(64, math.isqrt(16 * self.images // 3))) if self.precision == "float32" else MOST_ROWS
 
     def centre(self, state: State, block: Array) -> tuple[State, Array, Move | None]:
         """Return what is known of a group after this block, the block's z, and the move of those to the group's shift.
@@ -146,14 +147,16 @@ class TileProducts:
             state = {"shift": own, "sum": nothing, "squares": nothing, "multiplied": nothing, "count": 0}
         shift = xp.astype(own, table.dtype)
         z = xp.empty(table.shape, dtype=self._dtype(xp), device=array_api_compat.device(table))
-        total, squares, alone = nothing, nothing, table.dtype.itemsize >= z.dtype.itemsize
+        total, squares, wider = nothing, nothing, table.dtype.itemsize > z.dtype.itemsize
         for rows in spans(len(table), CENTRE_ITEMS // table.shape[1]):
             # Subtracted in the wider of the two dtypes: float64 activations may differ by less than float32 shows.
-            some = table[rows, :] if alone else xp.astype(table[rows, :], z.dtype)
-            z[rows, :] = xp.astype(some - (shift if alone else xp.astype(shift, z.dtype)), z.dtype)
+            z[rows, :] = table[rows, :] - shift if wider else table[rows, :]
+            if not wider:
+                z[rows, :] -= xp.astype(shift, z.dtype)
             wide = xp.astype(z[rows, :], xp.float64)
             total = total + xp.sum(wide, axis=0)
-            squares = squares + xp.sum(wide * wide, axis=0)
+            wide *= wide
+            squares = squares + xp.sum(wide, axis=0)
         apart = own - state["shift"]
         half = total + 0.5 * len(table) * apart
         state = {
@@ -190,7 +193,7 @@ class TileProducts:
         xp = array_api_compat.array_namespace(table)
         wide = xp.zeros((table.shape[1],), dtype=xp.float64, device=array_api_compat.device(table))
         for rows in spans(len(table), CENTRE_ITEMS // table.shape[1]):
-            wide += xp.sum(xp.astype(table[rows, :], xp.float64), axis=0)
+            wide += xp.sum(table[rows, :], axis=0, dtype=xp.float64)
         mean = xp.astype(xp.astype(wide / table.shape[0], table.dtype), xp.float64)
         if table.dtype.itemsize < wide.dtype.itemsize:
             return mean  # float64 holds all sums of one value exactly, and their mean is that value

@@ -97,6 +97,26 @@ def test_task__gives_back_in_between_only_on_a_worker_that_is_full(
     seen: list[str] = []
     monkeypatch.setattr(at_work, "release_memory", lambda: seen.append("released"))
     monkeypatch.setattr(at_work, "_limit", lambda: limit)
-    monkeypatch.setattr(at_work, "_AT_WORK", SimpleNamespace(busy=busy))
+    monkeypatch.setattr(at_work, "_AT_WORK", SimpleNamespace(busy=busy, left=0))
     at_work.give_back_if_full()
     assert bool(seen) is released
+
+
+def test_task__at_work_gives_back_again_once_it_has_grown(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def release() -> None:
+        now[0] = 0.7
+
+    monkeypatch.setattr(at_work, "release_memory", release)
+    monkeypatch.setattr(at_work, "_limit", lambda: 1000)
+    monkeypatch.setattr(at_work, "_AT_WORK", SimpleNamespace(busy=True, left=0))
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=1000 * now[0]))
+    monkeypatch.setattr(at_work.psutil, "Process", lambda: held)
+    for held_before, held_after in [(0.8, 0.7), (0.72, 0.72), (0.75, 0.75), (0.77, 0.7), (0.6, 0.6)]:
+        now[0] = held_before
+        at_work.give_back_if_full(at_work=True)
+        assert now[0] == held_after
+    now[0] = 0.72
+    at_work.give_back_if_full()
+    assert now[0] == 0.7, "no task begins with what the last one kept"
