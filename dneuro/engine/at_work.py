@@ -31,6 +31,10 @@ def same(thing: Any) -> Any:
     return thing
 
 
+def fetched(thing: Any) -> None:
+    """Do nothing with a thing: as a task, which has it fetched to where it is done."""
+
+
 def run_task(function: Callable[..., Any], *args: Any) -> Any:
     """Run a task on a worker that keeps the memory of one block for the next, as long as it has enough.
 

@@ -17,7 +17,7 @@ import psutil
 from dask.utils import funcname
 
 from dneuro.engine import stopping
-from dneuro.engine.at_work import ONE_BLAS_THREAD, run_task, same
+from dneuro.engine.at_work import ONE_BLAS_THREAD, fetched, run_task, same
 from dneuro.engine.memory import available, installed
 from dneuro.engine.place import free_bytes, free_on_worker
 from dneuro.engine.spread import persist_evenly
@@ -39,6 +39,9 @@ GLANCE = 0.05
 
 ANSWER = 10.0
 """Seconds that workers are given to say what they are at; one that is silent for longer is not waited for."""
+
+FETCHING = 0.5
+"""Seconds that workers are given to fetch what their tasks share; one that is busy does so with its first."""
 
 IMPORTING = 120.0
 """Seconds that workers are given to import torch and to say what their device has."""
@@ -393,9 +396,27 @@ class DaskExecutor:
         """Return a dask array whose chunks are computed and kept by the workers, neighbours by the same one."""
         return persist_evenly(self.client, array, self._slots_by_worker(), self._asks)
 
-    def share(self, thing: Any) -> Any:  # noqa: D102
+    def share(self, thing: Any) -> Any:
+        """Return a future of something, which by then the workers hold that were free to fetch it.
+
+        Else all tasks that need it would begin on the one that has it, and the others wait until some are taken away
+        from there: seconds, of each pass.
+        """
+        import distributed
+
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
-        return self.submit(same, thing)
+        shared = self.submit(same, thing)
+        addresses = list(self._slots_by_worker())
+        if len(addresses) > 1:
+            fetching = [
+                self.client.submit(fetched, shared, key=f"fetched-{uuid.uuid4()}", workers=address,
+                                   allow_other_workers=True)
+                for address in addresses
+            ]  # fmt: skip
+            lost = (TimeoutError, concurrent.futures.CancelledError, OSError)  # which the tasks will find out
+            with contextlib.suppress(*lost):
+                distributed.wait(fetching, timeout=FETCHING)
+        return shared
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
         there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=_PoolClient(self))

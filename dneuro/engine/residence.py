@@ -207,10 +207,10 @@ def in_chunks(values: Any, chunks: Any) -> Any:
     chunks : tuple
         As dask takes them.
     """
-    return in_parts(values.shape, chunks, values.dtype, values.__getitem__)
+    return of_parts(values.shape, chunks, values.dtype, values.__getitem__)
 
 
-def in_parts(shape: tuple[int, ...], chunks: Any, dtype: Any, part: Callable[[tuple[slice, ...]], Any]) -> Any:
+def of_parts(shape: tuple[int, ...], chunks: Any, dtype: Any, part: Callable[[tuple[slice, ...]], Any]) -> Any:
     """Return a dask array whose chunks come from an array in memory, as `is_resident` knows.
 
     Parameters

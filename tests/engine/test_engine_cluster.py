@@ -18,6 +18,7 @@ import xarray as xr
 import dneuro as dn
 from dneuro import allocation, events
 from dneuro.engine import DaskExecutor, ThreadExecutor, get_executor, reduce
+from dneuro.engine.at_work import fetched
 from dneuro.engine.window import each
 from dneuro.errors import NonFiniteError, UsageError
 from dneuro.kernels import CrossProducts, Moments, TopK
@@ -59,6 +60,26 @@ def test_cluster__active_client_is_taken(cluster: Any) -> None:
     assert executor.slots == 2
     assert executor.slots_per_process == 1
     assert executor.memory == 400 * 2**20
+
+
+def test_share__is_with_all_workers_before_a_task_needs_it(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.run(fetched, None)  # whose import takes longer than anybody waits
+    cluster.amm.stop()  # which takes copies away that nobody needs at that moment
+    try:
+        shared = DaskExecutor(cluster).share(np.arange(1000))
+        assert len(cluster.who_has([shared])[shared.key]) == 2
+        busy = next(iter(cluster.scheduler_info()["workers"]))
+        monkeypatch.setattr("dneuro.engine.executors.FETCHING", 0.2)
+        sleeping = cluster.submit(time.sleep, 3, workers=[busy], pure=False)
+        while not cluster.processing()[busy]:
+            time.sleep(0.01)
+        began = time.monotonic()
+        shared = DaskExecutor(cluster).share(np.arange(2000))
+        assert not sleeping.done(), f"a worker that is busy is not waited for: {time.monotonic() - began:.1f} s"
+        assert DaskExecutor(cluster).submit(np.sum, shared).result() == np.arange(2000).sum()
+        sleeping.result()
+    finally:
+        cluster.amm.start()
 
 
 def test_workers__keep_things_for_the_same_package_until_others_come(cluster: Any, lazy: xr.DataArray) -> None:
