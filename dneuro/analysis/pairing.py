@@ -48,7 +48,7 @@ from dneuro.kernels.products import CENTRE_ITEMS, MOVES_AT_ONCE
 from dneuro.kernels.products import Precision as Multiplied
 from dneuro.store.blocks import open_blocks
 from dneuro.store.files import Location
-from dneuro.store.groups import place_of, refuse_existing
+from dneuro.store.groups import place_of, refuse_crowded, refuse_existing
 
 Precision = Literal["auto", "float32", "float64"]
 Of = Literal["channel", "neuron", "image"]
@@ -196,10 +196,11 @@ class Pairing:
         UsageError
             If `out` exists.
         StoreError
-            If nothing can be written there.
+            If nothing can be written there, or the disk has too little room.
         """
         if self.out is not None:
             refuse_existing(self.out)
+            refuse_crowded(self.out, self.plan.result_bytes, "neighbours=20, which keeps the nearest only")
         ways = ["smaller chunks along the images", "or workers with more memory"]
         driver_hint = "more memory for the process that asks"
         if len(self.seen.labels.dims) > 1:

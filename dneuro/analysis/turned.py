@@ -16,7 +16,7 @@ from dneuro.analysis.arrays import Labels, View
 from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import Executor
 from dneuro.engine.regions import STRIP
-from dneuro.engine.residence import in_parts
+from dneuro.engine.residence import of_parts
 from dneuro.kernels import ImageMoments, Standardise
 from dneuro.kernels.base import Array, Origin, check_finite, check_range
 from dneuro.kernels.standardise import Mode
@@ -121,7 +121,7 @@ def _copied_in_parts(values: NDArray[Any], images: NDArray[np.int64]) -> Any:
         rows, columns = where
         return (_Some(values, images[columns], rows),)
 
-    return in_parts((count, len(images)), (step, STRIP), values.dtype, task)
+    return of_parts((count, len(images)), (step, STRIP), values.dtype, task)
 
 
 def standardisation_turned(seen: View, mode: Mode, executor: Executor) -> tuple[Standardise, int]:

@@ -18,8 +18,10 @@ from dneuro.jobs.pools import SizesOf, beside_network, sizes_of
 from dneuro.jobs.questions import Question
 from dneuro.jobs.study import Study, study
 from dneuro.jobs.training import trained_before
+from dneuro.quantities import format_bytes
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import WorkersStep
+from dneuro.store.files import free_bytes
 from dneuro.store.units import Unit, units_folder
 
 
@@ -132,7 +134,30 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
     there = known and checked.weights_sha256 is not None
     missing = _missing(checked) if there else dict.fromkeys(range(checked.plan.units), tuple(checked.fingerprints))
     pools = {step.pool_name: sizes(step.pool_name).memory for step in job.steps if isinstance(step, WorkersStep)}
-    return JobPlan(checked, steps, missing, pools)
+    plan = JobPlan(checked, steps, missing, pools)
+    if told := _too_little_room(plan):
+        events.emit("note", "", told)
+        checked = replace(checked, notes=[*checked.notes, told])
+    return replace(plan, study=checked)
+
+
+def _too_little_room(plan: JobPlan) -> str:
+    """Return what there is to say of a disk that may become full; empty if nothing, or if nobody knows.
+
+    Activations are compressed, so that the job may fit all the same.
+    """
+    try:
+        free = free_bytes(plan.study.store)
+    except OSError:  # whoever comes to write there says so
+        return ""
+    wanted = plan.disk_bytes * len(plan.missing) // max(1, plan.units)
+    if free is None or wanted <= free:
+        return ""
+    return (
+        f"{plan.study.job.store} takes up to {format_bytes(wanted)} more before compression, its disk has "
+        f"{format_bytes(free)} free; dneuro plan --calibrate says how much it really is. A full disk ends the run, and "
+        "what is done stays done"
+    )
 
 
 def _missing(study: Study) -> dict[int, tuple[str, ...]]:

@@ -161,6 +161,20 @@ def claim(folder: Location) -> bool:
     return True
 
 
+def free_bytes(place: Location) -> int | None:
+    """Return the bytes that the disk has free on which something lies or will lie; None of an object store.
+
+    Raises
+    ------
+    OSError
+        If nobody may look.
+    """
+    if isinstance(place, RemotePath):
+        return None
+    place = place.absolute()
+    return shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+
+
 def remove(path: Location) -> None:
     """Remove a file or a folder with all that is in it; also if there is none."""
     if isinstance(path, RemotePath):

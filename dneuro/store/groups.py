@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dneuro.errors import ArrayError, BusyError, DneuroError, StoreError, UsageError
 from dneuro.files import PARTIAL
-from dneuro.store.files import Location, in_the_making, place_named, put, remove
+from dneuro.quantities import format_bytes
+from dneuro.store.files import Location, free_bytes, in_the_making, place_named, put, remove
 from dneuro.store.remote import RemotePath, denied
 
 WHERE = "out=… a path in a folder that this process and all workers see and may write to"
@@ -81,6 +82,32 @@ def refuse_existing(place: Location) -> None:
         taken = place.exists()
     if taken:
         raise _there_already(place)
+
+
+def refuse_crowded(place: Location, size: int, hint: str) -> None:
+    """Refuse what takes up to so many bytes where the disk has fewer.
+
+    Parameters
+    ----------
+    place : Path or RemotePath
+        Where it will be; an object store has room.
+    size : int
+        Its bytes, uncompressed.
+    hint : str
+        What else could be done than to make room.
+
+    Raises
+    ------
+    StoreError
+        With both numbers.
+    """
+    with writing_to(place):
+        free = free_bytes(place)
+    if free is not None and free < size:
+        raise StoreError(
+            f"{place} takes up to {format_bytes(size)}, its disk has {format_bytes(free)} free",
+            hint=f"make room, out=… on another disk, or {hint}",
+        )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import io
 import os
-import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from dneuro import files
 from dneuro.errors import StoreError
 from dneuro.quantities import format_bytes
-from dneuro.store.files import Location, place_named, write_atomically
+from dneuro.store.files import Location, free_bytes, place_named, write_atomically
 from dneuro.store.remote import RemotePath, denied
 
 A_FILE = "checkpoint='state.npz', a file in a folder that can be written to"
@@ -57,10 +56,10 @@ def check_state(path: Location, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside.touch()
         beside.unlink()
-        free = shutil.disk_usage(path.parent).free
+        free = free_bytes(path)
     except OSError as error:
         raise _refused(path, error, "written") from error
-    if free < size:
+    if free is not None and free < size:
         raise StoreError(
             f"checkpoint={str(path)!r} takes {format_bytes(size)}, its disk has {format_bytes(free)} free",
             hint="make room, checkpoint=… on another disk, or a lower rank",

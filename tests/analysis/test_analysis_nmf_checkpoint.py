@@ -132,7 +132,7 @@ def test_checkpoint__that_cannot_be_written_is_refused_before_anything_is_read(
         dn.nmf(x, checkpoint=tmp_path / "file" / "state.npz", **asked)
     assert "checkpoint='state.npz'" in str(caught.value.hint)
     little = type("Usage", (), {"free": 100})
-    monkeypatch.setattr("dneuro.store.states.shutil.disk_usage", lambda _: little)
+    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: little)
     with pytest.raises(StoreError, match=r"takes .*, its disk has 100 B free") as caught:
         dn.nmf(x, checkpoint=tmp_path / "state.npz", **asked)
     assert "another disk" in str(caught.value.hint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dask.array as da
@@ -19,7 +20,7 @@ from scipy.spatial.distance import cdist
 import dneuro as dn
 from dneuro.analysis.pairing import pairing
 from dneuro.engine import ThreadExecutor
-from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError, UsageError
+from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError, StoreError, UsageError
 from dneuro.quantities import MiB
 
 Array = np.ndarray
@@ -375,6 +376,17 @@ def test_out__a_file_that_reads_right_on_both_sides(method: str, tmp_path: Path)
     assert [p.name for p in tmp_path.iterdir()] == ["similar.zarr"]
     with pytest.raises(UsageError, match="exists; it is left as it is"):
         dn.similarity(x, out=path, client=EXECUTOR)
+
+
+def test_out__is_refused_where_the_disk_has_too_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, asked = lazy(relu(40, 23)), {"precision": "float32", "out": tmp_path / "there" / "m.zarr", "client": EXECUTOR}
+    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: SimpleNamespace(free=4 * 23**2 - 1))
+    with pytest.raises(StoreError, match=r"m.zarr takes up to 2.07 KiB, its disk has 2.07 KiB free") as caught:
+        dn.similarity(x, metric="pearson", **asked)
+    assert "another disk, or neighbours=20" in str(caught.value.hint)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: SimpleNamespace(free=4 * 23**2))
+    dn.similarity(x, metric="pearson", **asked)
 
 
 def test_out__leaves_nothing_where_it_fails(tmp_path: Path) -> None:

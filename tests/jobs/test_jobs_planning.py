@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from dneuro.engine.executors import PROCESS_BYTES, ThreadExecutor
 from dneuro.errors import ImageSourceError, MemoryLimitError, NetworkError, UsageError
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
-from dneuro.quantities import GiB, MiB
+from dneuro.quantities import GiB, MiB, format_bytes
 from dneuro.spec import JobSpec
 from dneuro.store.units import units_folder
 
@@ -74,6 +75,21 @@ def test_plan__knows_the_bytes_of_the_store(make_job: MakeJob, threads: ThreadEx
     assert planned.disk_bytes == planned.extract.store_bytes + partials
     written = sum(path.stat().st_size for path in units_folder(job.store).rglob("*.npz") if path.stem.isdigit())
     assert partials < written < partials + 3 * 2 * 20 * 300, "what is more are the headers of NumPy's files"
+
+
+def test_plan__says_that_the_disk_may_become_full(
+    make_job: MakeJob, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = make_job()
+    wanted = plan_job(job, threads).disk_bytes
+    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: SimpleNamespace(free=wanted))
+    before = plan_job(job, threads).study.notes
+    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: SimpleNamespace(free=wanted - 1))
+    *rest, said = plan_job(job, threads).to_dict()["notes"]
+    assert rest == before
+    assert f"{job.store} takes up to {format_bytes(wanted)} more before compression, its disk has " in said
+    run_job(job, threads)
+    assert plan_job(job, threads).study.notes == before, "nothing is left to be written"
 
 
 def test_plan__that_does_not_fit_is_refused_with_the_numbers(make_job: MakeJob) -> None:
