@@ -62,9 +62,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, instead
     write : callable
         Writes the content.
     instead_of : Path, optional
-        A file of the same folder that is not wanted any more, if there is one: it becomes the new one. Of what is
-        removed ext4 takes no number again for a minute, and looks at all of them for each file that is made: among
-        thousands that took a fifth of the time of small units.
+        A file of the same folder that is not wanted any more, if there is one: it becomes the new one, and is gone if
+        writing fails. Of what is removed ext4 takes no number again for a minute, and looks at all of them for each
+        file that is made: among thousands that took a fifth of the time of small units.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial(path)

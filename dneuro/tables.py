@@ -73,7 +73,7 @@ def show_plan(plan: JobPlan, sizes: Callable[[str], WorkerSizes]) -> None:
             format_bytes(one.driver_bytes), _how(one),
         )  # fmt: skip
     console.print(table)
-    for note in plan.study.notes:
+    for note in plan.notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"on disk {format_bytes(plan.disk_bytes)} before compression; peak {', '.join(_peaks(plan))}")
 
@@ -100,6 +100,8 @@ def show_members(plans: MembersPlan, sizes: Callable[[str], WorkerSizes]) -> Non
         _console().print(f"{member}:")
         show_plan(plan, sizes)
         _console().print()
+    for note in plans.notes:
+        _console().print(f"note: {note}", markup=False)
     count = len(plans.members)
     _console().print(
         f"{plans.series.name}: {count} member{'s' if count > 1 else ''}, one after the other; on disk "

@@ -19,8 +19,11 @@ KEPT_SHARE = 0.68
 """A worker of dask that takes up more of its memory than this gives back what it keeps for its next task."""
 
 WORTH = 1 / 16
-"""Share of its memory by which it has grown since, before a task that is at work gives back once more: what it then
-takes anew comes page by page, zeroed."""
+"""Share of its memory by which a worker has to grow after a task gave something back, before the same task does so
+again: what it takes anew then comes page by page, zeroed."""
+
+WORTH_AT_MOST = 256 * MiB
+"""The same in bytes, for workers with much memory."""
 
 REST = 0.1
 """Seconds without a task after which a worker begins with as little memory as it can."""
@@ -55,13 +58,20 @@ def run_task(function: Callable[..., Any], *args: Any) -> Any:
 def give_back_if_full(*, at_work: bool = False) -> None:
     """Give back what this worker keeps, if that and what it holds is more than it may keep.
 
-    To be called wherever a long task goes on to its next block, then with `at_work`: blocks of many sizes leave gaps
-    behind, 180 MiB within one task of a hundred. Not on a worker of dask, nothing is given back.
+    To be called wherever a long task goes on to its next block: blocks of many sizes leave gaps behind, 180 MiB within
+    one task of a hundred. Not on a worker of dask, nothing is given back.
+
+    Parameters
+    ----------
+    at_work : bool
+        Within a task: not if the worker has hardly grown since it gave back last.
     """
     if not _AT_WORK.busy or not (limit := _limit()):
         return
     held = psutil.Process().memory_info().rss
-    if held > KEPT_SHARE * limit and not (at_work and held < _AT_WORK.left + WORTH * limit):
+    _AT_WORK.left = min(_AT_WORK.left, held)
+    has_grown = held > _AT_WORK.left + min(WORTH * limit, WORTH_AT_MOST)
+    if held > KEPT_SHARE * limit and (has_grown or not at_work):
         release_memory()
         _AT_WORK.left = psutil.Process().memory_info().rss
 
@@ -72,7 +82,7 @@ class _AtWork:
     def __init__(self) -> None:
         self._lock, self._tasks, self._ended = threading.Lock(), 0, time.monotonic()
         self.left = 0
-        """Bytes that the process held when something was given back last."""
+        """Least bytes that the process held since something was given back."""
 
     @property
     def busy(self) -> bool:

@@ -409,12 +409,11 @@ class DaskExecutor:
         addresses = list(self._slots_by_worker())
         if len(addresses) > 1:
             fetching = [
-                self.client.submit(fetched, shared, key=f"fetched-{uuid.uuid4()}", workers=address,
-                                   allow_other_workers=True)
+                self.client.submit(fetched, shared, key=f"fetched-{uuid.uuid4()}", workers=address)
                 for address in addresses
-            ]  # fmt: skip
+            ]
             lost = (TimeoutError, concurrent.futures.CancelledError, OSError)  # which the tasks will find out
-            with contextlib.suppress(*lost):
+            with self.client.as_current(), contextlib.suppress(*lost):
                 distributed.wait(fetching, timeout=FETCHING)
         return shared
 

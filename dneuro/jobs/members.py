@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from dneuro.errors import DneuroError, PartialError
 from dneuro.images.sources import ImageSource
 from dneuro.jobs.calibration import Forecast, forecast
 from dneuro.jobs.driver import JobResult, run_job
-from dneuro.jobs.planning import JobPlan, plan_job
+from dneuro.jobs.planning import JobPlan, plan_job, too_little_room
 from dneuro.jobs.pools import SizesOf
 from dneuro.jobs.reporting import report_folder
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.series import AnyJob, SeriesSpec
 from dneuro.spec.steps import ReportStep
-from dneuro.store.files import Location, put, remove
+from dneuro.store.files import Location, locate, put, remove
 from dneuro.store.opening import open_store
 
 
@@ -69,10 +69,13 @@ class MembersPlan:
         The job.
     members : dict of JobPlan
         By member.
+    notes : list of str
+        What there is to say of all of them together.
     """
 
     series: SeriesSpec
     members: dict[str, JobPlan]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def units(self) -> int:
@@ -103,6 +106,7 @@ class MembersPlan:
         return {
             "job": self.series.name,
             "members": {member: plan.to_dict() for member, plan in self.members.items()},
+            "notes": self.notes,
             "disk_bytes": self.disk_bytes,
             "worker_bytes": self.worker_bytes,
         }
@@ -131,7 +135,10 @@ def plan_members(series: SeriesSpec, where: Sizes | SizesOf) -> MembersPlan:
         with _naming(member):
             plans[member] = plan_job(job, where, source)
         source = plans[member].study.source
-    return MembersPlan(series, plans)
+    told = too_little_room(locate(series.store), sum(plan.left_bytes for plan in plans.values()))
+    if told:
+        events.emit("note", "", told)
+    return MembersPlan(series, plans, [told] if told else [])
 
 
 def run_any(plan: AnyPlan, client: Any, **settings: Any) -> JobResult | MembersResult:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +10,10 @@ from dneuro import events
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
 from dneuro.extract.plan import ExtractPlan, to_dict
-from dneuro.extract.work import lacks
+from dneuro.extract.work import IMAGES, lacks
 from dneuro.images.sources import ImageSource
 from dneuro.jobs.along import settle
+from dneuro.jobs.answers import unanswered
 from dneuro.jobs.growth import began_with, check_store, missing_nodes
 from dneuro.jobs.plans import plan_question
 from dneuro.jobs.pools import SizesOf, beside_network, sizes_of
@@ -21,7 +23,7 @@ from dneuro.jobs.training import trained_before
 from dneuro.quantities import format_bytes
 from dneuro.spec.job import JobSpec
 from dneuro.spec.steps import WorkersStep
-from dneuro.store.files import free_bytes
+from dneuro.store.files import Location, free_bytes
 from dneuro.store.units import Unit, units_folder
 
 
@@ -39,12 +41,23 @@ class JobPlan:
         Units of the extraction that are not done, and the parts that each lacks: layers, and `IMAGES`.
     limits : dict of str to int
         Bytes that one worker may use, of each pool that does something.
+    left_bytes : int
+        Of `disk_bytes`, those that are still to be written.
+    crowded : str
+        What there is to say of a disk that may become full; empty if nothing.
     """
 
     study: Study
     steps: list[tuple[Question, Plan]]
     missing: dict[int, tuple[str, ...]]
     limits: dict[str, int]
+    left_bytes: int
+    crowded: str = ""
+
+    @property
+    def notes(self) -> list[str]:
+        """What there is to say of the job, and of the disk as it is now."""
+        return [*self.study.notes, *filter(None, [self.crowded])]
 
     @property
     def done(self) -> int:
@@ -93,7 +106,7 @@ class JobPlan:
             "store": self.study.job.store,
             "extract": {**to_dict(self.extract), "units_done": self.done},
             "steps": [{"step": q.step.id, "layer": q.layer, **plan.to_dict()} for q, plan in self.steps],
-            "notes": self.study.notes,
+            "notes": self.notes,
             "disk_bytes": self.disk_bytes,
             "worker_bytes": self.worker_bytes,
             "worker_limit": self.memory,
@@ -134,29 +147,48 @@ def plan_job(job: JobSpec, where: Sizes | SizesOf, source: ImageSource | None = 
     there = known and checked.weights_sha256 is not None
     missing = _missing(checked) if there else dict.fromkeys(range(checked.plan.units), tuple(checked.fingerprints))
     pools = {step.pool_name: sizes(step.pool_name).memory for step in job.steps if isinstance(step, WorkersStep)}
-    plan = JobPlan(checked, steps, missing, pools)
-    if told := _too_little_room(plan):
+    asked = [question for question, _ in steps]
+    unknown = list(unanswered(checked, asked)) if there else asked
+    left = _left_bytes(checked.plan, missing) + sum(plan.result_bytes for q, plan in steps if q in unknown)
+    if told := too_little_room(checked.store, left):
         events.emit("note", "", told)
-        checked = replace(checked, notes=[*checked.notes, told])
-    return replace(plan, study=checked)
+    return JobPlan(checked, steps, missing, pools, left, told)
 
 
-def _too_little_room(plan: JobPlan) -> str:
+def _left_bytes(plan: ExtractPlan, missing: Mapping[int, Collection[str]]) -> int:
+    """Return the bytes, uncompressed, of the parts that units lack."""
+    arrays = {layer.name: layer.arrays(plan.images, plan.unit) for layer in plan.layers} | {IMAGES: list(plan.root)}
+    per_image = {part: sum(array.nbytes for array in those) / plan.images for part, those in arrays.items()}
+    per_layer = plan.partial_bytes / max(1, len(plan.layers))
+    left = 0.0
+    for number, parts in missing.items():
+        start, stop = plan.span(number)
+        left += (stop - start) * sum(per_image[part] for part in parts)
+        left += per_layer * sum(part != IMAGES for part in parts)
+    return round(left)
+
+
+def too_little_room(store: Location, left: int) -> str:
     """Return what there is to say of a disk that may become full; empty if nothing, or if nobody knows.
 
-    Activations are compressed, so that the job may fit all the same.
+    Activations are compressed, so that they may fit all the same.
+
+    Parameters
+    ----------
+    store : Path or RemotePath
+        What lies there, or will.
+    left : int
+        Bytes that are still to be written, uncompressed.
     """
     try:
-        free = free_bytes(plan.study.store)
+        free = free_bytes(store)
     except OSError:  # whoever comes to write there says so
         return ""
-    wanted = plan.disk_bytes * len(plan.missing) // max(1, plan.units)
-    if free is None or wanted <= free:
+    if free is None or left <= free:
         return ""
     return (
-        f"{plan.study.job.store} takes up to {format_bytes(wanted)} more before compression, its disk has "
-        f"{format_bytes(free)} free; dneuro plan --calibrate says how much it really is. A full disk ends the run, and "
-        "what is done stays done"
+        f"{store} takes up to {format_bytes(left)} more before compression, its disk has {format_bytes(free)} free; "
+        "dneuro plan --calibrate says how much it really is. A full disk ends the run, and what is done stays done"
     )
 
 

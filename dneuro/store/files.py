@@ -96,7 +96,7 @@ def write_atomically(
 ) -> None:
     """Write a file so that at `path` there is the old content or the whole new one, also after a crash.
 
-    Another one of its folder that it is written instead of is gone then.
+    A file of its folder that it is written `instead_of` is gone afterwards, on a disk also if writing fails.
     """
     if isinstance(path, Path):
         files.write_atomically(path, write, instead_of=instead_of if isinstance(instead_of, Path) else None)

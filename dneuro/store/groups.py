@@ -106,7 +106,7 @@ def refuse_crowded(place: Location, size: int, hint: str) -> None:
     if free is not None and free < size:
         raise StoreError(
             f"{place} takes up to {format_bytes(size)}, its disk has {format_bytes(free)} free",
-            hint=f"make room, out=… on another disk, or {hint}",
+            hint=f"make room, another disk, or {hint}",
         )
 
 

@@ -14,6 +14,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
+from distributed import Client
 
 import dneuro as dn
 from dneuro import allocation, events
@@ -65,6 +66,7 @@ def test_cluster__active_client_is_taken(cluster: Any) -> None:
 def test_share__is_with_all_workers_before_a_task_needs_it(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.run(fetched, None)  # whose import takes longer than anybody waits
     cluster.amm.stop()  # which takes copies away that nobody needs at that moment
+    monkeypatch.setattr("dneuro.engine.executors.FETCHING", 30.0)
     try:
         shared = DaskExecutor(cluster).share(np.arange(1000))
         assert len(cluster.who_has([shared])[shared.key]) == 2
@@ -80,6 +82,14 @@ def test_share__is_with_all_workers_before_a_task_needs_it(cluster: Any, monkeyp
         sleeping.result()
     finally:
         cluster.amm.start()
+
+
+def test_share__asks_its_own_client_whichever_is_the_usual_one(cluster: Any) -> None:
+    with Client(cluster.scheduler.address, set_as_default=False) as own:
+        shared = DaskExecutor(own).share(np.arange(1000))
+        assert shared.client is own
+        with cluster.as_current():
+            assert dn.moments(xr.DataArray(VALUES, dims=("image", "channel")), client=own).sizes["channel"] == 300
 
 
 def test_workers__keep_things_for_the_same_package_until_others_come(cluster: Any, lazy: xr.DataArray) -> None:

@@ -80,16 +80,32 @@ def test_plan__knows_the_bytes_of_the_store(make_job: MakeJob, threads: ThreadEx
 def test_plan__says_that_the_disk_may_become_full(
     make_job: MakeJob, threads: ThreadExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = make_job()
-    wanted = plan_job(job, threads).disk_bytes
-    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: SimpleNamespace(free=wanted))
-    before = plan_job(job, threads).study.notes
-    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: SimpleNamespace(free=wanted - 1))
-    *rest, said = plan_job(job, threads).to_dict()["notes"]
-    assert rest == before
-    assert f"{job.store} takes up to {format_bytes(wanted)} more before compression, its disk has " in said
+    free = [0]
+    monkeypatch.setattr("dneuro.store.files.shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+
+    def room_for(job: JobSpec) -> int:
+        """Return the bytes from which on the job's disk is large enough, as plans have it."""
+        free[0] = plan_job(job, threads).left_bytes
+        assert plan_job(job, threads).crowded == ""
+        if free[0]:
+            free[0] -= 1
+            said = plan_job(job, threads).to_dict()["notes"][-1]
+            assert f"{job.store} takes up to {format_bytes(free[0] + 1)} more before compression, its disk has " in said
+            free[0] += 1
+        return free[0]
+
+    full = {"conv1": {"keep": "full"}}
+    job = make_job(layers=full, statistics=[])
+    assert room_for(job) == plan_job(job, threads).disk_bytes
+    free[0] = 1
     run_job(job, threads)
-    assert plan_job(job, threads).study.notes == before, "nothing is left to be written"
+    assert "its disk has" not in str(dn.open(job.store).attrs), "that was of a moment"
+    assert room_for(job) == 0
+    more = make_job({"svd": {"rank": 2, "layer": "conv1"}}, layers={**full, "relu2": {"keep": "max"}}, statistics=[])
+    (_, step), layer = *plan_job(more, threads).steps, plan_job(more, threads).extract.layers[1]
+    assert room_for(more) == step.result_bytes + sum(array.nbytes for array in layer.arrays(40, 16)) > step.result_bytes
+    run_job(more, threads)
+    assert room_for(more) == 0
 
 
 def test_plan__that_does_not_fit_is_refused_with_the_numbers(make_job: MakeJob) -> None:

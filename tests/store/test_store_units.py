@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -138,10 +140,14 @@ def test_publish__makes_the_marker_of_the_file_that_counted_the_attempts(unit: U
     assert unit.begin(1) == 1, "counted anew"
 
 
-def test_publish__that_fails_leaves_nothing_half_written(unit: Unit) -> None:
+def test_publish__that_fails_leaves_nothing_half_written(unit: Unit, monkeypatch: pytest.MonkeyPatch) -> None:
     unit.begin(1)
-    marker: dict[str, object] = {"fingerprint": "a"}
-    marker["itself"] = marker
-    with pytest.raises(ValueError, match="Circular"):
-        unit.publish(marker)
-    assert unit.begin(1) == 2, "the attempt still counts"
+
+    def fail(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        unit.publish({"fingerprint": "a"})
+    assert list(unit.folder.iterdir()) == []
+    assert unit.begin(1) == 1
