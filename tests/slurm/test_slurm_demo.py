@@ -34,7 +34,7 @@ def test_demo__from_a_clone_ends_with_the_results_of_a_laptop(
         assert done.returncode == 0, f"{words}: {done.stdout}\n{done.stderr}"
         return done.stdout
 
-    assert "dneuro status demo" in dneuro("submit", "jobs/demo.yaml", *CLUSTER)
+    assert dneuro("submit", "jobs/demo.yaml", *CLUSTER).startswith("demo-")
     dneuro("logs", "--follow", "demo", *CLUSTER)
     found = json.loads(dneuro("status", "demo", *CLUSTER, "--json"))
     assert found["state"] == "done"
