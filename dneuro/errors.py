@@ -14,6 +14,7 @@
     ├── NonFiniteError              4     NaN or infinity among the activations
     ├── StoreError                  4     a store that is missing, foreign or damaged
     │   ├── NotAStoreError          2     something else lies where the store would go
+    │   ├── DiskFullError           4     no room where it is written
     │   └── FingerprintError        64    the store was made from something else
     ├── BusyError                   4     another run is at work on the same store
     ├── SchedulerLostError          4     the scheduler that hands out the work has ended under a run
@@ -107,6 +108,10 @@ class NotAStoreError(StoreError):
     """Something else lies where a store would go; it is left as it is."""
 
     exit_code = 2
+
+
+class DiskFullError(StoreError):
+    """A disk without room for what was to be written, or a quota that is used up."""
 
 
 class FingerprintError(StoreError):

@@ -126,6 +126,8 @@ def show_forecast(forecast: Forecast) -> None:
         f"on disk {format_bytes(forecast.disk_bytes)} once all is done, what is there already included; "
         f"a worker held {format_bytes(forecast.worker_bytes)} at most"
     )
+    for note in forecast.notes:
+        console.print(f"note: {note}", markup=False)
 
 
 def show_status(status: JobStatus, more: str = "") -> None:

@@ -21,6 +21,7 @@ CODES = {
     "NonFiniteError": 4,
     "StoreError": 4,
     "NotAStoreError": 2,
+    "DiskFullError": 4,
     "FingerprintError": 64,
     "BusyError": 4,
     "SchedulerLostError": 4,

@@ -63,7 +63,7 @@ def similarity(
         Keep only pairs whose value is at least this in size (or whose distance is at most this); of one metric.
     out : path or URL, optional
         A new Zarr group that the matrices are written to, tile by tile, where P × P does not fit into memory; needs
-        2 to 4 GiB per 16,000 neurons and metric. In an object store: ``s3://bucket/matrix.zarr``.
+        1 to 2 GiB per 16,000 neurons and metric. In an object store: ``s3://bucket/matrix.zarr``.
     precision : {"auto", "float32", "float64"}
         In which activations are multiplied, and dtype of the result; sums are float64 always, and so are covariances,
         which have the range of squares. ``"auto"`` is float64 up to 2,048 neurons or 4,096 images and for float64

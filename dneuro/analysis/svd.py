@@ -7,6 +7,7 @@ it by a few vectors, and forgets it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -34,10 +35,11 @@ from dneuro.analysis.eigen import (
 from dneuro.analysis.selection import says_selection
 from dneuro.analysis.standardisation import standardisation
 from dneuro.analysis.turned import has_panels, standardisation_turned, turned
+from dneuro.engine.blocks import BLOCK_BYTES
 from dneuro.engine.executors import Executor, get_executor
 from dneuro.engine.plan import Plan
 from dneuro.engine.residence import Persist, check_persist, kept_bytes, residents
-from dneuro.errors import ArrayError
+from dneuro.errors import ArrayError, MemoryLimitError
 from dneuro.kernels import Energy, Kernel, Moments, Scores, Standardise, Step, Triangle
 from dneuro.kernels.standardise import Mode
 from dneuro.quantities import MiB
@@ -159,9 +161,11 @@ def svd(
     options = {"standardize": standardize, "method": method, "tolerance": tolerance, "seed": seed}
     plan, way = _choose(seen, wanted, standardize, method, executor)
     kept = _kept(seen, plan, executor, persist)
+    cut = {} if kept.fits(executor) else in_panels(x, **asked, **options, persist=persist, client=executor)
+    out = _ways_out(way, cut)
     kept.check(
-        executor, hint="method='krylov', a lower rank, or workers with more memory",
-        driver_hint="method='krylov', a lower rank, or more memory for the process that asks",
+        executor, hint=f"{out}, or workers with more memory",
+        driver_hint=f"{out}, or more memory for the process that asks",
     )  # fmt: skip
     events.emit("note", "svd", f"{seen.layer or 'array'}: {plan.method}, {plan.passes} passes at most")
     with residents(
@@ -230,6 +234,51 @@ def plan_svd(
     wanted, executor = Wanted(rank, threshold, explained_variance, threshold_images), get_executor(client)
     seen = _setup(x, wanted, standardize, method, tolerance, seed, persist)
     return _kept(seen, _choose(seen, wanted, standardize, method, executor)[0], executor, persist)
+
+
+def in_panels(x: xr.DataArray, *, client: Any = None, **asked: Any) -> dict[str, int]:
+    """Return chunks, by dim, in which the plan of `svd` fits though that of an array as it is cut does not.
+
+    Fewer images than neurons need the least memory on the side of the images, which is that of a large array only in
+    chunks of all images.
+
+    Parameters
+    ----------
+    x : DataArray
+        As of `svd`, like the others.
+
+    Returns
+    -------
+    dict of str to int
+        As `x.chunk` takes it; empty where no such chunks are a way out. Reads no data.
+    """
+    executor = get_executor(client)
+    with events.only(lambda event: None):  # what there is to say of the array was said
+        seen = view(x, per="neuron", own=OWN)
+        chunks = seen.xs[0].chunks
+        if chunks is None or has_panels(seen) or len(seen.taking_part) >= seen.labels.count:
+            return {}
+        first, *others = (str(dim) for dim in x.dims if dim != "image")
+        width = BLOCK_BYTES // max(1, int(x.nbytes) // x.sizes[first])
+        if width > (stored := max(chunks[1])):
+            width -= width % stored  # what is cut across is read again for each of its parts
+        lengths = {"image": -1, first: max(1, min(width, -(-x.sizes[first] // 2)))}
+        lengths |= {dim: -1 for dim, its in zip(others, chunks[2:], strict=True) if len(its) > 1}
+        try:
+            return lengths if plan_svd(x.chunk(lengths), **asked, client=executor).fits(executor) else {}
+        except MemoryLimitError:  # persist=True
+            return {}
+
+
+def as_call(chunks: Mapping[str, int]) -> str:
+    """Return how an array is cut so."""
+    return f".chunk({', '.join(f'{dim}={length}' for dim, length in chunks.items())})"
+
+
+def _ways_out(way: _Way, chunks: Mapping[str, int]) -> str:
+    """Return what else could be asked than what does not fit."""
+    ways = [f"x{as_call(chunks)}, which takes the side of the images"] if chunks else []
+    return ", ".join([*ways, *(["method='krylov'"] if way.method != "krylov" else []), "a lower rank"])
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dneuro import events
 from dneuro.cluster import backend_of
-from dneuro.errors import UsageError
+from dneuro.errors import DiskFullError, UsageError
+from dneuro.files import PARTIAL
 from dneuro.jobs.along import states_of
 from dneuro.jobs.answers import unanswered
 from dneuro.jobs.planning import JobPlan
@@ -21,10 +23,13 @@ from dneuro.kernels.feeds import channel_look
 from dneuro.spec.profile import ProfileSpec
 from dneuro.spec.steps import AnalysisStep, ExtractStep, PatchComponentsStep, ReportStep, TrainStep
 from dneuro.store.creating import exists
-from dneuro.store.files import Location, sizes
+from dneuro.store.files import Location, disk_error, sizes
 
 IMAGES = 256
 """Images that a job is tried on, if nobody says otherwise."""
+
+PREFIX = "dneuro-trial-"
+"""Begins the name of a folder for trials that lies among temporary files."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Forecast:
         Bytes on disk, packed, once the job is done: what is there already of it counts too.
     worker_bytes : int
         The most that a worker held in the trial.
+    notes : list of str
+        What the seconds do not have in them.
     """
 
     tried: int
@@ -56,6 +63,7 @@ class Forecast:
     seconds: dict[str, float] = field(default_factory=dict)
     disk_bytes: int = 0
     worker_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def total(self) -> float:
@@ -85,6 +93,8 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     ------
     UsageError
         If the machines of the profile are others than this one, and the job's store is in no folder that all see.
+    DiskFullError
+        If there is no room for the trial; nothing of it is kept.
 
     Notes
     -----
@@ -97,17 +107,25 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
     What is in the store already takes no time: units that are done, layers that they have, results, weights. The trial
     is of the whole job all the same, for a step may need what another one gives.
 
+    A trial writes where the job will, in a folder beside its store that is gone afterwards. Where that cannot be, in an
+    object store or where nobody may write, it is tried on a disk of this machine, and the notes say so.
+
     **Cost**: the job over so many images, and without its report twice over half of them, in temporary stores; of
     top patches some channels. Where units lack some layers alone, the extraction of these once more, for each such set;
     where they were extracted without what a later step needs, these steps once more.
     """
     backend, left = backend_of(profile), _left(plan)
-    count = _enough(images, plan, backend.sizes(plan.study.job.extract.pool_name).slots)
+    slots = backend.sizes(plan.study.job.extract.pool_name).slots
+    count, fewest = _enough(images, plan, slots), _fewest(plan, slots)[0]
     half = max(-(-count // 2), min(count, max(map(images_needed, plan.study.job.steps))))
-    with _folder_for_trials(plan.study.store, profile) as folder, backend.open(name="trial") as machines:
+    with (
+        _folder_for_trials(plan.study.store, profile) as (folder, notes),
+        _told_that_it_was_a_trial(folder, count, fewest, near=not notes),
+        backend.open(name="trial") as machines,
+    ):
         # What is tried first imports what all need, so it says nothing of the time.
         trials = [
-            try_job(plan, part, machines, backend.sizes, Path(folder) / str(number), report=number == 2)
+            try_job(plan, part, machines, backend.sizes, folder / str(number), report=number == 2)
             for number, part in enumerate((half, half, count))
         ]
         few, whole = trials[1:]
@@ -123,7 +141,7 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
             layers = left.get(step.id, set())
             packed += _held(plan, step, layers)
             if layers:
-                executor, place = machines.executor(step.pool_name), Path(folder) / "patches" / step.id
+                executor, place = machines.executor(step.pool_name), folder / "patches" / step.id
                 seconds[step.id], held = try_patches(plan, step, layers, whole, executor, place)
                 packed += held
         waiting, extracting = _images_left(plan), 0.0
@@ -143,6 +161,7 @@ def forecast(plan: JobPlan, profile: ProfileSpec, images: int = IMAGES) -> Forec
         seconds={step.id: seconds[step.id] for step in steps if step.id in seconds},
         disk_bytes=packed,
         worker_bytes=most,
+        notes=notes,
     )
 
 
@@ -194,38 +213,79 @@ def _held(plan: JobPlan, step: AnalysisStep, left: Collection[str]) -> int:
     return sum(sum(sizes(plan.study.store / "results" / step.id / layer).values()) for layer in asked)
 
 
-def _folder_for_trials(store: Location, profile: ProfileSpec) -> tempfile.TemporaryDirectory[str]:
-    """Return a folder for the stores of trials, which goes with its block: one that the machines of a profile see.
+@contextlib.contextmanager
+def _folder_for_trials(store: Location, profile: ProfileSpec) -> Iterator[tuple[Path, list[str]]]:
+    """Give a folder for the stores of trials that the machines of a profile see, and what it has not of the store.
+
+    It lies beside the store, so that a trial writes as the job will; elsewhere on this machine where that cannot be,
+    and a note says so. It goes with its block. One of a plan that was killed has the name of something half written,
+    and goes with the next run of the job.
 
     Raises
     ------
     UsageError
-        If nobody knows of any.
+        If the machines are others than this one, and nobody knows of any folder that they see.
     """
-    prefix = "dneuro-trial-"
-    if profile.backend == "local":
-        return tempfile.TemporaryDirectory(prefix=prefix)
-    if not isinstance(store, Path):
+    why, told = f"{store} is in none", ""
+    if isinstance(store, Path):
+        beside = next(folder for folder in store.absolute().parents if folder.is_dir())
+        try:
+            made = tempfile.TemporaryDirectory(PARTIAL, f".{store.name}.", beside, ignore_cleanup_errors=True)
+        except OSError as error:
+            why = f"none can be made in {beside} ({error.strerror})"
+            told = f", for {why}"
+        else:
+            with made as folder:
+                yield Path(folder), []
+            return
+    if profile.backend != "local":
         raise UsageError(
-            f"a job is tried on the machines of a profile in a folder beside its store, and {store} is in none",
+            f"a job is tried on the machines of a profile in a folder beside its store, and {why}",
             hint="dneuro plan JOB --calibrate N, without --cluster, tries it on this machine",
         )
-    beside = next(folder for folder in store.absolute().parents if folder.is_dir())
-    return tempfile.TemporaryDirectory(prefix=prefix, dir=beside)
+    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
+        unknown = f"what it takes to write to {store}, and to read from there, is not in the seconds"
+        yield Path(folder), [f"tried in a folder of this machine{told}: {unknown}"]
+
+
+@contextlib.contextmanager
+def _told_that_it_was_a_trial(folder: Path, images: int, fewest: int, *, near: bool) -> Iterator[None]:
+    """Let the error of a full disk say that a trial has filled it: of that nothing is kept."""
+    try:
+        yield
+    except (DiskFullError, OSError) as error:
+        full = disk_error(error, folder) if isinstance(error, OSError) else error
+        if not isinstance(full, DiskFullError):
+            raise
+        ways = ["make room there"]
+        if fewest < images:
+            ways.append(f"fewer images: --calibrate {fewest}")
+        if not near:
+            ways.append("TMPDIR=… on another disk")
+        raise DiskFullError(
+            f"the disk under {folder.parent} is full: the job was tried there on {images} images, and nothing of the "
+            "trial is kept; the store is as it was",
+            hint=", or ".join(ways),
+        ) from error
 
 
 def _enough(images: int, plan: JobPlan, slots: int) -> int:
     """Return how many images to try a job on: as many as were asked for, or as are needed, and no more than it has."""
+    needed, why = _fewest(plan, slots)
+    if images < needed:
+        events.emit("note", "", f"tried on {needed} images in place of {images}: {why}")
+    return min(max(images, needed), plan.extract.images)
+
+
+def _fewest(plan: JobPlan, slots: int) -> tuple[int, str]:
+    """Return on how many images at least a job is tried, and why not on fewer."""
     extract, most = plan.extract, max(plan.study.job.steps, key=images_needed)
     units = UNITS * slots * min(extract.batch, extract.unit)
     steps = 2 * images_needed(most)
-    needed = min(max(units, steps), extract.images)
-    if images < needed:
-        why = f"{UNITS} units of a batch for each of {slots} tasks at a time; fewer would foretell nothing"
-        if steps > units:
-            why = f"half of them are tried too, and step {most.id} asks for {steps // 2} at least"
-        events.emit("note", "", f"tried on {needed} images in place of {images}: {why}")
-    return min(max(images, needed), extract.images)
+    why = f"{UNITS} units of a batch for each of {slots} tasks at a time; fewer would foretell nothing"
+    if steps > units:
+        why = f"half of them are tried too, and step {most.id} asks for {steps // 2} at least"
+    return min(max(units, steps), extract.images), why
 
 
 def _scaled(step: str, layers: Collection[str], half: Trial, whole: Trial, plan: JobPlan) -> float:

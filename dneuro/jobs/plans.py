@@ -12,6 +12,8 @@ import xarray as xr
 
 from dneuro.analysis import PLANS
 from dneuro.analysis.images import taking_part
+from dneuro.analysis.svd import as_call, in_panels
+from dneuro.analysis.taken import TAKEN
 from dneuro.engine.device import on_device
 from dneuro.engine.executors import Sizes
 from dneuro.engine.plan import Plan
@@ -23,7 +25,7 @@ from dneuro.jobs.questions import Question, on_its_device, placed, taken
 from dneuro.jobs.stand_ins import stand_in, stand_in_result, stand_in_rows
 from dneuro.jobs.study import Study
 from dneuro.jobs.wiring import stand_in_weights
-from dneuro.spec.steps import AcrossStep, ConnectionsStep, CoupledNmfStep, PatchComponentsStep
+from dneuro.spec.steps import AcrossStep, ConnectionsStep, CoupledNmfStep, PatchComponentsStep, SvdStep
 
 
 @on_its_device
@@ -48,17 +50,30 @@ def plan_question(study: Study, question: Question, executor: Sizes) -> Plan:
         driver_hint = "per: channel, or more memory for the process that drives the job (driver: {memory: …})"
     else:
         plan = _plan_of_layer(study, question, executor)
-        hint = (
-            "a lower rank, method: krylov, per: channel, fewer folds, or a profile with more memory per worker "
-            "(--cluster)"
-        )
+        krylov = "" if plan.method.startswith("krylov") else "method: krylov, "
+        hint = f"a lower rank, {krylov}per: channel, fewer folds, or a profile with more memory per worker (--cluster)"
         driver_hint = (
             "a lower rank, a smaller k, per: channel, neighbours: 20 of a similarity, fewer folds; or a "
             "machine with more memory for the process that drives the job (--cluster; in Slurm driver: {memory: …})"
         )
+    if isinstance(step, SvdStep) and not plan.fits(executor):
+        by_hand = _by_hand(study, question, executor)
+        hint, driver_hint = f"{hint}{by_hand}", f"{driver_hint}{by_hand}"
     plan = replace(plan, operation=f"{step.id} of {question.layer}")
     plan.check(executor, hint=hint, driver_hint=driver_hint)
     return plan
+
+
+def _by_hand(study: Study, question: Question, executor: Sizes) -> str:
+    """Return how an svd step that does not fit could be asked of the store in other chunks; empty if it could not.
+
+    A job takes a layer in the chunks of its store.
+    """
+    x = _at_best(question, _asked_of(study, question))
+    if TAKEN in x.attrs or not (chunks := in_panels(x, client=executor, **question.parameters)):
+        return ""
+    cut = f"dn.open({study.job.store!r})[{question.layer!r}]{as_call(chunks)}"
+    return f"; or, once the job is done without this step, dn.svd({cut}, …)"
 
 
 def _plan_of_layer(study: Study, question: Question, executor: Sizes) -> Plan:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, TypeAlias
 from urllib.parse import unquote
 
 from dneuro import files
-from dneuro.errors import ArrayError, StoreError, UsageError
+from dneuro.errors import ArrayError, DiskFullError, StoreError, UsageError
 from dneuro.store.remote import RemotePath, denied, is_url, zarr_store
 
 Location: TypeAlias = Path | RemotePath
@@ -233,7 +233,7 @@ def disk_error(error: BaseException, store: Location) -> StoreError | None:
     """Return what an error of the file system means for a store; None if it is an error of another kind."""
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
+        return DiskFullError(
             f"the disk under {store} is full; everything done so far is kept",
             hint="make room and run the same command again: only what is unfinished is redone",
         )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dneuro.errors import ArrayError, BusyError, DneuroError, StoreError, UsageError
+from dneuro.errors import ArrayError, BusyError, DiskFullError, DneuroError, StoreError, UsageError
 from dneuro.files import PARTIAL
 from dneuro.quantities import format_bytes
 from dneuro.store.files import Location, free_bytes, in_the_making, place_named, put, remove
@@ -159,7 +159,7 @@ def _refused(place: Location, error: Exception) -> StoreError:
         return denied(place, error)
     if number in (errno.ENOSPC, errno.EDQUOT):
         said, hint = "the disk is full", "make room, or out=… on another disk; then again"
-        return StoreError(f"{name} cannot be written: {said}", hint=hint)
+        return DiskFullError(f"{name} cannot be written: {said}", hint=hint)
     said = os.strerror(number) if number else str(error) or type(error).__name__
     return StoreError(f"{name} cannot be written: {said}", hint=WHERE)
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dneuro import files
-from dneuro.errors import StoreError
+from dneuro.errors import DiskFullError, StoreError
 from dneuro.quantities import format_bytes
 from dneuro.store.files import Location, free_bytes, place_named, write_atomically
 from dneuro.store.remote import RemotePath, denied
@@ -109,7 +109,7 @@ def _refused(path: Location, error: OSError, what: str) -> StoreError:
     if error.errno == errno.EISDIR:
         return StoreError(f"{name} is a folder, a state is one file", hint=f"checkpoint={str(path / 'state.npz')!r}")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StoreError(
+        return DiskFullError(
             f"{name} cannot be written: the disk is full; the state before stays",
             hint="make room and call again, which goes on from there; or checkpoint=… on another disk",
         )

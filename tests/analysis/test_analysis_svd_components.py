@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 import dask.array as da
@@ -13,8 +14,10 @@ from dask_ml.decomposition import TruncatedSVD
 
 import dneuro as dn
 from dneuro import events
+from dneuro.analysis.svd import in_panels
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import ArrayError, MemoryLimitError, NonFiniteError
+from dneuro.quantities import MiB
 
 METHODS = pytest.mark.parametrize("method", ["tsqr", "gram", "krylov"])
 
@@ -35,6 +38,16 @@ def notes(call: Any) -> tuple[Any, list[str]]:
     with events.listening(seen.append):
         result = call()
     return result, [event.message for event in seen if event.kind in ("note", "warning")]
+
+
+class Room:
+    """A place to compute with so much memory, which is never used."""
+
+    slots = slots_per_process = 1
+    process_bytes = 280 * MiB
+
+    def __init__(self, memory: int, driver_memory: int) -> None:
+        self.memory, self.driver_memory = memory, driver_memory
 
 
 SIZES = 100 * 0.9 ** np.arange(40)
@@ -161,6 +174,24 @@ def test_svd__share_that_takes_more_components_than_there_is_room_for(monkeypatc
             dn.svd(x, client=little, **asked)
         assert "rank=" in str(caught.value.hint)
         assert dn.svd(x, client=ThreadExecutor(1, memory=4 << 30), **asked).sizes["component"] > 50
+
+
+@pytest.mark.parametrize("asked", [{"rank": 5}, {"rank": 5, "method": "gram"}, {"rank": 5, "persist": False}])
+@pytest.mark.parametrize("where", ["worker", "driver"])
+def test_svd__of_few_images_that_does_not_fit_names_the_chunks_in_which_it_does(asked: Any, where: str) -> None:
+    """What the hint says, done."""
+    x = xr.DataArray(da.zeros((1000, 64, 55, 55), "f4", chunks=(32, 11, 55, 28)), dims=("image", "channel", "y", "x"))
+    little = Room(550 * MiB, 1 << 60) if where == "worker" else Room(1 << 60, 200 * MiB)
+    with pytest.raises(MemoryLimitError, match="per worker" if where == "worker" else "in the driver") as caught:
+        dn.svd(x, client=little, **asked)
+    hint = str(caught.value.hint)
+    (cut,) = re.findall(r"^x\.chunk\(image=-1, channel=(\d+), x=-1\), which takes the side of the images, ", hint)
+    assert ("krylov" in hint) == ("method" in asked), "what was refused is no way out"
+    plan = dn.plan("svd", x.chunk(image=-1, channel=int(cut), x=-1), client=little, **asked)
+    assert plan.fits(little)
+    assert "on the side of the images" in plan.method
+    other = x.isel(channel=slice(1), y=slice(9), x=slice(9))
+    assert in_panels(other, client=Room(1, 1), **asked) == {}, "more images than neurons"
 
 
 @pytest.mark.parametrize("factor", [1e-25, 1e25])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ import dneuro as dn
 from dneuro import events
 from dneuro.cluster import backend_of
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import UsageError
+from dneuro.errors import DiskFullError, UsageError
 from dneuro.extract import run, task
 from dneuro.jobs import calibration, trials
 from dneuro.jobs.calibration import Forecast, forecast
@@ -29,6 +30,7 @@ from dneuro.spec.steps import AnalysisStep, SelectSpec
 from dneuro.store import results
 from dneuro.store.files import locate
 from dneuro.store.units import Unit, units_folder
+from dneuro.tables import show_forecast
 
 
 @pytest.mark.usefixtures("threads_as_machines")
@@ -41,6 +43,7 @@ def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
     drawn: list[bool] = []
 
     def run(small: JobPlan, *args: Any, **settings: Any) -> Any:
+        assert tmp_path in Path(small.study.job.store).parents, "on the disk of the store"
         drawn.append(any(step.id == "report" for step in small.study.job.steps))
         return run_job(small, *args, **settings)
 
@@ -53,6 +56,7 @@ def test_forecast__of_a_job_that_is_tried_on_half_of_its_images(
     assert found.seconds["extract"] == pytest.approx(40 / found.rate)
     assert found.total == pytest.approx(sum(found.seconds.values()))
     assert found.worker_bytes > 0
+    assert found.notes == []
     assert 0 < found.disk_bytes < 100 * plan.disk_bytes
     assert heard == [], "a trial is not the job"
     assert not Path(job.store).exists()
@@ -383,16 +387,64 @@ def test_forecast__of_a_step_that_comes_later_is_of_the_pass_that_it_takes(
     assert 4 * read["images"][0] == 2 * read["images"][1] == read["images"][2] > 0
 
 
-def test_trials__lie_where_the_machines_of_the_profile_see_them(tmp_path: Path) -> None:
-    """The folder for temporary files is another one on each machine."""
-    queue = ProfileSpec.model_validate({"backend": "slurm", "pools": {"extract": {"memory": "1GiB"}}})
-    store = tmp_path / "not-there-yet" / "a.zarr"
-    with calibration._folder_for_trials(store, queue) as folder:
-        assert Path(folder).parent == tmp_path
-    with calibration._folder_for_trials(store, ProfileSpec(backend="local")) as folder:
-        assert tmp_path not in Path(folder).parents
-    with calibration._folder_for_trials(locate("s3://bucket/a.zarr"), ProfileSpec(backend="local")) as folder:
-        assert Path(folder).is_dir()
+QUEUE = ProfileSpec.model_validate({"backend": "slurm", "pools": {"extract": {"memory": "1GiB"}}})
+LOCAL = ProfileSpec(backend="local")
+
+
+@pytest.mark.parametrize("profile", [LOCAL, QUEUE], ids=["local", "slurm"])
+def test_trials__lie_beside_the_store(
+    profile: ProfileSpec, make_job: Callable[..., JobSpec], threads: ThreadExecutor, tmp_path: Path
+) -> None:
+    """On its disk, and where all machines see them: the folder for temporary files is another one on each."""
+    with calibration._folder_for_trials(tmp_path / "not-there-yet" / "a.zarr", profile) as (folder, notes):
+        assert (folder.parent, notes) == (tmp_path, [])
+        assert folder.name.startswith("."), "no source of images lists it"
+    assert list(tmp_path.iterdir()) == []
+    job = make_job()
+    with calibration._folder_for_trials(Path(job.store), profile) as (folder, _):
+        left = tmp_path / f"{folder.name[:-8]}left.partial"
+    (left / "0").mkdir(parents=True)  # of a plan that was killed
+    run_job(job, threads)
+    assert not left.exists()
+
+
+def test_trials__lie_elsewhere_where_they_cannot_lie_beside_the_store(tmp_path: Path) -> None:
+    store = locate("s3://bucket/a.zarr")
+    with calibration._folder_for_trials(store, LOCAL) as (folder, (note,)):
+        assert folder.is_dir()
+    assert "to write to s3://bucket/a.zarr, and to read from there, is not in the seconds" in note
     with pytest.raises(UsageError, match=r"beside its store, and s3://bucket/a\.zarr is in none"):
-        calibration._folder_for_trials(locate("s3://bucket/a.zarr"), queue)
+        calibration._folder_for_trials(store, QUEUE).__enter__()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="nobody can make a folder in /proc, on Linux only")
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_store_beside_which_nobody_may_write_says_so(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = foretell(make_job(store="/proc/a.zarr", batch=2), threads)
+    (note,) = found.to_dict()["notes"]
+    assert note.startswith("tried in a folder of this machine, for none can be made in /proc (")
+    show_forecast(found)
+    assert f"note: {note}" in capsys.readouterr().out
+    with pytest.raises(UsageError, match=r"beside its store, and none can be made in /proc \("):
+        calibration._folder_for_trials(Path("/proc/a.zarr"), QUEUE).__enter__()
+
+
+@pytest.mark.parametrize("images", [20, 16])
+@pytest.mark.usefixtures("threads_as_machines")
+def test_forecast__of_a_disk_that_is_full_says_that_it_was_a_trial(
+    make_job: Callable[..., JobSpec], threads: ThreadExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    images: int,
+) -> None:  # fmt: skip
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run, "extract_unit", full)
+    with pytest.raises(DiskFullError, match=r"was tried there on \d+ images, and nothing of the trial") as caught:
+        foretell(make_job(batch=2), threads, images)
+    assert str(tmp_path) in str(caught.value)
+    fewest = 4 * 2 * threads.slots
+    fewer = f", or fewer images: --calibrate {fewest}" if images > fewest else ""
+    assert caught.value.hint == f"make room there{fewer}"
     assert list(tmp_path.iterdir()) == []

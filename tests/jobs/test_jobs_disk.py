@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 
 from dneuro.engine.executors import ThreadExecutor
-from dneuro.errors import StoreError
+from dneuro.errors import DiskFullError, StoreError
+from dneuro.jobs.calibration import forecast
 from dneuro.jobs.driver import run_job
+from dneuro.jobs.planning import plan_job
 from dneuro.spec import JobSpec
+from dneuro.spec.profile import ProfileSpec
 
 SETTINGS = {"images": {"source": "digits", "sample": 400}, "layers": ["conv1", "fc"], "thumbnails": False}
 
@@ -43,6 +46,16 @@ def test_full_disk__ends_the_run_and_a_resume_with_room_equals_a_clean_run(
     assert 0 < resumed.outcome.done_before < resumed.outcome.units, "what was done is kept"
     clean = run_job(make_job(store="clean.zarr", **SETTINGS), threads)
     same_store(resumed.store, clean.store)
+
+
+@pytest.mark.usefixtures("threads_as_machines")
+def test_full_disk__of_a_trial_keeps_nothing_and_says_so(
+    small_disk: Path, make_job: Callable[..., JobSpec], threads: ThreadExecutor
+) -> None:
+    plan = plan_job(make_job(store="disk/acts.zarr", **SETTINGS), threads)
+    with pytest.raises(DiskFullError, match=f"{small_disk} is full: the job was tried there on 400 images"):
+        forecast(plan, ProfileSpec(backend="local"), images=400)
+    assert list(small_disk.iterdir()) == []
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="/proc names open files, on Linux only")

@@ -120,6 +120,17 @@ def test_plan__that_does_not_fit_is_refused_with_the_numbers(make_job: MakeJob) 
         plan_job(job, Workers(8 * GiB))
 
 
+def test_plan__of_an_svd_of_few_images_says_how_it_can_be_asked_of_the_store(make_job: MakeJob) -> None:
+    """A job takes a layer in the chunks of its store, 788,544 neurons of some images at a time."""
+    job = make_job({"svd": {"rank": 5}}, layers=["features.0"], images={"source": "digits", "sample": 1000},
+                   network={"name": "torchvision:squeezenet1_1", "weights": "none"})  # fmt: skip
+    with pytest.raises(MemoryLimitError, match=r"svd of features.0 needs .* per worker") as caught:
+        plan_job(job, Workers(2 * GiB))
+    hint = str(caught.value.hint)
+    assert hint.endswith(f"dn.svd(dn.open({job.store!r})['features.0'].chunk(image=-1, channel=1), …)")
+    assert "krylov" not in hint
+
+
 @pytest.mark.parametrize(
     ("layers", "nearest"),
     [(["relu_1"], "'relu1'"), (["relu1", "features.3"], "choices: conv1"), ({"Conv1": {"keep": "max"}}, "'conv1'")],
