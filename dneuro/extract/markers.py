@@ -10,7 +10,7 @@ from typing import Any
 
 from dneuro.engine import stopping
 from dneuro.errors import StoreError
-from dneuro.extract.work import ExtractWork, lacks
+from dneuro.extract.work import ExtractWork
 from dneuro.files import partial
 from dneuro.quantities import format_duration
 from dneuro.store.remote import RemotePath
@@ -48,9 +48,8 @@ def published(work: ExtractWork, part: str, number: int) -> dict[str, Any] | Non
     -----
     One look where the marker is seen at once: about 0.1 ms.
     """
-    unit, (start, stop) = work.unit(part, number), work.plan.span(number)
-    began, pause = time.monotonic(), FIRST_PAUSE
-    while lacks(found := unit.marker(work.fingerprints[part]), work.required.get(part, ()), stop - start):
+    unit, began, pause = work.unit(part, number), time.monotonic(), FIRST_PAUSE
+    while (found := unit.marker(work.fingerprints[part])) is None:
         if work.left_out(number).is_file():
             return None
         if isinstance(unit.folder, RemotePath) or time.monotonic() - began > PATIENCE:
