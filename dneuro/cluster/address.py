@@ -16,10 +16,17 @@ from dneuro.cluster.machines import DaskMachines, serves
 from dneuro.cluster.security import check_readable
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import check_versions, watched_for_others
+from dneuro.engine.executors import slots_of
 from dneuro.errors import DneuroError, UsageError
-from dneuro.quantities import GiB, format_duration
-from dneuro.spec.profile import ProfileSpec
+from dneuro.quantities import GiB, format_bytes, format_duration
+from dneuro.spec.profile import PoolSpec, ProfileSpec
 from dneuro.spec.sites import FILES_HINT, AddressSpec
+
+PATIENCE = 30.0
+"""Seconds that a scheduler is given to answer, where ``start_timeout`` is not less."""
+
+ANSWER = 5.0
+"""Seconds that it is given when it is asked for a plan that can be made without it."""
 
 
 class AddressBackend(processes.DriversHere):
@@ -37,24 +44,47 @@ class AddressBackend(processes.DriversHere):
         assert profile.address is not None  # the profile was checked
         self.profile = profile
         self.address = profile.address
+        self._told: dict[str, WorkerSizes] = {}
 
     def sizes(self, pool: str) -> WorkerSizes:
-        """Return what the workers of a pool have: what the profile says, else what the scheduler says of them."""
+        """Return what the workers of a pool have: what the scheduler says, and no more memory than the profile says.
+
+        Where none is there yet, or nobody answers, the profile's words count if it says how many and how much memory.
+        """
         group = self.profile.group(pool)
+        if group not in self._told:
+            self._told[group] = self._found(group) or self._said(group)
+        return self._told[group]
+
+    def _found(self, group: str) -> WorkerSizes | None:
+        """Return what the scheduler says; None if that is nothing, and the profile says enough."""
         spec = self.profile.groups[group]
-        if spec.workers and spec.memory:
-            return WorkerSizes(spec.workers, spec.threads, max(1, (spec.cpus or 1) // spec.threads), spec.memory)
-        found = self._seen[group]
-        if not found:
+        enough = spec.workers is not None and spec.memory is not None
+        if isinstance(self._seen, DneuroError):
+            if not enough:
+                raise self._seen
+            events.emit("note", "", f"pool {group} is as the profile says: {self._seen.message}")
+            return None
+        if there := self._seen[group]:
+            return _as_they_are(there, spec)
+        if not enough:
             raise self._nobody(group)
-        threads = min(worker["nthreads"] for worker in found)
-        memory = spec.memory or min(worker["memory_limit"] or GiB for worker in found)
-        return WorkerSizes(spec.workers or len(found), threads, max(1, (spec.cpus or 1) // threads), memory)
+        return None
+
+    def _said(self, group: str) -> WorkerSizes:
+        spec = self.profile.groups[group]
+        assert spec.workers is not None and spec.memory is not None  # else nobody takes its word
+        return WorkerSizes(spec.workers, spec.threads, max(1, (spec.cpus or 1) // spec.threads), spec.memory)
 
     @functools.cached_property
-    def _seen(self) -> dict[str, list[dict[str, Any]]]:
-        with self._connected() as client:
-            return self._by_group(client)
+    def _seen(self) -> dict[str, list[dict[str, Any]]] | DneuroError:
+        """The workers of each group, or why nobody says."""
+        said = all(spec.workers and spec.memory for spec in self.profile.groups.values())
+        try:
+            with self._connected(ANSWER if said else PATIENCE) as client:
+                return self._by_group(client)
+        except DneuroError as error:
+            return error
 
     def _by_group(self, client: Any) -> dict[str, list[dict[str, Any]]]:
         workers = client.scheduler_info(n_workers=-1)["workers"].values()
@@ -71,6 +101,8 @@ class AddressBackend(processes.DriversHere):
         ------
         DneuroError
             If nobody answers at the address, a pool has no worker within its ``start_timeout``, or versions differ.
+        UsageError
+            If workers have less memory, or do more at the same time, than what was planned for.
         """
         with self._connected() as client:
             began = time.monotonic()
@@ -79,15 +111,31 @@ class AddressBackend(processes.DriversHere):
                 if late:
                     raise self._nobody(late[0])
                 time.sleep(0.2)
+            for group, workers in self._by_group(client).items():
+                self._refuse_less(group, workers)
             check_versions(client)
             with watched_for_others(client):
                 yield DaskMachines(client, self.profile)
 
     @contextlib.contextmanager
-    def _connected(self) -> Iterator[Any]:
-        timeout = min(30.0, self.profile.timeout("extract"))
+    def _connected(self, patience: float = PATIENCE) -> Iterator[Any]:
+        timeout = min(patience, self.profile.timeout("extract"))
         with connect_to(self.address, timeout=timeout, tls=self.profile.security.tls) as client:
             yield client
+
+    def _refuse_less(self, group: str, there: list[dict[str, Any]]) -> None:
+        """Refuse workers that came after the plan and are not like it: tasks would take memory that nobody has."""
+        planned = self._told.get(group)
+        if planned is None or not there:
+            return
+        now = _as_they_are(there, self.profile.groups[group])
+        if now.threads <= planned.threads and now.memory >= planned.memory:
+            return
+        raise UsageError(
+            f"pool {group}: planned were {planned.threads} units at the same time in {format_bytes(planned.memory)}, "
+            f"the workers at {self.address.scheduler} do {now.threads} in {format_bytes(now.memory)}",
+            hint="the same command again plans for them, now that they are there",
+        )
 
     def _nobody(self, group: str) -> DneuroError:
         pool = self.profile.groups[group]
@@ -97,6 +145,19 @@ class AddressBackend(processes.DriversHere):
             f"{format_duration(self.profile.timeout(group))}",
             hint=f"dask worker {self.address.scheduler}" + (f" --resources {pool.resource}=1" if pool.resource else ""),
         )
+
+
+def _as_they_are(there: list[dict[str, Any]], spec: PoolSpec) -> WorkerSizes:
+    """Return what the workers of a pool have, as the scheduler describes them: the least memory, the most tasks."""
+    resource = spec.resource if spec.names is None else None  # the tasks of workers with names ask for none
+    threads = max(1, *(slots_of(worker, resource) for worker in there))
+    memory = min(worker["memory_limit"] or spec.memory or GiB for worker in there)
+    return WorkerSizes(
+        spec.workers or len(there),
+        threads,
+        max(1, (spec.cpus or 1) // threads),
+        memory if spec.memory is None else min(memory, spec.memory),
+    )
 
 
 def connect_to(address: AddressSpec, *, timeout: float, tls: str = "auto") -> Any:

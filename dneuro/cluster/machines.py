@@ -38,8 +38,8 @@ class DaskMachines:
         spec = self.profile.groups[group]
         if self.profile.backend == "address":
             if spec.names is not None:
-                return NamedWorkers(self.client, spec.names, patience=patience)
-            return DaskExecutor(self.client, spec.resource, patience=patience)
+                return NamedWorkers(self.client, spec.names, patience=patience, memory=spec.memory)
+            return DaskExecutor(self.client, spec.resource, patience=patience, memory=spec.memory)
         return DaskExecutor(self.client, group if len(self.profile.groups) > 1 else None, patience=patience)
 
 
@@ -52,13 +52,13 @@ class NamedWorkers(DaskExecutor):
         As of `DaskExecutor`.
     names : str
         Pattern as of a shell, such as ``gpu-*``.
-    patience : float
+    patience, memory : float, int or None
         As of `DaskExecutor`.
     """
 
-    def __init__(self, client: Any, names: str, *, patience: float) -> None:
+    def __init__(self, client: Any, names: str, *, patience: float, memory: int | None = None) -> None:
         self._names = names
-        super().__init__(client, patience=patience)
+        super().__init__(client, patience=patience, memory=memory)
 
     def _look(self) -> None:
         super()._look()

@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -196,6 +196,8 @@ class DaskExecutor:
         too: a task is bound to what a worker offers, not to its address.
     patience : float
         Seconds to wait for workers once all are lost, or paused.
+    memory : int, optional
+        Bytes that a worker is to stay within, where its own limit is not less.
 
     Raises
     ------
@@ -205,7 +207,9 @@ class DaskExecutor:
 
     process_bytes = PROCESS_BYTES
 
-    def __init__(self, client: Any, pool: str | None = None, *, patience: float = PATIENCE) -> None:
+    def __init__(
+        self, client: Any, pool: str | None = None, *, patience: float = PATIENCE, memory: int | None = None
+    ) -> None:
         if not hasattr(client, "submit") or getattr(client, "asynchronous", False):
             raise UsageError(
                 f"client is a {type(client).__name__}, not a distributed.Client that can be waited for",
@@ -227,8 +231,9 @@ class DaskExecutor:
                 f"the dask cluster at {self.address} has no workers{self._of_pool} yet",
                 hint="client.wait_for_workers(1)" if pool is None else f"dask worker --resources {pool}=1 …",
             )
-        self.slots_per_process = max(w["nthreads"] for w in self._workers)
-        self.memory = min(w["memory_limit"] or installed() // self._on_host[w.get("host")] for w in self._workers)
+        self.slots_per_process = max(slots_of(worker, pool) for worker in self._workers) or 1
+        limits = [w["memory_limit"] or memory or installed() // self._on_host[w.get("host")] for w in self._workers]
+        self.memory = min(limits if memory is None else [*limits, memory])
 
     def _look(self) -> None:
         """See which workers there are, unless that was seen a moment ago: asking takes as long as a small task."""
@@ -255,8 +260,7 @@ class DaskExecutor:
     def _slots_by_worker(self) -> dict[str, int]:
         """Return the tasks that each worker can do at the same time, by address."""
         self._look()
-        offered = (w["resources"].get(self.pool, w["nthreads"]) for w in self._workers)
-        return {w["address"]: min(w["nthreads"], int(some)) for w, some in zip(self._workers, offered, strict=True)}
+        return {worker["address"]: slots_of(worker, self.pool) for worker in self._workers}
 
     @property
     def driver_memory(self) -> int:
@@ -420,6 +424,15 @@ class DaskExecutor:
     def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
         there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=_PoolClient(self))
         return there
+
+
+def slots_of(worker: Mapping[str, Any], resource: str | None = None) -> int:
+    """Return how many tasks a worker, as its scheduler describes it, does at the same time.
+
+    They are as many as it has threads; of tasks that each ask for one of a resource, no more than it offers.
+    """
+    threads = int(worker["nthreads"])
+    return threads if resource is None else min(threads, int(worker.get("resources", {}).get(resource, threads)))
 
 
 class _PoolClient:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from dneuro.allocation import give_up_memory, keep_memory
 from dneuro.engine.executors import Executor
 from dneuro.engine.window import Window, each
 from dneuro.errors import DneuroError, FingerprintError, StoreError
+from dneuro.extract.markers import published
 from dneuro.extract.pipeline import forget
 from dneuro.extract.task import QuarantinedError, UnitReport, extract_unit
 from dneuro.extract.work import IMAGES, ExtractWork
@@ -73,7 +74,7 @@ def extract(work: ExtractWork, executor: Executor, *, retry: bool = True) -> Out
     DneuroError
         If an error says that no unit can succeed (bad weights, another run has taken over).
     StoreError
-        If the disk is full or the store cannot be written.
+        If the disk is full or the store cannot be written; or what was done elsewhere is not seen from here.
     """
     began = time.perf_counter()
     plan = work.plan
@@ -113,7 +114,7 @@ def extract(work: ExtractWork, executor: Executor, *, retry: bool = True) -> Out
             if isinstance(error, QuarantinedError) or tries[number] >= MAX_ATTEMPTS:
                 outcome.quarantined[number] = f"{type(error).__name__}: {error}"
                 kept = {"unit": number, "attempt": work.attempt.number, "error": outcome.quarantined[number]}
-                write_json(work.quarantine / f"{number:05d}.json", kept)
+                write_json(work.left_out(number), kept)
                 message = f"unit {number} failed {MAX_ATTEMPTS} times and is left out: {error}"
                 events.emit("warning", "extract", message, data=units.data())
             else:
@@ -121,6 +122,7 @@ def extract(work: ExtractWork, executor: Executor, *, retry: bool = True) -> Out
                 window.add(number, extract_unit, shared, number, missing[number])
     forget()  # workers do so when other work comes
     give_up_memory()
+    _see(work, {number: parts for number, parts in missing.items() if number not in outcome.quarantined})
     for name, why in outcome.masked:
         events.emit("warning", "extract", f"masked {name}: {why}")
     outcome.seconds = time.perf_counter() - began
@@ -155,6 +157,15 @@ def _left_out(work: ExtractWork, missing: Collection[int], *, retry: bool) -> di
     return found
 
 
+def _see(work: ExtractWork, done: Mapping[int, Iterable[str]]) -> None:
+    """Wait until this machine sees the markers of parts of units that were extracted now, perhaps on other ones."""
+    if isinstance(work.store, RemotePath):  # there whoever looks sees them
+        return
+    for number, parts in done.items():
+        for part in parts:
+            published(work, part, number)
+
+
 def _raise_if_final(error: BaseException, work: ExtractWork) -> None:
     """Raise what no further try can mend; what may pass (a lost worker, a hiccup of the disk) comes back."""
     of_disk = disk_error(error, work.store)
@@ -166,10 +177,18 @@ def _raise_if_final(error: BaseException, work: ExtractWork) -> None:
 
 
 def keys_of_units(work: ExtractWork, layer: str) -> list[tuple[tuple[str, ...], int]]:
-    """Return, for each unit of a layer, the names of its partial states and its number of images."""
+    """Return, for each unit of a layer, the names of its partial states and its number of images.
+
+    Units that are left out have none; all others are done.
+
+    Raises
+    ------
+    StoreError
+        If the marker of one that is done is not there, or not seen from here.
+    """
     found = []
     for number in range(work.plan.units):
-        marker = work.unit(layer, number).marker(work.fingerprints[layer]) or {}
+        marker = published(work, layer, number) or {}
         start, stop = work.plan.span(number)
         found.append((tuple(marker.get("kernels", ())), stop - start))
     return found

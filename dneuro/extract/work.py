@@ -120,6 +120,10 @@ class ExtractWork:
         """Folder with a file for each unit that failed again and again and is left out."""
         return units_folder(self.store) / "quarantine"
 
+    def left_out(self, number: int) -> Location:
+        """Return where it is said of a unit that it is in quarantine, and why."""
+        return self.quarantine / f"{number:05d}.json"
+
     def missing(self, number: int) -> tuple[str, ...]:
         """Return the parts of a unit that have no valid marker, or lack partial statistics that are required."""
         start, stop = self.plan.span(number)

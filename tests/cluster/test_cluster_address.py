@@ -101,6 +101,84 @@ def test_address__pool_without_a_worker_is_named(profile: Any) -> None:
     assert "--resources TPU=1" in str(caught.value.hint)
 
 
+@pytest.fixture(scope="module")
+def wide() -> Iterator[str]:
+    """The address of a scheduler whose workers were started with more threads than a profile says by itself."""
+    from distributed import Scheduler, SpecCluster, Worker
+
+    common: dict[str, Any] = {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    workers = {
+        name: {"cls": Worker, "options": {**common, "nthreads": threads, "memory_limit": limit, "resources": resources}}
+        for name, threads, limit, resources in (
+            ("wide-0", 8, 4 * GiB, {}), ("gpu-0", 4, 2 * GiB, {"GPU": 2}), ("free-0", 2, 0, {})
+        )
+    }  # fmt: skip
+    with (
+        dask.config.set({f"distributed.worker.memory.{at}": False for at in ("target", "spill", "pause")}),
+        SpecCluster(workers, {"cls": Scheduler, "options": {**common, "port": 0}}, silence_logs=50) as cluster,
+    ):
+        yield cluster.scheduler_address
+
+
+@pytest.mark.parametrize(
+    ("pool", "threads", "cpus", "memory"),
+    [
+        ({"names": "wide-*", "memory": "8GiB"}, 8, 1, 4 * GiB),
+        ({"names": "wide-*", "memory": "1GiB"}, 8, 1, GiB),
+        ({"names": "wide-*", "memory": "8GiB", "threads": 16}, 8, 1, 4 * GiB),
+        ({"resource": "GPU", "memory": "8GiB"}, 2, 4, 2 * GiB),
+        ({"names": "free-*", "memory": "8GiB"}, 2, 4, 8 * GiB),
+    ],
+    ids=["limits of workers", "limit of the profile", "threads of workers", "what is offered", "no limit"],
+)
+def test_address__plans_for_the_workers_that_will_do_it(
+    profile: Any, wide: str, pool: dict[str, Any], threads: int, cpus: int, memory: int
+) -> None:
+    there = {"scheduler": wide, "ca": None, "cert": None, "key": None}
+    backend = backend_of(profile({"extract": {"workers": 1, "cpus": 8, **pool}}, address=there))
+    sizes = backend.sizes("extract")
+    assert (sizes.workers, sizes.threads, sizes.cpus, sizes.memory) == (1, threads, cpus, memory)
+    with backend.open() as machines:
+        executor = machines.executor("extract")
+        found = executor.slots, executor.slots_per_process, executor.memory
+    assert found == (sizes.slots, sizes.slots_per_process, sizes.memory)
+
+
+@pytest.mark.parametrize("said", [{"memory": 8 * GiB}, {"memory": 4 * GiB}, {"memory": 4 * GiB, "threads": 8}])
+def test_address__workers_that_come_later_and_are_not_as_planned_are_refused(
+    profile: Any, wide: str, monkeypatch: pytest.MonkeyPatch, said: dict[str, Any]
+) -> None:
+    there = {"scheduler": wide, "ca": None, "cert": None, "key": None}
+    backend = backend_of(profile({"extract": {"workers": 1, "names": "wide-*", **said}}, address=there))
+    with monkeypatch.context() as before:
+        before.setattr("dneuro.cluster.address.serves", lambda *_: False)
+        sizes = backend.sizes("extract")
+    assert (sizes.threads, sizes.memory) == (said.get("threads", 1), said["memory"])
+    if "threads" in said:
+        with backend.open() as machines:
+            assert machines.executor("extract").slots_per_process == 8
+        return
+    with (
+        pytest.raises(UsageError, match=r"pool extract: planned were 1 units .*, the workers .* do 8 in 4 GiB"),
+        backend.open(),
+    ):
+        raise AssertionError("they would work on eight units in the memory of one")
+
+
+def test_address__plans_by_the_words_of_the_profile_where_nobody_answers(
+    profile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dneuro.cluster.address.ANSWER", 0.2)
+    said: list[str] = []
+    pool = {"workers": 3, "threads": 2, "cpus": 8, "memory": "5GiB"}
+    backend = backend_of(profile({"extract": pool}, address={"scheduler": "tls://127.0.0.1:9"}))
+    with events.listening(lambda event: said.append(event.message)):
+        sizes = [backend.sizes(pool) for pool in ("extract", "memory")]
+    assert [(one.workers, one.threads, one.cpus, one.memory) for one in sizes] == [(3, 2, 4, 5 * GiB)] * 2
+    (note,) = said
+    assert note.startswith("pool extract is as the profile says: no connection to the scheduler at tls://127.0.0.1:9")
+
+
 def test_address__nobody_answers(profile: Any) -> None:
     asked = profile(address={"scheduler": "tls://127.0.0.1:9"})
     with pytest.raises(DneuroError, match=r"no connection to the scheduler at tls://127\.0\.0\.1:9"):
