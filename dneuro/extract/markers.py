@@ -52,8 +52,8 @@ def published(work: ExtractWork, part: str, number: int) -> dict[str, Any] | Non
     while (found := unit.marker(work.fingerprints[part])) is None:
         if work.left_out(number).is_file():
             return None
+        work.attempt.refuse_if_overtaken(f"unit {number}")
         if isinstance(unit.folder, RemotePath) or time.monotonic() - began > PATIENCE:
-            work.attempt.refuse_if_overtaken(f"unit {number}")
             raise _not_seen(work, part, number)
         stopping.check()
         _stir(unit.folder)
