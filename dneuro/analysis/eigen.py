@@ -31,8 +31,9 @@ SAMPLE_STEPS = 3
 """Steps on that sample: together less than half a pass, and they save more than one."""
 PROBES = 10
 """Columns of the start block that are random beside those of a sample: they see the images that it lacks."""
-HIDDEN = 2.0
-"""No singular value of more than so many times the smallest that is wanted may have stayed unseen."""
+HIDDEN = 2.25
+"""No singular value of more than so many times the smallest that is wanted may have stayed unseen: two passes over
+values that fall slowly can tell 2 to 2.1, and one more for what is left of that would be as long as each of them."""
 UNLIKELY = 1e-3
 """Probability with which it may have, for all that the random columns tell."""
 SAMPLED_BLOCKS = 16
