@@ -404,10 +404,8 @@ class DaskExecutor:
         """Return a future of something, which by then the workers hold that were free to fetch it.
 
         Else all tasks that need it would begin on the one that has it, and the others wait until some are taken away
-        from there: seconds, of each pass.
+        from there: seconds, of each pass. Whoever is lost meanwhile, the tasks will find out.
         """
-        import distributed
-
         # A task's result, unlike scattered data, is made again when the worker that holds it is lost.
         shared = self.submit(same, thing)
         addresses = list(self._slots_by_worker())
@@ -416,9 +414,9 @@ class DaskExecutor:
                 self.client.submit(fetched, shared, key=f"fetched-{uuid.uuid4()}", workers=address)
                 for address in addresses
             ]
-            lost = (TimeoutError, concurrent.futures.CancelledError, OSError)  # which the tasks will find out
-            with self.client.as_current(), contextlib.suppress(*lost):
-                distributed.wait(fetching, timeout=FETCHING)
+            until = time.monotonic() + FETCHING
+            while not all(future.done() for future in fetching) and time.monotonic() < until:
+                time.sleep(0.002)
         return shared
 
     def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102

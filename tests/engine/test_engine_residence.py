@@ -109,7 +109,12 @@ def test_resident__an_error_while_loading_is_the_callers(threads: ThreadExecutor
         pass
 
 
-def test_resident__workers_hold_the_chunks_and_let_go(cluster: Any) -> None:
+@pytest.mark.parametrize("fetching", [0.0, 0.5])
+def test_resident__workers_hold_the_chunks_and_let_go(
+    fetching: float, cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does an error keep them that was raised, and caught, because workers took long to fetch what they share."""
+    monkeypatch.setattr("dneuro.engine.executors.FETCHING", fetching)
     executor = DaskExecutor(cluster)
     x = xr.DataArray(VALUES, dims=("image", "channel")).chunk(image=64)
     assert not is_resident(x)

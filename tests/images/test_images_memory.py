@@ -79,7 +79,7 @@ def test_decoding__takes_what_it_says(kind: str, tmp_path: Path, monkeypatch: py
     for read in ("load", "decode"):
         command = [sys.executable, "-c", PEAK.replace("READ", read), tmp_path / "100", tmp_path / str(SIDE)]
         peaks.append(int(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
-    assert max(peaks) <= said <= 2 * max(peaks)
+    assert max(peaks) <= said <= 2.1 * max(peaks)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -30,9 +30,11 @@ from dneuro.cluster.kubernetes.api import Api, ApiError
 from dneuro.cluster.kubernetes.backend import KubernetesBackend
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import BusyError, DneuroError, UsageError
-from dneuro.jobs.asking import driver_state
+from dneuro.jobs.asking import Asking, drivers
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.ending import cancel
+from dneuro.jobs.folder import JobFolder
+from dneuro.jobs.lease import holder
 from dneuro.jobs.submitting import submit
 from dneuro.jobs.watching import status
 from dneuro.spec import read_job
@@ -149,10 +151,16 @@ def test_job__submitted_to_kubernetes_ends_as_it_does_here(
         same_files(tmp_path / "there.zarr", Path(str(here.store)))
     else:
         same_store(tmp_path / "there.zarr", Path(str(here.store)))
-    until(lambda: driver_state(folder, backend_of(make_profile())) == "gone")
+    until(lambda: no_driver(folder, make_profile()))
     until(lambda: names(admin, *LEFT) == [], 30)
     assert cancel(folder).ended == [], "it has ended in order"
     until(lambda: names(admin, "Job", "Pod") == [], 30)
+
+
+def no_driver(folder: JobFolder, profile: ProfileSpec) -> bool:
+    """All drivers that a job has had are gone."""
+    refs = drivers(folder, holder(folder.attempts))
+    return set(Asking().states(refs, backend_of(profile))) == {"gone"}
 
 
 def same_files(one: Path, other: Path) -> None:
@@ -231,7 +239,7 @@ def test_scheduler__that_is_lost_has_the_driver_started_again_and_the_job_done(
     assert 3 <= before["data"]["units"]["done"] < UNITS, "what was done stays done"
     run_job(read_job(job, [f"store={tmp_path / 'here.zarr'}"]), threads)
     same_store(tmp_path / "there.zarr", tmp_path / "here.zarr")
-    until(lambda: driver_state(folder, backend_of(one_pool)) == "gone")
+    until(lambda: no_driver(folder, one_pool))
     assert cancel(folder).ended == []
     until(lambda: names(admin, *LEFT, "Job", "Pod") == [], 60)
 
