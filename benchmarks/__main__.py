@@ -121,7 +121,9 @@ def _table(question: Question, setting: Setting, asked: argparse.Namespace) -> l
     for _ in range(asked.rounds):
         for i in chosen:
             if not any(one.failure for one in found[i]):  # once dead is enough
-                found[i].append(measure(run, setting, question, i, patience=asked.patience))
+                found[i].append(
+                    measure(run, setting, question, i, patience=asked.patience, variables=candidates[i].variables)
+                )
     truth = question.reference(setting) if question.reference else found[chosen[0]][0].value
     lines = show(f"\n#### {question.name.format(rank=setting.rank)}\n")
     lines += show(row(HEADINGS), row(["---"] * len(HEADINGS)))

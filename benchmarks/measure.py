@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -82,15 +82,18 @@ class Clock:
         self.reading += time.perf_counter() - began
 
 
-def measure(task: Callable[..., Any], *args: Any, patience: float = 1800) -> Measured:
-    """Run ``task(clock, started, *args)`` in a fresh process and watch it.
+def measure(
+    task: Callable[..., Any], *args: Any, patience: float = 1800, variables: Mapping[str, str] | None = None
+) -> Measured:
+    """Run ``task(clock, started, *args)`` in a fresh process, with `variables` in its environment, and watch it.
 
     The task prepares, calls ``started()`` with what is to be timed, and returns what is left of its value.
     """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(send, task, args))
-    process.start()
+    with _environment(variables or {}):
+        process.start()
     send.close()
     watch = _Watch(process.pid or 0, patience)
     watch.start()
@@ -109,6 +112,17 @@ def measure(task: Callable[..., Any], *args: Any, patience: float = 1800) -> Mea
         found.get("seconds", float("nan")), found.get("reading", 0.0), watch.cpu, watch.peak, watch.worker,
         found.get("value"), watch.why or found.get("failure", ""), *found.get("planned", ()),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _child(send: Connection, task: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -28,6 +28,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 COUNT = int(os.environ.get("DNEURO_BENCHMARK_PHOTOS", "6000"))
 """Photographs taken, evenly from all there are, or all of them many times over."""
 
+ONE_POOL = {"MALLOC_ARENA_MAX": "1"}
+"""As a worker of dneuro has it: all threads share one pool of freed memory."""
+
 Variant = tuple[str, int]
 """Whether each core runs batches of its own (`lanes`) or all share one (`threads`), and images per batch."""
 
@@ -73,7 +76,7 @@ SQUEEZENET = Case(
         "features.9.expand3x3_activation": "max",
         "features.12.expand3x3_activation": "full",
     },
-    COUNT, unit=256,
+    COUNT, unit=512,
     plain=(("lanes", 8), ("lanes", 16), ("lanes", 32), ("threads", 8)),
     kept=(("lanes", 8), ("lanes", 16), ("lanes", 32)),
     alike=(("lanes", 16), ("lanes", 32)),
@@ -283,10 +286,11 @@ def _candidates(case: Case) -> tuple[Candidate, ...]:
     def loops(variants: Sequence[Variant], how: str, **settings: Any) -> Iterator[Candidate]:
         for name, batch in variants:
             made = functools.partial(plain_loop, case, name, batch, **settings)
-            yield Candidate(f"plain loop, {name} of {batch}{how}, nothing stored", made, "threads")
+            variables = ONE_POOL if settings.get("kept") else {}
+            yield Candidate(f"plain loop, {name} of {batch}{how}, nothing stored", made, "threads", variables=variables)
 
     return (
-        Candidate("dneuro extract, stored", functools.partial(ours, case), "threads"),
+        Candidate("dneuro extract, stored", functools.partial(ours, case), "threads", variables=ONE_POOL),
         *loops(case.plain, ""),
         *loops(case.kept, ", memory kept", kept=True),
         *loops(case.alike, ", memory kept, pictures as dneuro decodes them", kept=True, alike=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -39,12 +39,15 @@ class Candidate:
     hopeless : callable, optional
         ``hopeless(setting)``: why it is left out of an array of this size, unless all are asked for; empty if it is
         not.
+    variables : mapping of str to str
+        What its process has in its environment besides.
     """
 
     name: str
     prepare: Prepare
     where: Literal["memory", "threads", "cluster"]
     hopeless: Callable[[Setting], str] = never
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ _keepers: dict[str, Callable[[], bool]] = {}
 def keep_memory(blocks: int = _KEPT, kept: int = _KEPT) -> bool:
     """Have the process keep freed memory until `release_memory`; return whether its allocator can.
 
-    The peak stays about what it is: what was freed is used again. Threads that start later share one pool of memory.
+    The peak stays about what it is: what was freed is used again. Threads that start later share one pool of memory,
+    see `share_one_pool`.
 
     Parameters
     ----------
@@ -40,9 +41,20 @@ def keep_memory(blocks: int = _KEPT, kept: int = _KEPT) -> bool:
     if blocks <= _asked:
         return True
     _asked = blocks
-    for parameter, value in ((_MMAP_THRESHOLD, blocks), (_TRIM_THRESHOLD, kept), (_ARENA_MAX, 1)):
+    for parameter, value in ((_MMAP_THRESHOLD, blocks), (_TRIM_THRESHOLD, kept)):
         allocator.mallopt(parameter, value)
+    share_one_pool()
     return True
+
+
+def share_one_pool() -> None:
+    """Have all threads that start from now on share one pool of freed memory, as far as the allocator can.
+
+    Of a second one, which glibc begins for every thread that finds the others at work, nothing above 64 MiB is kept.
+    """
+    allocator = _glibc()
+    if allocator is not None:
+        allocator.mallopt(_ARENA_MAX, 1)
 
 
 def release_memory() -> None:

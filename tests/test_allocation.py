@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -56,3 +58,40 @@ def test_give_up_memory__keeps_no_large_blocks_any_more(monkeypatch: pytest.Monk
     assert asked[-3:] == [(allocation._MMAP_THRESHOLD, 1 << 25), (allocation._TRIM_THRESHOLD, 1 << 26), (0, 0)]
     assert allocation.keep_memory(blocks=1 << 24)
     assert (allocation._MMAP_THRESHOLD, 1 << 24) in asked, "whoever needs less is heard again"
+
+
+FAULTS = """
+import sys
+from dneuro.allocation import keep_memory, share_one_pool
+
+if sys.argv[1] == "shared":
+    share_one_pool()
+
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+def faults(barrier):
+    barrier.wait()
+    bytearray(b"x") * (80 << 20)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    for _ in range(4):
+        bytearray(b"x") * (80 << 20)
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+with ThreadPoolExecutor(4) as pool:
+    barrier = Barrier(4)
+    for _ in range(2):  # before and after memory is to be kept
+        found = list(pool.map(faults, [barrier] * 4))
+        keep_memory()
+print(max(found) * resource.getpagesize() / (4 * (80 << 20)))
+"""
+
+
+@pytest.mark.skipif(allocation._glibc() is None, reason="only glibc is told what to keep")
+def test_share_one_pool__has_threads_keep_blocks_that_began_before_memory_was_to_be_kept() -> None:
+    shares = [
+        float(subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True).stdout)
+        for how in ("shared", "apart")
+    ]
+    assert shares[0] < 0.5 < 0.9 < shares[1]

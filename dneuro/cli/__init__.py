@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from dneuro.allocation import share_one_pool
 from dneuro.cli import clusters, jobs, networks, running, stores
 from dneuro.errors import CancelledError, DneuroError
 
@@ -51,6 +52,7 @@ def version() -> None:
 
 def main() -> None:
     """Run the command line; every deliberate error ends as a line, a hint and its exit code."""
+    share_one_pool()  # before there are threads
     try:
         code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:

@@ -20,7 +20,7 @@ from dneuro.cluster import processes
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import job_folder_of
 from dneuro.cluster.security import make_credentials, place_of_keys, read_credentials, remove_keys
-from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
+from dneuro.cluster.settings import process_variables, scheduler_settings, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.engine.memory import available, installed
 from dneuro.errors import DneuroError
@@ -151,7 +151,7 @@ class LocalBackend(processes.DriversHere):
                 "resources": {group: size.threads},
                 "security": security,
                 "patience": self.profile.timeout(group),
-                "pre_spawn": {**thread_variables(size.cpus), **self._visible(group, number),
+                "pre_spawn": {**process_variables(size.cpus), **self._visible(group, number),
                               **{key: str(value) for key, value in pool.env.items()}},
             }  # fmt: skip
 

@@ -49,6 +49,11 @@ def worker_settings() -> dict[str, Any]:
     }
 
 
-def thread_variables(threads: int) -> dict[str, str]:
-    """Return the environment that gives torch and BLAS so many threads; dask's own is one."""
-    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+def process_variables(threads: int) -> dict[str, str]:
+    """Return the environment of a process that computes: so many threads for torch and BLAS; dask's own is one.
+
+    All its threads share one pool of freed memory. In the second one that glibc would begin, blocks that end a heap of
+    64 MiB are given back as they are freed: SqueezeNet took a tenth more time.
+    """
+    threading = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads))
+    return {**threading, "MALLOC_ARENA_MAX": "1"}

@@ -16,6 +16,7 @@ import dask
 import psutil
 from dask.utils import funcname
 
+from dneuro.allocation import share_one_pool
 from dneuro.engine import stopping
 from dneuro.engine.at_work import ONE_BLAS_THREAD, fetched, run_task, same
 from dneuro.engine.memory import available, installed
@@ -149,6 +150,7 @@ class ThreadExecutor:
         self.slots = len(psutil.Process().cpu_affinity() or [0]) if slots is None else int(slots)
         self.slots_per_process = self.slots
         self.memory = available() if memory is None else int(memory)
+        share_one_pool()  # before others begin threads: Zarr, whoever reads pictures
         self._pool = concurrent.futures.ThreadPoolExecutor(self.slots, thread_name_prefix="dneuro")
 
     @property

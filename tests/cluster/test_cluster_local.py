@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,26 @@ def test_cluster__gives_torch_and_blas_their_share_of_the_cores(client: Any) -> 
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         assert set(client.run(get, name).values()) == {str(share)}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told what to keep")
+def test_cluster__has_workers_that_keep_large_blocks_from_batch_to_batch(client: Any) -> None:
+    assert client.submit(pages_taken_anew, workers=[next(iter(client.scheduler_info()["workers"]))]).result() < 0.1
+
+
+def pages_taken_anew() -> float:
+    """Return what share of a block's pages the system gives again when it was freed and comes again."""
+    import resource
+
+    def faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+    size = 80 << 20  # more than a second pool of glibc's keeps in one piece
+    bytearray(b"x") * size
+    before = faults()
+    for _ in range(4):
+        bytearray(b"x") * size
+    return (faults() - before) / (4 * size / resource.getpagesize())
 
 
 def test_cluster__listens_on_loopback_only(client: Any) -> None:

@@ -21,7 +21,7 @@ from dneuro.cluster.kubernetes.pods import (
     pod_spec,
     section,
 )
-from dneuro.cluster.settings import scheduler_settings, thread_variables, worker_settings
+from dneuro.cluster.settings import process_variables, scheduler_settings, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import versions
 from dneuro.errors import CancelledError, DneuroError, FingerprintError, PartialError, UsageError
@@ -148,7 +148,7 @@ class Cluster:
             "--death-timeout", str(DEATH_TIMEOUT), "--resources", f"{pool}={size.threads}",
             "--name", "$(DASK_WORKER_NAME)", *_tls("worker"),
         ]  # fmt: skip
-        variables = {**thread_variables(size.cpus), **{key: str(value) for key, value in spec.env.items()}}
+        variables = {**process_variables(size.cpus), **{key: str(value) for key, value in spec.env.items()}}
         settings = {
             **worker_settings(),
             "distributed.nanny.preload": ["dneuro.cluster.versions"],
@@ -187,7 +187,7 @@ def driver_job(profile: ProfileSpec, command: Sequence[str], name: str, job: str
     lives = {"DNEURO_DRIVER_LIFE": "metadata.uid"}
     fields = {OWN_POD: "metadata.name", OWN_POD_UID: "metadata.uid", **lives,
               OWN_UID: "metadata.labels['batch.kubernetes.io/controller-uid']"}  # fmt: skip
-    environment = {OWN_JOB: name, "DNEURO_DRIVER": name, **thread_variables(driver.cpus)}
+    environment = {OWN_JOB: name, "DNEURO_DRIVER": name, **process_variables(driver.cpus)}
     container = Container("driver", run, driver.cpus, driver.memory, fields=fields, environment=environment)
     spec = pod_spec(profile, container) | {
         "restartPolicy": "Never",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dneuro.cluster.settings import thread_variables
+from dneuro.cluster.settings import process_variables
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.slurm.shell import whole
 from dneuro.errors import UsageError
@@ -145,7 +145,7 @@ def _directives(site: Site, pool: PoolSpec, name: str) -> Iterator[str]:
 
 
 def _prologue(site: Site, group: str, sizes: WorkerSizes, pool: PoolSpec) -> Iterator[str]:
-    variables = {**thread_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
+    variables = {**process_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
     yield from _common(site.slurm)
     for key, value in {**variables, "DASK_CONFIG": str(site.settings(group))}.items():
         yield f"export {key}={shlex.quote(value)}"
@@ -166,7 +166,7 @@ def _python(slurm: SlurmSpec) -> str:
 
 def worker_settings_of(group: str, sizes: WorkerSizes, pool: PoolSpec, settings: dict[str, Any]) -> dict[str, Any]:
     """Return dask's settings for the workers of a pool: the nanny sets threads to 1 unless it is told otherwise."""
-    variables = {**thread_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
+    variables = {**process_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
     return {**settings, "distributed.nanny.pre-spawn-environ": variables}
 
 

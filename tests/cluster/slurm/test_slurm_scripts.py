@@ -28,7 +28,8 @@ def test_worker_script__asks_for_what_the_pool_says() -> None:
     ]  # fmt: skip
     assert [line for line in lines if line and not line.startswith("#")][:-1] == [
         "module load cuda", "export OMP_NUM_THREADS=4", "export MKL_NUM_THREADS=4", "export OPENBLAS_NUM_THREADS=4",
-        "export WHERE='a b'", "export DASK_CONFIG=/scratch/me/jobs/a/attempts/001/workers-extract.yaml",
+        "export MALLOC_ARENA_MAX=1", "export WHERE='a b'",
+        "export DASK_CONFIG=/scratch/me/jobs/a/attempts/001/workers-extract.yaml",
     ]  # fmt: skip
     command = lines[-1]
     python = "exec apptainer exec --nv dneuro.sif python"
