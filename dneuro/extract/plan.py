@@ -10,7 +10,7 @@ from typing import Any
 from dneuro.engine.device import CUDA_BYTES, TORCH_BYTES
 from dneuro.errors import MemoryLimitError
 from dneuro.extract.gathering import GATHERED
-from dneuro.extract.slots import SLACK, card_bytes, room_bytes, slot_bytes
+from dneuro.extract.slots import SLACK, card_bytes, forward_bytes, room_bytes, slot_bytes
 from dneuro.images.headers import PictureSizes
 from dneuro.images.memory import LEAST, MARGIN
 from dneuro.kernels.feeds import Feed
@@ -50,6 +50,8 @@ class ExtractPlan:
         What a worker process holds besides for the reductions that are fed on the way.
     partial_bytes : int
         Bytes of the partial statistics of one unit.
+    slots_bytes, forward_bytes : int
+        Bytes of all slots of a process, and of the forward passes among them, which are free while reductions are fed.
     rooms : dict
         Bytes that a process holds of each layer's output, for all its slots.
     spared_bytes : int
@@ -78,6 +80,8 @@ class ExtractPlan:
     widths: dict[str, int] = field(default_factory=dict)
     feeding_bytes: int = 0
     partial_bytes: int = 0
+    slots_bytes: int = 0
+    forward_bytes: int = 0
     rooms: dict[str, int] = field(default_factory=dict)
     spared_bytes: int = 0
     pictures_bytes: int = LEAST
@@ -141,7 +145,8 @@ class ExtractPlan:
         Notes
         -----
         All states of a unit live at the same time, and are read back once they are written; one kernel after the
-        other works. In the end one task merges the states of all units: that so far, that of a unit, the new one.
+        other works, in the memory of the forward pass as far as it goes. In the end, when no slot holds anything, one
+        task merges the states of all units: that so far, that of a unit, the new one.
         """
         shapes = {layer.name: layer.shape for layer in self.layers}
         batch = min(self.batch, self.unit, self.images)
@@ -149,19 +154,23 @@ class ExtractPlan:
         waiting: set[tuple[str, str]] = set()
         for layer, those in feeds.items():
             for feed in those:
-                state, work = feed.memory(self.unit, batch, shapes[layer])
+                # As many are gathered as have room where they are smallest, in 16 bits.
+                rows = max(batch, min(self.unit, GATHERED // (2 * feed.features(shapes[layer]))))
+                state, work = feed.memory(self.unit, rows, shapes[layer])
                 states.append(state)
                 works.append(work)
                 waiting.add((layer, feed.look))
-                whole, work = feed.memory(self.images, batch, shapes[layer])
+                whole, work = feed.memory(self.images, rows, shapes[layer])
                 merging.append(2 * whole + state + work)
         gathered = len(waiting) * GATHERED
-        per_slot = max(gathered + 2 * sum(states) + max(works), max(merging))
+        working = max(0, max(works) - self.forward_bytes // slots_per_process)
+        feeding = slots_per_process * (gathered + 2 * sum(states) + working)
+        spared = sum(self.rooms[layer] for layer in pooled(self.layers, feeds))
         return replace(
             self,
-            feeding_bytes=slots_per_process * per_slot,
+            feeding_bytes=max(feeding, slots_per_process * max(merging) - (self.slots_bytes - spared)),
             partial_bytes=sum(states),
-            spared_bytes=sum(self.rooms[layer] for layer in pooled(self.layers, feeds)),
+            spared_bytes=spared,
         )
 
     def too_large(self, before: int | None = None) -> str:
@@ -278,6 +287,7 @@ def plan_extraction(
     per_slot = slot_bytes(
         layers, arrays, held, batch=at_once, pixels=pixels, picture=math.prod(picture), on_card=on_card
     )
+    slots_bytes = round(SLACK * slots_per_process * per_slot)
     there = CUDA_BYTES + weight_bytes
     there += round(slots_per_process * card_bytes(layers, held, batch=at_once, pixels=pixels))
     of_process = TORCH_BYTES + source_bytes + weight_bytes
@@ -288,9 +298,11 @@ def plan_extraction(
         layers=layers,
         root=root,
         batch=batch,
-        bare_bytes=of_process + round(SLACK * slots_per_process * per_slot),
+        bare_bytes=of_process + slots_bytes,
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
+        slots_bytes=slots_bytes,
+        forward_bytes=0 if on_card else round(slots_per_process * forward_bytes(held, at_once)),
         rooms={
             layer.name: round(SLACK * slots_per_process * room_bytes(layer, at_once, pinned=on_card))
             for layer in layers

@@ -16,14 +16,14 @@ CASTING = 20
 PACKING = 3
 """Times a row of chunks that is needed to pack it and to read it back: cut into chunks, packed, read."""
 
-GAPS = 1.5
+GAPS = 1.4
 """Times the largest tensor that lies idle: the gap of one that was freed is some bytes too small for the next of its
-size, and what the reading threads need in between falls into it. One to two of them were measured."""
+size, and what the reading threads need in between falls into it. Measured, where all threads share one pool of freed
+memory: up to 0.5 of it for SqueezeNet, 1.2 for VGG16, 1.4 for ResNet-18, which one run in five needs and others do
+not."""
 
-WHOLE = 3.3
-"""Times the largest tensor that a forward pass comes to hold, idle and in use together, unless so much is in use that
-this and one more idle one are beyond it. The more of that size are in use the better one's gap fits the next: VGG16,
-with two in use, was seen to hold three, SqueezeNet, with one, up to 3.2."""
+CUDNN = 1.5
+"""Times the largest tensor that cuDNN is given to work in."""
 
 SLACK = 1.05
 """What is held besides, of all that a slot holds: mostly what operations need in their inside."""
@@ -41,6 +41,12 @@ def room_bytes(layer: LayerPlan, batch: int, *, pinned: bool) -> int:
 def layer_batches(layer: LayerPlan) -> int:
     """Return how many batches of a layer's output there are at the same time: one, and one that is being written."""
     return 2 if layer.keep == "full" and layer.dtype == "float32" else 1
+
+
+def forward_bytes(held: tuple[int, int], batch: int) -> float:
+    """Return the bytes that a forward pass on the processor takes, gaps included."""
+    most, largest = held
+    return batch * (most + GAPS * largest)
 
 
 def slot_bytes(
@@ -83,8 +89,7 @@ def slot_bytes(
         for size, layer in zip(sizes, layers, strict=True)
         if layer.dtype != "float32" and layer.keep == "full"
     )
-    most, largest = held
-    forward = 0 if on_card else batch * max(most + largest, min(most + GAPS * largest, WHOLE * largest))
+    forward = 0 if on_card else forward_bytes(held, batch)
     read = (AHEAD + 2) * batch * (pixels + picture)
     if on_card:
         read = (AHEAD + 3) * (_pinned(batch * pixels) + batch * picture)
@@ -98,7 +103,7 @@ def card_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, batch: int
     """
     most, largest = held
     outputs = 4 * sum(math.prod(layer.shape) for layer in layers)
-    return batch * (most + GAPS * largest + outputs + 2 * pixels)
+    return batch * (most + CUDNN * largest + outputs + 2 * pixels)
 
 
 def _pinned(count: int) -> int:

@@ -69,4 +69,4 @@ class ClassSums(Sums):
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         state = 8 * self.classes * (2 * features + 1)
         # A slice as it is stored, in float64, and squared; in a merge the new state. Labels are gathered and compared.
-        return state, 24 * max(SLICE_ITEMS, rows) + 32 * rows + 32 * features + state
+        return state, 24 * max(rows, min(SLICE_ITEMS, rows * features)) + 32 * rows + 32 * features + state

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -41,10 +42,11 @@ class Feed:
 
     def memory(self, images: int, rows: int, shape: Sequence[int]) -> tuple[int, int]:
         """Return (bytes of state, bytes of work) for a layer of `shape` per image; see `Kernel.memory`."""
-        features = shape[0]
-        for length in shape[1:] if self.look == "neuron" else ():
-            features *= length
-        return self.kernel.memory(images, rows, features)
+        return self.kernel.memory(images, rows, self.features(shape))
+
+    def features(self, shape: Sequence[int]) -> int:
+        """Return how many numbers it sees of an image, in a layer of `shape` per image."""
+        return math.prod(shape if self.look == "neuron" else shape[:1])
 
 
 def channel_look(shape: Sequence[int]) -> Look:

@@ -108,7 +108,7 @@ class Moments:
 
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         # A slice: its values, their distances from the mean, the squares of these; then old, new and merged state.
-        return 48 * features, 26 * SLICE_ITEMS + 160 * features
+        return 48 * features, 26 * min(SLICE_ITEMS, rows * features) + 160 * features
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -13,6 +14,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from dneuro.cluster.settings import process_variables
 from dneuro.engine.device import CUDA_BYTES, TORCH_BYTES
 from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import MemoryLimitError
@@ -55,7 +57,8 @@ def make():
 def peaks_of(*pickles: Path) -> list[int]:
     """Return the peak memory of a fresh worker, in bytes: with its libraries alone, then after each piece of work."""
     command = [sys.executable, "-c", textwrap.dedent(WORKER), *map(str, pickles)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    variables = os.environ | process_variables(1)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stderr
     return [int(size) for size in done.stdout.split()]
 
