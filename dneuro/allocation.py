@@ -12,6 +12,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+LIBRARIES_BYTES = 72 << 20
+"""What SciPy and scikit-learn take of a process that has torch: some analyses need them, and the images that come with
+scikit-learn. A process keeps them."""
+
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 _KEPT = 1 << 30
 _USUAL = 1 << 25

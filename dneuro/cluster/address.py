@@ -16,7 +16,7 @@ from dneuro.cluster.machines import DaskMachines, serves
 from dneuro.cluster.security import check_readable
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import check_versions, watched_for_others
-from dneuro.engine.executors import slots_of
+from dneuro.engine.workers import slots_of, workers_of
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB, format_bytes, format_duration
 from dneuro.spec.profile import PoolSpec, ProfileSpec
@@ -87,7 +87,7 @@ class AddressBackend(processes.DriversHere):
             return error
 
     def _by_group(self, client: Any) -> dict[str, list[dict[str, Any]]]:
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = workers_of(client).values()
         return {
             group: [worker for worker in workers if serves(worker, group, pool, "address")]
             for group, pool in self.profile.groups.items()

@@ -12,6 +12,7 @@ from importlib import metadata
 from typing import Any
 
 from dneuro import events
+from dneuro.engine.workers import workers_of
 from dneuro.errors import DneuroError
 from dneuro.quantities import format_duration
 
@@ -113,7 +114,7 @@ def check_versions(client: Any, workers: Collection[str] | None = None) -> None:
 
 
 def _there(client: Any) -> set[str]:
-    return set(client.scheduler_info(n_workers=-1)["workers"])
+    return set(workers_of(client))
 
 
 def _ask(

@@ -12,13 +12,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
+from dneuro.allocation import LIBRARIES_BYTES
 from dneuro.errors import UsageError
 from dneuro.quantities import MiB
 from dneuro.spec.device import CPU, WORDS, is_apart, wrong_device, wrong_tf32
 
-TORCH_BYTES = 870 * MiB
-"""Memory of a worker process that has imported torch and all else it needs: measured with torch 2.14 for CUDA (380 MiB
-are pages of libraries that workers share); less with torch for CPUs alone."""
+TORCH_BYTES = 880 * MiB
+"""Memory of a worker process that has imported torch and all else that an extraction needs: measured with torch 2.14
+for CUDA (380 MiB are pages of libraries that workers share); less with torch for CPUs alone."""
 
 CUDA_BYTES = 600 * MiB
 """What a process holds besides once it has a context on a card, in its own memory, and on the card for the context, the
@@ -115,7 +116,7 @@ def process_bytes(where: Any) -> int:
     device, own = chosen(), int(where.process_bytes)
     if device is None:
         return own
-    return max(own, TORCH_BYTES) + (CUDA_BYTES if device.is_apart else 0)
+    return max(own, TORCH_BYTES + LIBRARIES_BYTES) + (CUDA_BYTES if device.is_apart else 0)
 
 
 def moving_bytes(block: int) -> int:

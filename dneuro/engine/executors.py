@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from numbers import Integral
 from typing import Any, Protocol
 
@@ -23,6 +23,7 @@ from dneuro.engine.memory import available, installed
 from dneuro.engine.place import free_bytes, free_on_worker
 from dneuro.engine.spread import persist_evenly
 from dneuro.engine.standstill import Standstill
+from dneuro.engine.workers import slots_of, workers_of
 from dneuro.errors import DneuroError, SchedulerLostError, UsageError
 from dneuro.quantities import MiB, format_duration
 
@@ -242,7 +243,7 @@ class DaskExecutor:
         began = time.monotonic()
         if began < self._seen:
             return
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        workers = workers_of(self.client)
         # Whoever has no limit shares what its host has with all that are there, of other pools too. The host is taken
         # to be like this machine: its scheduler does not say what it has.
         self._on_host = Counter(worker.get("host") for worker in workers.values())
@@ -282,7 +283,7 @@ class DaskExecutor:
         return self._devices[name]
 
     def _ask_for(self, name: str) -> int | None:
-        workers = self.client.scheduler_info(n_workers=-1)["workers"]
+        workers = workers_of(self.client)
         asked = [address for address, w in workers.items() if self.pool is None or self.pool in w.get("resources", {})]
         ask = self.client._run  # what `client.run` waits for, without end
         try:
@@ -424,15 +425,6 @@ class DaskExecutor:
     def computing(self) -> contextlib.AbstractContextManager[Any]:  # noqa: D102
         there: contextlib.AbstractContextManager[Any] = dask.config.set(scheduler=_PoolClient(self))
         return there
-
-
-def slots_of(worker: Mapping[str, Any], resource: str | None = None) -> int:
-    """Return how many tasks a worker, as its scheduler describes it, does at the same time.
-
-    They are as many as it has threads; of tasks that each ask for one of a resource, no more than it offers.
-    """
-    threads = int(worker["nthreads"])
-    return threads if resource is None else min(threads, int(worker.get("resources", {}).get(resource, threads)))
 
 
 class _PoolClient:

@@ -10,7 +10,7 @@ from typing import Any
 from dneuro.engine.device import CUDA_BYTES, TORCH_BYTES
 from dneuro.errors import MemoryLimitError
 from dneuro.extract.gathering import GATHERED
-from dneuro.extract.slots import SLACK, card_bytes, forward_bytes, room_bytes, slot_bytes
+from dneuro.extract.slots import SLACK, card_bytes, cast_bytes, forward_bytes, room_bytes, slot_bytes
 from dneuro.images.headers import PictureSizes
 from dneuro.images.memory import LEAST, MARGIN
 from dneuro.kernels.feeds import Feed
@@ -51,7 +51,8 @@ class ExtractPlan:
     partial_bytes : int
         Bytes of the partial statistics of one unit.
     slots_bytes, forward_bytes : int
-        Bytes of all slots of a process, and of the forward passes among them, which are free while reductions are fed.
+        Bytes that are free again: of all slots of a process in the end, of the forward passes among them, but for what
+        is cast, while reductions are fed. Zero where a card reads from them: torch keeps what is pinned.
     rooms : dict
         Bytes that a process holds of each layer's output, for all its slots.
     spared_bytes : int
@@ -146,7 +147,8 @@ class ExtractPlan:
         -----
         All states of a unit live at the same time, and are read back once they are written; one kernel after the
         other works, in the memory of the forward pass as far as it goes. In the end, when no slot holds anything, one
-        task merges the states of all units: that so far, that of a unit, the new one.
+        task merges the states of all units: that so far, that of a unit, the new one; and makes results of them, which
+        takes five times a state.
         """
         shapes = {layer.name: layer.shape for layer in self.layers}
         batch = min(self.batch, self.unit, self.images)
@@ -161,14 +163,15 @@ class ExtractPlan:
                 works.append(work)
                 waiting.add((layer, feed.look))
                 whole, work = feed.memory(self.images, rows, shapes[layer])
-                merging.append(2 * whole + state + work)
+                merging.append(max(2 * whole + state + work, 5 * whole))
         gathered = len(waiting) * GATHERED
         working = max(0, max(works) - self.forward_bytes // slots_per_process)
         feeding = slots_per_process * (gathered + 2 * sum(states) + working)
+        merging_bytes = round(SLACK * slots_per_process * max(merging))
         spared = sum(self.rooms[layer] for layer in pooled(self.layers, feeds))
         return replace(
             self,
-            feeding_bytes=max(feeding, slots_per_process * max(merging) - (self.slots_bytes - spared)),
+            feeding_bytes=max(feeding, merging_bytes - max(0, self.slots_bytes - spared)),
             partial_bytes=sum(states),
             spared_bytes=spared,
         )
@@ -288,6 +291,7 @@ def plan_extraction(
         layers, arrays, held, batch=at_once, pixels=pixels, picture=math.prod(picture), on_card=on_card
     )
     slots_bytes = round(SLACK * slots_per_process * per_slot)
+    idle = max(0, forward_bytes(held, at_once) - cast_bytes(layers, at_once))
     there = CUDA_BYTES + weight_bytes
     there += round(slots_per_process * card_bytes(layers, held, batch=at_once, pixels=pixels))
     of_process = TORCH_BYTES + source_bytes + weight_bytes
@@ -301,8 +305,8 @@ def plan_extraction(
         bare_bytes=of_process + slots_bytes,
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
-        slots_bytes=slots_bytes,
-        forward_bytes=0 if on_card else round(slots_per_process * forward_bytes(held, at_once)),
+        slots_bytes=0 if on_card else slots_bytes,
+        forward_bytes=0 if on_card else slots_per_process * idle,
         rooms={
             layer.name: round(SLACK * slots_per_process * room_bytes(layer, at_once, pinned=on_card))
             for layer in layers

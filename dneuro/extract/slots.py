@@ -16,11 +16,11 @@ CASTING = 20
 PACKING = 3
 """Times a row of chunks that is needed to pack it and to read it back: cut into chunks, packed, read."""
 
-GAPS = 1.4
-"""Times the largest tensor that lies idle: the gap of one that was freed is some bytes too small for the next of its
-size, and what the reading threads need in between falls into it. Measured, where all threads share one pool of freed
-memory: up to 0.5 of it for SqueezeNet, 1.2 for VGG16, 1.4 for ResNet-18, which one run in five needs and others do
-not."""
+GAPS = 2
+"""Times what a forward pass holds at the same time that it comes to take: as much lies idle. The gap of a tensor that
+was freed is some bytes too small for the next of its size, and what the reading threads need in between falls into it.
+Measured, where all threads share one pool of freed memory: 1.3 to 1.5 for SqueezeNet, 1.4 to 1.9 for ResNet-18 (one
+run in five above 1.5), 1.9 for DenseNet-121, 1.9 to 2.1 for VGG16."""
 
 CUDNN = 1.5
 """Times the largest tensor that cuDNN is given to work in."""
@@ -43,10 +43,19 @@ def layer_batches(layer: LayerPlan) -> int:
     return 2 if layer.keep == "full" and layer.dtype == "float32" else 1
 
 
-def forward_bytes(held: tuple[int, int], batch: int) -> float:
+def forward_bytes(held: tuple[int, int], batch: int) -> int:
     """Return the bytes that a forward pass on the processor takes, gaps included."""
-    most, largest = held
-    return batch * (most + GAPS * largest)
+    most, _ = held
+    return batch * GAPS * most
+
+
+def cast_bytes(layers: Sequence[LayerPlan], batch: int) -> int:
+    """Return the bytes of a batch in the 16 bits that it is written in; bfloat16 is float32 until then."""
+    return sum(
+        (4 if layer.dtype == "bfloat16" else 2) * batch * math.prod(layer.shape)
+        for layer in layers
+        if layer.dtype != "float32" and layer.keep == "full"
+    )
 
 
 def slot_bytes(
@@ -84,16 +93,12 @@ def slot_bytes(
     sizes = [batch * math.prod(layer.shape) for layer in layers]
     rooms = sum(room_bytes(layer, batch, pinned=on_card) for layer in layers)
     small = [size for size, layer in zip(sizes, layers, strict=True) if layer.dtype != "float32"]
-    written = sum(
-        (4 if layer.dtype == "bfloat16" else 2) * size
-        for size, layer in zip(sizes, layers, strict=True)
-        if layer.dtype != "float32" and layer.keep == "full"
-    )
     forward = 0 if on_card else forward_bytes(held, batch)
     read = (AHEAD + 2) * batch * (pixels + picture)
     if on_card:
         read = (AHEAD + 3) * (_pinned(batch * pixels) + batch * picture)
-    return read + rooms + max(forward, written + CASTING * max(small, default=0)) + _writing_bytes(arrays)
+    casting = cast_bytes(layers, batch) + CASTING * max(small, default=0)
+    return read + rooms + max(forward, casting) + _writing_bytes(arrays)
 
 
 def card_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, batch: int, pixels: int) -> float:

@@ -10,15 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dneuro.allocation import LIBRARIES_BYTES
 from dneuro.images.decode import Picture
 from dneuro.images.manifest import Manifest
 from dneuro.images.memory import NO_LIMIT, Share
 from dneuro.images.sampling import draw
-from dneuro.quantities import MiB
 from dneuro.spec.images import DigitsImages
-
-LIBRARIES = 72 * MiB
-"""What scikit-learn and SciPy take of a process, which nothing else in a worker needs; measured."""
 
 SIDE = 28
 """Height and width of a picture in pixels, as in MNIST."""
@@ -27,7 +24,7 @@ SIDE = 28
 class DigitsSource:
     """1,797 digits of 8 × 8 pixels with 17 grey levels, as 28 × 28 pixels with 256 (bilinear)."""
 
-    held_bytes = LIBRARIES
+    held_bytes = LIBRARIES_BYTES
     is_near = True
 
     def __init__(self, spec: DigitsImages, manifest: Manifest | None = None) -> None:

@@ -36,7 +36,7 @@ class ImageSource(Protocol):
     Parameters
     ----------
     held_bytes : int
-        What a process keeps of them in memory for as long as it reads them.
+        What a process keeps in memory for as long as it reads them: of the images, and libraries for them alone.
     is_near : bool
         Whether they lie on a disk or in memory; False where a connection has to be waited for.
     """

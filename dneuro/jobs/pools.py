@@ -8,6 +8,7 @@ from dataclasses import is_dataclass, replace
 from functools import cache
 from typing import Any, TypeVar
 
+from dneuro.allocation import LIBRARIES_BYTES
 from dneuro.engine.device import TORCH_BYTES
 from dneuro.engine.executors import Executor, Sizes, get_executor
 from dneuro.quantities import MiB
@@ -19,6 +20,9 @@ EXTRACT = "extract"
 LEFT_BEHIND = 112 * MiB
 """What a network leaves behind in a process that has let go of it: kernels that were compiled for its layers, and gaps
 in the allocator's memory. After AlexNet it was 60 to 120 MiB."""
+
+AFTER_NETWORK = TORCH_BYTES + LIBRARIES_BYTES + LEFT_BEHIND
+"""What a process holds that has run a network, before it analyses anything."""
 
 SizesOf = Callable[[str], Sizes]
 ExecutorOf = Callable[[str], Executor]
@@ -63,7 +67,7 @@ def _looks(place: Sizes) -> tuple[Any, ...]:
 
 def _larger(place: Any) -> Any:
     if is_dataclass(place) and not isinstance(place, type):
-        return replace(place, process_bytes=TORCH_BYTES + LEFT_BEHIND)
+        return replace(place, process_bytes=AFTER_NETWORK)
     other = copy.copy(place)
-    other.process_bytes = TORCH_BYTES + LEFT_BEHIND
+    other.process_bytes = AFTER_NETWORK
     return other

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from dneuro import events
 from dneuro.engine.standstill import stands_still
+from dneuro.engine.workers import workers_of
 
 StepState = Literal["waiting", "running", "done", "failed"]
 
@@ -120,7 +121,7 @@ class Progress:
 
     def look(self, client: Any) -> None:
         """See which workers there are and what they hold."""
-        workers = client.scheduler_info(n_workers=-1)["workers"].values()
+        workers = workers_of(client).values()
         with self._lock:
             self._count(workers)
 

@@ -55,7 +55,7 @@ class ClassSums(Sums):
             state["count"][int(of_class)] += len(members)
             rows = placed(members, xp, where)
             for columns in spans(table.shape[1], SLICE_ITEMS // len(members)):
-                some = xp.astype(xp.take(table[:, columns], rows, axis=0), xp.float64)
+                some = xp.astype(table[rows, columns], xp.float64)  # take would copy all rows of the slice first
                 sums[int(of_class), columns] += xp.sum(some, axis=0)
                 squares[int(of_class), columns] += xp.sum(some * some, axis=0)
         return state

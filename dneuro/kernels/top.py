@@ -233,6 +233,6 @@ class TopK:
     def memory(self, images: int, rows: int, features: int) -> tuple[int, int]:  # noqa: D102
         kept = min(self.k, images)
         most = kept + max(rows, kept)
-        one_slice = max(most, min(SLICE_ITEMS, most * features))
+        one_slice = max(most, min(SLICE_ITEMS, 2 * most * features))
         # A slice: keys and what they are made of, candidates and kept joined, their order; then the new state.
         return 12 * kept * features, 48 * one_slice + 12 * kept * features

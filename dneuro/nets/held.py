@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -15,13 +14,6 @@ from dneuro.nets.calls import BATCH, dry_run, empty_images, zero_images
 from dneuro.nets.catalogue import find
 from dneuro.spec.network import NetworkSpec
 
-aten = torch.ops.aten
-REORDERED = frozenset({
-    aten.convolution, aten.conv1d, aten.conv2d, aten.conv3d, aten.conv_transpose1d, aten.conv_transpose2d,
-    aten.conv_transpose3d,
-})  # fmt: skip
-"""Operations that copy their input, and their output, on the processor."""
-
 
 class Held(NamedTuple):
     """Bytes per image.
@@ -29,7 +21,7 @@ class Held(NamedTuple):
     Parameters
     ----------
     most : int
-        Of all tensors that there are at the same time, and of the copies that convolutions make of theirs.
+        Of all tensors that there are at the same time.
     largest : int
         Of the largest tensor.
     """
@@ -57,10 +49,8 @@ def held_per_image(
     Notes
     -----
     Every tensor counts from the operation that makes it until nothing refers to it any more: what a residual block
-    adds at its end counts until then, what is changed in place counts once. A convolution on the processor (oneDNN)
-    copies its input into an order of its own and its output back out of it, one after the other: the larger of the
-    two counts as well. Neither weights count, nor what other operations need in their inside. All in float32: half
-    precision takes less.
+    adds at its end counts until then, what is changed in place counts once. Neither weights count, nor what an
+    operation needs in its inside. All in float32: half precision takes less.
 
     **Cost**: one pass over shapes alone. For a network made by the user's Python one pass of five images of zeros.
     """
@@ -108,11 +98,6 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.most = max(self.most, self.now)
             self.largest = max(self.largest, storage.nbytes())
 
-    def reorder(self, *tensors: Tensor) -> None:
-        """Count, for now alone, a copy of the largest of the tensors."""
-        if not self.over:
-            self.most = max(self.most, self.now + max(tensor.nbytes for tensor in tensors))
-
     def _forget(self, key: int) -> None:
         self.now -= self._alive.pop(key)
 
@@ -123,6 +108,4 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor):
                 self.count(tensor)
-        if func.overloadpacket in REORDERED:
-            self.reorder(args[0], found)
         return found

@@ -20,7 +20,7 @@ from dneuro.engine.executors import ThreadExecutor
 from dneuro.errors import MemoryLimitError
 from dneuro.extract.plan import ExtractPlan, plan_extraction, to_dict
 from dneuro.extract.work import ExtractWork
-from dneuro.kernels import Moments
+from dneuro.kernels import Moments, TopK
 from dneuro.kernels.feeds import Feed
 from dneuro.quantities import GiB, MiB
 from dneuro.spec import JobSpec
@@ -148,6 +148,18 @@ def test_plan__grows_with_what_a_worker_holds() -> None:
     assert plan(unit=16).worker_bytes == plan(unit=16, batch=16).worker_bytes, "a batch is never more than a unit"
     assert plan(unit=16, batch=10**9).feeding(feeds).worker_bytes == plan(unit=16, batch=16).feeding(feeds).worker_bytes
     assert plan(images=10**7).worker_bytes == plan(images=10**6).worker_bytes, "flat in the number of images"
+
+
+def test_plan__counts_the_merge_of_long_lists_and_what_results_are_made_of() -> None:
+    feeds = {"conv": (Feed("neuron", TopK(1000)),)}
+    lists = 12 * 1000 * 64 * 112 * 112
+    base = TORCH_BYTES + 100 * MiB
+    merged = plan().feeding(feeds).worker_bytes
+    assert base + 5 * lists <= merged <= base + 6 * lists, "slots hold nothing then"
+    there = plan(device="cuda")
+    assert there.feeding(feeds).worker_bytes >= there.worker_bytes + 5 * lists, "what is pinned stays"
+    both = plan(kept={"pool": "max"})
+    assert both.feeding({"pool": (Feed("max", TopK(10)),)}).worker_bytes <= both.worker_bytes + 4 * MiB
 
 
 def test_plan__of_a_card_counts_what_lies_there_and_what_lies_here() -> None:

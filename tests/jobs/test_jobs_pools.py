@@ -14,7 +14,7 @@ from dneuro.engine.device import TORCH_BYTES
 from dneuro.extract import pipeline
 from dneuro.jobs.driver import run_job
 from dneuro.jobs.planning import plan_job
-from dneuro.jobs.pools import LEFT_BEHIND, beside_network
+from dneuro.jobs.pools import AFTER_NETWORK, beside_network
 from dneuro.quantities import GiB
 from dneuro.spec import JobSpec, parse_profile
 
@@ -24,13 +24,13 @@ MakeJob = Callable[..., JobSpec]
 def test_analyses__have_less_where_the_network_ran(make_job: MakeJob, threads: ThreadExecutor) -> None:
     job = make_job("moments")
     one = backend_of(parse_profile("backend: local\npools: {workers: {workers: 2, memory: 3GiB}}")).sizes
-    assert beside_network(one, job)("memory").process_bytes == TORCH_BYTES + LEFT_BEHIND
+    assert beside_network(one, job)("memory").process_bytes == AFTER_NETWORK
     pools = "{extract: {workers: 1, memory: 3GiB}, memory: {workers: 2, memory: 2GiB}}"
     two = backend_of(parse_profile(f"backend: local\npools: {pools}")).sizes
     sizes = beside_network(two, job)
-    assert sizes("extract").process_bytes == TORCH_BYTES + LEFT_BEHIND
+    assert sizes("extract").process_bytes == AFTER_NETWORK
     assert sizes("memory") == two("memory")
-    assert beside_network(lambda pool: threads, job)("memory").process_bytes == TORCH_BYTES + LEFT_BEHIND
+    assert beside_network(lambda pool: threads, job)("memory").process_bytes == AFTER_NETWORK
     assert threads.process_bytes < TORCH_BYTES, "it is itself what it was"
 
 

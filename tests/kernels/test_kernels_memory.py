@@ -47,6 +47,10 @@ CASES: list[tuple[str, Kernel, int, int, str]] = [
     ("products, narrow", CrossProducts(), 200_000, 8, "f2"),
     ("pairs", PairDistances(PAIRS), 3000, 300, "f4"),
     ("class sums, tall", ClassSums(LABELS, 10), 300_000, 8, "f4"),
+    ("class sums, in slices", ClassSums(LABELS, 10), 20_000, 1000, "f4"),
+    ("class sums, small", ClassSums(LABELS, 10), 64, 500, "f4"),
+    ("moments, small", Moments(), 64, 500, "f4"),
+    ("top, small", TopK(10), 64, 500, "f4"),
     ("class sums, wide", ClassSums(LABELS, 200), 500, 5000, "f2"),
     ("off the diagonal", OffDiagonal(), 3000, 3000, "f4"),
     ("off the diagonal, wide", OffDiagonal(), 8, 300_000, "f8"),
@@ -104,6 +108,18 @@ def test_memory__bounds_update_and_merge(kernel: Kernel, rows: int, features: in
     assert size(merged) <= state
     assert third <= work
     assert state + work <= 20 * (size(merged) + block.nbytes) + 2**27, "a bound that refuses everything is no use"
+
+
+def test_memory__bounds_an_update_of_which_every_value_enters() -> None:
+    kernel, rows, features = TopK(10), 512, 1000
+    block = np.random.default_rng(1).standard_normal((rows, features), np.float32)
+    tracemalloc.start()
+    try:
+        full = kernel.update(kernel.start(), (block,), {"image": np.arange(rows)})
+        _, took = traced(lambda: kernel.update(full, (block + 100,), {"image": np.arange(rows, 2 * rows)}))
+    finally:
+        tracemalloc.stop()
+    assert took <= block.nbytes + sum(kernel.memory(2 * rows, rows, features))
 
 
 @pytest.mark.parametrize(("kernel", "rows", "sources", "targets"), [c[1:] for c in PAIRED], ids=[c[0] for c in PAIRED])

@@ -14,6 +14,7 @@ from dneuro.cluster.kubernetes import waiting
 from dneuro.cluster.kubernetes.api import Api
 from dneuro.cluster.kubernetes.manifests import Cluster
 from dneuro.cluster.kubernetes.pods import SCHEDULER_PORT
+from dneuro.engine.workers import workers_of
 from dneuro.errors import DneuroError, SchedulerLostError, UsageError
 from dneuro.quantities import format_duration
 from dneuro.spec.sites import AddressSpec
@@ -81,7 +82,7 @@ def wait_for_workers(api: Api, cluster: Cluster, client: Any, began: float) -> N
     missing = {pool: cluster.profile.timeout(pool) for pool in cluster.profile.groups}
     looked = began
     while missing:
-        there = client.scheduler_info(n_workers=-1)["workers"].values()
+        there = workers_of(client).values()
         missing = {pool: timeout for pool, timeout in missing.items()
                    if not any(pool in worker.get("resources", {}) for worker in there)}  # fmt: skip
         now = time.monotonic()

@@ -22,6 +22,7 @@ from dneuro.cluster.standing.folder import (
     profile_at,
     read,
 )
+from dneuro.engine.workers import workers_of
 from dneuro.errors import DneuroError
 from dneuro.spec.sites import AddressSpec
 
@@ -79,7 +80,7 @@ def status(profile: Target) -> StandingCluster:
     workers: dict[str, int] = {}
     if state == "running" and said:
         with connect_to(_address(said), timeout=10) as client:
-            there = client.scheduler_info(n_workers=-1)["workers"].values()
+            there = workers_of(client).values()
         for group in spec.groups:
             workers[group] = sum(group in worker.get("resources", {}) for worker in there)
     here = said if state == "running" else {}
