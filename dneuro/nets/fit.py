@@ -71,6 +71,18 @@ def attach(module: nn.Module, state: State, device: torch.device) -> None:
                 setattr(part, name, buffer.to(device))
 
 
+def leave_file(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy what is left of the weights in `state` in a network, if others of them, most, have been copied already.
+
+    Weights of a file are parts of it in memory, and a single one of them keeps all of it.
+    """
+    there = {tensor.data_ptr(): tensor.nbytes for tensor in state.values() if not tensor.is_meta and tensor.nbytes}
+    left = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.data_ptr() in there]
+    if 2 * sum(tensor.nbytes for tensor in left) <= sum(there.values()):
+        for tensor in left:
+            tensor.data = tensor.data.clone()
+
+
 def _rename(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> State:
     """Give keys of older files today's names, and drop those that serve training only."""
     renamed: State = {}

@@ -15,7 +15,7 @@ from dneuro.nets.architecture import Architecture, Shape
 from dneuro.nets.catalogue import CONVNET, find, kind_of_weights
 from dneuro.nets.describe import Trace, check_layers, trace
 from dneuro.nets.device import parse_device, room_on, seeded
-from dneuro.nets.fit import attach, fit
+from dneuro.nets.fit import attach, fit, leave_file
 from dneuro.nets.layout import Format, arrange
 from dneuro.nets.precision import Precision, check_precision
 from dneuro.nets.weights import State, fetch, read_state, state_sha256
@@ -138,6 +138,9 @@ def load(
             attach(module, state, device)
     module.requires_grad_(False)
     known = architecture.module is None
+    memory_format = arrange(module, spec.memory_format, shape, known=known, network=spec.name)
+    if device.type == "cpu":
+        leave_file(module, state)
     classes = None if skipped else steps.classes
     return Network(
         module=module,
@@ -150,7 +153,7 @@ def load(
         notes=[*architecture.notes, *notes],
         identity=architecture.identity,
         dims={name: layer.dims for name, layer in steps.layers.items()},
-        memory_format=arrange(module, spec.memory_format, shape, known=known, network=spec.name),
+        memory_format=memory_format,
         device=device,
         precision=spec.precision,
         compile=spec.compile,

@@ -54,6 +54,17 @@ def test_load__gives_a_quiet_network_and_leaves_torchs_random_state(convnet_file
     assert torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="/proc tells which files are in memory, on Linux only")
+def test_load__keeps_no_file_in_memory_of_which_most_was_copied(convnet_file: Path) -> None:
+    in_memory = {}
+    for memory_format in ("channels_last", "contiguous"):
+        network = load(CONVNET.model_copy(update={"weights": str(convnet_file), "memory_format": memory_format}))
+        in_memory[memory_format] = str(convnet_file) in Path("/proc/self/maps").read_text()
+        assert network.weights_sha256 == state_sha256(network.module.state_dict())
+        del network
+    assert in_memory == {"channels_last": False, "contiguous": True}
+
+
 def test_load__convnet_takes_grey_pictures_of_28_pixels() -> None:
     network = load(CONVNET)
     assert network.name == "dneuro:convnet"
