@@ -158,8 +158,9 @@ def test_plan__counts_the_merge_of_long_lists_and_what_results_are_made_of() -> 
     assert base + 5 * lists <= merged <= base + 6 * lists, "slots hold nothing then"
     there = plan(device="cuda")
     assert there.feeding(feeds).worker_bytes >= there.worker_bytes + 5 * lists, "what is pinned stays"
-    both = plan(kept={"pool": "max"})
-    assert both.feeding({"pool": (Feed("max", TopK(10)),)}).worker_bytes <= both.worker_bytes + 4 * MiB
+    narrow = plan(kept={"pool": "max"})
+    fed = narrow.feeding({"pool": (Feed("max", TopK(10)),)})
+    assert fed.worker_bytes <= narrow.worker_bytes + 4 * MiB, "a reduction is counted at the size of what it is fed"
 
 
 def test_plan__of_a_card_counts_what_lies_there_and_what_lies_here() -> None:
