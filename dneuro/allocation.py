@@ -8,20 +8,44 @@ took a third of the forward pass.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 LIBRARIES_BYTES = 72 << 20
 """What SciPy and scikit-learn take of a process that has torch: some analyses need them, and the images that come with
 scikit-learn. A process keeps them."""
 
+COALESCING = {"glibc.malloc.tcache_count": 0, "glibc.malloc.mxfast": 0}
+"""What glibc is told as a process starts, so that what is freed becomes one with its free neighbours at once.
+
+A tensor is cut out of a free block at an address that is divisible by 64, and glibc (before 2.39: its bug 30723) has
+the few bytes in front of it wait, as all small blocks, for whoever wants just as many. As long as they wait, or are
+somebody's, the tensor's place is too small for the next of its size: VGG16 came to hold four of its largest tensors
+where two are alive."""
+
+TUNABLES = "GLIBC_TUNABLES"
+"""The variable that glibc reads that from."""
+
+_GAPS = {
+    **dict.fromkeys(range(32, 128, 16), 4096),
+    **dict.fromkeys((1 << 10, 1 << 11), 512),
+    **dict.fromkeys((1 << 12, 1 << 14, 1 << 16), 64),
+    **dict.fromkeys((1 << 18, 1 << 20, 1 << 22), 8),
+}
+"""How many free blocks of how many bytes are left for what is small. The smallest are as large as what is cut off
+where a tensor begins and ends: whoever takes such a piece parts two tensors for good."""
+
+_FENCE, _FENCES = 1 << 16, 1 << 14
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8  # of malloc.h
 _KEPT = 1 << 30
 _USUAL = 1 << 25
 """Largest blocks that glibc comes to keep by itself."""
 _asked = 0
 """Largest blocks that this process keeps, so far: whoever needs less leaves it."""
+_left = 0
+"""Bytes of the largest gap that was left in this process."""
 _keepers: dict[str, Callable[[], bool]] = {}
 
 
@@ -59,6 +83,64 @@ def share_one_pool() -> None:
     allocator = _glibc()
     if allocator is not None:
         allocator.mallopt(_ARENA_MAX, 1)
+
+
+def tunables(inherited: Mapping[str, str]) -> str:
+    """Return what `TUNABLES` says of a process that is to coalesce, besides what it would inherit."""
+    others = inherited.get(TUNABLES, "").split(":")
+    ours = [f"{name}={value}" for name, value in COALESCING.items()]
+    return ":".join([*(told for told in others if told and told.partition("=")[0] not in COALESCING), *ours])
+
+
+def is_told(variables: Mapping[str, str]) -> bool:
+    """Tell whether a process with these environment variables is told to coalesce."""
+    told = variables.get(TUNABLES, "").split(":")
+    return all(f"{name}={value}" in told for name, value in COALESCING.items())
+
+
+def can_coalesce() -> bool:
+    """Tell whether there is an allocator here that can be told."""
+    return _glibc() is not None
+
+
+def coalesces() -> bool:
+    """Tell whether what this process frees becomes one with its free neighbours at once."""
+    return can_coalesce() and is_told(os.environ)
+
+
+def leave_gaps(largest: int) -> None:
+    """Leave free blocks of every size in the pool, up to `largest` bytes, before the tensors of forward passes come.
+
+    Whoever asks is given the smallest free block that is large enough. What other threads need while a forward pass
+    runs, and what is left when it ends, would otherwise be put among its tensors, and the next pass, which needs the
+    memory as a whole, would take more. Does something once per process, and again for larger blocks, and only in one
+    that keeps memory (`keep_memory`) and `coalesces`.
+
+    Notes
+    -----
+    Nearly nothing of it is in memory before somebody uses it.
+    """
+    global _left
+    allocator = _glibc() if coalesces() else None
+    largest = min(largest, _asked // 2)  # what is larger lies elsewhere
+    if allocator is None or largest <= _left:
+        return
+    allocator.malloc.restype = ctypes.c_void_p
+    allocator.malloc.argtypes = (ctypes.c_size_t,)
+    allocator.free.argtypes = (ctypes.c_void_p,)
+    counts = {} if _left else _GAPS
+    gaps = []
+    for size, count in counts.items():
+        blocks = [allocator.malloc(size - 8) for _ in range(2 * count)]  # 8 bytes are glibc's own
+        gaps += blocks[::2]  # the others are kept, or all would become one
+    gaps.append(allocator.malloc(largest))
+    highest = max(gap or 0 for gap in gaps)
+    below: list[int] = []
+    while (fence := allocator.malloc(_FENCE)) is not None and fence < highest and len(below) < _FENCES:
+        below.append(fence)  # in an older gap; the last one stays, above all gaps
+    for block in (*gaps, *below):
+        allocator.free(block)
+    _left = largest
 
 
 def release_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,3 +96,51 @@ def test_share_one_pool__has_threads_keep_blocks_that_began_before_memory_was_to
         for how in ("shared", "apart")
     ]
     assert shares[0] < 0.5 < 0.9 < shares[1]
+
+
+PASSES = """
+import ctypes
+from dneuro.allocation import keep_memory, leave_gaps
+
+keep_memory()
+leave_gaps(1 << 20)
+pool = ctypes.CDLL(None)
+pool.sbrk.restype = pool.malloc.restype = ctypes.c_void_p
+pool.sbrk.argtypes = [ctypes.c_ssize_t]
+pool.malloc.argtypes, pool.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+pool.posix_memalign.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+
+def tensor(mebibytes):
+    where = ctypes.c_void_p()
+    assert pool.posix_memalign(ctypes.byref(where), 64, mebibytes << 20) == 0
+    small.extend(pool.malloc(size) for size in range(24, 120, 16))
+    return where
+
+small = []
+began = pool.sbrk(0)
+for _ in range(6):
+    before, small = small, []  # what a pass leaves stays for another one
+    a, b = tensor(40), tensor(40)
+    pool.free(a)
+    c, d = tensor(10), tensor(20)
+    for freed in (b, c, d, *before):
+        pool.free(freed)
+print((pool.sbrk(0) - began) / (80 << 20))
+"""
+
+
+@pytest.mark.skipif(not allocation.can_coalesce(), reason="only glibc is told to coalesce")
+def test_leave_gaps__has_forward_passes_take_no_more_than_their_tensors() -> None:
+    told = os.environ | {allocation.TUNABLES: allocation.tunables({})}
+    done = subprocess.run([sys.executable, "-c", PASSES], env=told, capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.1
+
+
+def test_tunables__leave_those_of_others_as_they_are() -> None:
+    assert allocation.tunables({}) == "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+    others = "glibc.rtld.nns=5:glibc.malloc.tcache_count=7"
+    both = allocation.tunables({allocation.TUNABLES: others})
+    assert both == "glibc.rtld.nns=5:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
+    assert allocation.is_told({allocation.TUNABLES: both})
+    assert not allocation.is_told({allocation.TUNABLES: others})
+    assert not allocation.is_told({})

@@ -16,7 +16,7 @@ from dneuro.cluster.machines import DaskMachines, serves
 from dneuro.cluster.security import check_readable
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import check_versions, watched_for_others
-from dneuro.engine.workers import slots_of, workers_of
+from dneuro.engine.workers import coalesces_there, slots_of, workers_of
 from dneuro.errors import DneuroError, UsageError
 from dneuro.quantities import GiB, format_bytes, format_duration
 from dneuro.spec.profile import PoolSpec, ProfileSpec
@@ -157,6 +157,7 @@ def _as_they_are(there: list[dict[str, Any]], spec: PoolSpec) -> WorkerSizes:
         threads,
         max(1, (spec.cpus or 1) // threads),
         memory if spec.memory is None else min(memory, spec.memory),
+        coalescing=all(map(coalesces_there, there)),
     )
 
 

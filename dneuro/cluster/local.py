@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 
 from dneuro import events
+from dneuro.allocation import can_coalesce, is_told
 from dneuro.cluster import processes
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import job_folder_of
@@ -151,8 +152,8 @@ class LocalBackend(processes.DriversHere):
                 "resources": {group: size.threads},
                 "security": security,
                 "patience": self.profile.timeout(group),
-                "pre_spawn": {**process_variables(size.cpus), **self._visible(group, number),
-                              **{key: str(value) for key, value in pool.env.items()}},
+                "pre_spawn": {**self._visible(group, number),
+                              **process_variables(size.cpus, pool.env, inherited=os.environ)},
             }  # fmt: skip
 
     def _visible(self, group: str, number: int) -> dict[str, str]:
@@ -207,7 +208,9 @@ def _pool_sizes(pool: PoolSpec, devices: list[str], cores: int, free: int) -> Wo
     usual = len(devices) or max(1, min(cores // (pool.cpus or 1), free // (pool.memory or LEAST)))
     workers = pool.workers or usual
     cpus = max(1, (pool.cpus or cores // workers) // pool.threads)
-    return WorkerSizes(workers, pool.threads, cpus, pool.memory or free // workers, pool.gpus)
+    memory = pool.memory or free // workers
+    coalescing = can_coalesce() and is_told(process_variables(cpus, pool.env))
+    return WorkerSizes(workers, pool.threads, cpus, memory, pool.gpus, coalescing=coalescing)
 
 
 def gpus() -> list[str]:

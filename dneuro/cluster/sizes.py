@@ -28,6 +28,8 @@ class WorkerSizes:
         Bytes of the process that drives a job; the default is what is free on this machine.
     process_bytes : int
         Memory of a process before it does anything.
+    coalescing : bool
+        Whether what a process frees becomes one with its free neighbours at once.
     """
 
     workers: int
@@ -37,6 +39,7 @@ class WorkerSizes:
     gpus: int = 0
     driver: int | None = None
     process_bytes: int = PROCESS_BYTES
+    coalescing: bool = False
 
     @property
     def driver_memory(self) -> int:

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from dneuro.allocation import keep_memory
+from dneuro.allocation import coalesces, keep_memory
 
 
 def dask_setup(worker: Any) -> None:
@@ -19,6 +19,7 @@ def dask_setup(worker: Any) -> None:
     keep_memory()  # dask's own setting gives back every tensor at once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     worker.metrics["peak_memory"] = _peak_memory
+    worker.metrics["coalesces"] = lambda _worker: coalesces()
 
 
 def _peak_memory(worker: Any) -> int:

@@ -17,7 +17,7 @@ from dneuro.errors import UsageError
 from dneuro.quantities import MiB
 from dneuro.spec.device import CPU, WORDS, is_apart, wrong_device, wrong_tf32
 
-TORCH_BYTES = 900 * MiB
+TORCH_BYTES = 920 * MiB
 """Memory of a worker process that has imported torch and all else that an extraction needs: measured with torch 2.14
 for CUDA (380 MiB are pages of libraries that workers share); less with torch for CPUs alone."""
 

@@ -16,14 +16,14 @@ import dask
 import psutil
 from dask.utils import funcname
 
-from dneuro.allocation import share_one_pool
+from dneuro.allocation import coalesces, share_one_pool
 from dneuro.engine import stopping
 from dneuro.engine.at_work import ONE_BLAS_THREAD, fetched, run_task, same
 from dneuro.engine.memory import available, installed
 from dneuro.engine.place import free_bytes, free_on_worker
 from dneuro.engine.spread import persist_evenly
 from dneuro.engine.standstill import Standstill
-from dneuro.engine.workers import slots_of, workers_of
+from dneuro.engine.workers import coalesces_there, slots_of, workers_of
 from dneuro.errors import DneuroError, SchedulerLostError, UsageError
 from dneuro.quantities import MiB, format_duration
 
@@ -73,6 +73,11 @@ class Sizes(Protocol):
     @property
     def process_bytes(self) -> int:
         """Memory of a process before it does anything."""
+        ...
+
+    @property
+    def coalescing(self) -> bool:
+        """Whether what a process frees becomes one with its free neighbours at once, so that forward passes fit."""
         ...
 
     @property
@@ -151,6 +156,7 @@ class ThreadExecutor:
         self.slots = len(psutil.Process().cpu_affinity() or [0]) if slots is None else int(slots)
         self.slots_per_process = self.slots
         self.memory = available() if memory is None else int(memory)
+        self.coalescing = coalesces()
         share_one_pool()  # before others begin threads: Zarr, whoever reads pictures
         self._pool = concurrent.futures.ThreadPoolExecutor(self.slots, thread_name_prefix="dneuro")
 
@@ -237,6 +243,7 @@ class DaskExecutor:
         self.slots_per_process = max(slots_of(worker, pool) for worker in self._workers) or 1
         limits = [w["memory_limit"] or memory or installed() // self._on_host[w.get("host")] for w in self._workers]
         self.memory = min(limits if memory is None else [*limits, memory])
+        self.coalescing = all(map(coalesces_there, self._workers))
 
     def _look(self) -> None:
         """See which workers there are, unless that was seen a moment ago: asking takes as long as a small task."""

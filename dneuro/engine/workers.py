@@ -31,3 +31,11 @@ def slots_of(worker: Mapping[str, Any], resource: str | None = None) -> int:
     """
     threads = int(worker["nthreads"])
     return threads if resource is None else min(threads, int(worker.get("resources", {}).get(resource, threads)))
+
+
+def coalesces_there(worker: Mapping[str, Any]) -> bool:
+    """Tell whether a worker, as its scheduler describes it, merges what it frees with its free neighbours at once.
+
+    Those that dneuro starts do, and say so.
+    """
+    return bool(worker.get("metrics", {}).get("coalesces", False))

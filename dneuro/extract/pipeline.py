@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dneuro.allocation import keep_memory, keep_until_others_come
+from dneuro.allocation import keep_memory, keep_until_others_come, leave_gaps, release_memory
 from dneuro.engine.device import CUDA_BYTES
 from dneuro.errors import NetworkError, NonFiniteError
 from dneuro.extract.plan import pooled
@@ -121,6 +121,9 @@ def network_of(work: ExtractWork) -> Network:
                     "its code, its file or its weights differ",
                     hint="give every machine the same files and the same versions, and run the job again",
                 )
+            release_memory()  # what loading took besides
+            if not work.plan.device:
+                leave_gaps(work.plan.writing_bytes + work.plan.feeding_bytes)
             _networks[key] = network
         return _networks[key]
 
@@ -249,14 +252,16 @@ def cast(values: NDArray[Any], dtype: str, layer: str, numbers: NDArray[np.int64
     """
     if dtype == "float32":
         return np.ascontiguousarray(values, dtype=np.float32)
-    small = rounded(values, dtype)
-    lost = np.isinf(small) & np.isfinite(values)
-    if lost.any():
-        row = int(np.argwhere(lost)[0][0])
-        raise NonFiniteError(
-            f"{layer}: image {numbers[row]} has an activation of {values[lost][0]:.6g}, beyond what {dtype} holds "
-            f"(±{LARGEST[dtype]})",
-            hint="extract: {dtype: float32} and another store:; or extract: {on_nonfinite: mask}, which leaves such "
-            "images out and lists them, with another store: where this one has them in other layers",
-        )
+    small = np.empty(values.shape, np.float32 if dtype == "bfloat16" else dtype)
+    for row, number in enumerate(numbers):  # one by one: what that takes besides stays small
+        image, found = values[row : row + 1], small[row : row + 1]
+        found[:] = rounded(image, dtype)
+        lost = np.isinf(found) & np.isfinite(image)
+        if lost.any():
+            raise NonFiniteError(
+                f"{layer}: image {number} has an activation of {image[lost][0]:.6g}, beyond what {dtype} holds "
+                f"(±{LARGEST[dtype]})",
+                hint="extract: {dtype: float32} and another store:; or extract: {on_nonfinite: mask}, which leaves "
+                "such images out and lists them, with another store: where this one has them in other layers",
+            )
     return small

@@ -10,7 +10,7 @@ from typing import Any
 from dneuro.engine.device import CUDA_BYTES, TORCH_BYTES
 from dneuro.errors import MemoryLimitError
 from dneuro.extract.gathering import GATHERED
-from dneuro.extract.slots import SLACK, card_bytes, cast_bytes, forward_bytes, room_bytes, slot_bytes
+from dneuro.extract.slots import SLACK, card_bytes, cast_bytes, forward_bytes, room_bytes, slot_bytes, writing_bytes
 from dneuro.images.headers import PictureSizes
 from dneuro.images.memory import LEAST, MARGIN
 from dneuro.kernels.feeds import Feed
@@ -53,6 +53,8 @@ class ExtractPlan:
     slots_bytes, forward_bytes : int
         Bytes that are free again: of all slots of a process in the end, of the forward passes among them, but for what
         is cast, while reductions are fed. Zero where a card reads from them: torch keeps what is pinned.
+    writing_bytes : int
+        What waits to be written and is packed, of all slots of a process.
     rooms : dict
         Bytes that a process holds of each layer's output, for all its slots.
     spared_bytes : int
@@ -83,6 +85,7 @@ class ExtractPlan:
     partial_bytes: int = 0
     slots_bytes: int = 0
     forward_bytes: int = 0
+    writing_bytes: int = 0
     rooms: dict[str, int] = field(default_factory=dict)
     spared_bytes: int = 0
     pictures_bytes: int = LEAST
@@ -222,7 +225,7 @@ def plan_extraction(
     images: int,
     kept: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
-    held: tuple[int, int],
+    held: tuple[int, int, int],
     input_shape: tuple[int, int, int],
     weight_bytes: int,
     dtype: str,
@@ -235,9 +238,11 @@ def plan_extraction(
     source_bytes: int = 0,
     pictures: PictureSizes = PictureSizes(),  # noqa: B008  (frozen)
     compiled: bool = False,
+    half: bool = False,
     device: str = CPU,
     slots_per_process: int = 1,
     readers: int = 1,
+    coalescing: bool = False,
     limit: int = 0,
 ) -> ExtractPlan:
     """Return the plan of an extraction; reads nothing.
@@ -250,8 +255,9 @@ def plan_extraction(
         Layers, and what is kept of each.
     shapes : mapping of str to tuple
         Shape per image of the output of each of them.
-    held : (int, int)
-        Bytes per image of all that a forward pass holds at the same time, and of the largest of it.
+    held : (int, int, int)
+        Bytes per image of all that a forward pass holds at the same time, of the largest of it, and from the first to
+        the last of it.
     input_shape : (int, int, int)
         Colours, height and width of the network's input.
     weight_bytes : int
@@ -272,12 +278,16 @@ def plan_extraction(
         What pictures take that are being read.
     compiled : bool
         Whether the network is compiled there.
+    half : bool
+        Whether it computes in half precision.
     device : str
         Where the network runs.
     slots_per_process : int
         Units that one process works on at a time.
     readers : int
         Threads that read the pictures of a unit.
+    coalescing : bool
+        Whether what a process frees becomes one with its free neighbours at once.
     limit : int
         Bytes that a worker may use, if that is known.
     """
@@ -287,11 +297,14 @@ def plan_extraction(
     root = tuple(root_arrays(images, unit, predictions=predictions, labels=labels, picture=picture))
     pixels, at_once, on_card = math.prod(input_shape), min(batch, unit, images), device != CPU
     arrays = [*root, *(array for layer in layers for array in layer.arrays(images, unit))]
+    forward = 0
+    if not on_card:
+        forward = forward_bytes(held, at_once, coalescing=coalescing, slots=slots_per_process, half=half)
     per_slot = slot_bytes(
-        layers, arrays, held, batch=at_once, pixels=pixels, picture=math.prod(picture), on_card=on_card
+        layers, arrays, forward, batch=at_once, pixels=pixels, picture=math.prod(picture), on_card=on_card
     )
     slots_bytes = round(SLACK * slots_per_process * per_slot)
-    idle = max(0, forward_bytes(held, at_once) - cast_bytes(layers, at_once))
+    idle = max(0, forward - cast_bytes(layers, at_once))
     there = CUDA_BYTES + weight_bytes
     there += round(slots_per_process * card_bytes(layers, held, batch=at_once, pixels=pixels))
     of_process = TORCH_BYTES + source_bytes + weight_bytes
@@ -306,7 +319,8 @@ def plan_extraction(
         input_shape=input_shape,
         widths={name: math.prod(shapes[name]) for name in kept},
         slots_bytes=0 if on_card else slots_bytes,
-        forward_bytes=0 if on_card else slots_per_process * idle,
+        forward_bytes=slots_per_process * idle,
+        writing_bytes=slots_per_process * writing_bytes(arrays),
         rooms={
             layer.name: round(SLACK * slots_per_process * room_bytes(layer, at_once, pinned=on_card))
             for layer in layers

@@ -11,16 +11,27 @@ AHEAD = 2
 """Batches that are read while the network is busy with another."""
 
 CASTING = 20
-"""Bytes per number that are needed to make float16 or bfloat16 of it, at most."""
+"""Bytes per number that are needed to make float16 or bfloat16 of an image's, at most; besides what comes of it."""
 
 PACKING = 3
 """Times a row of chunks that is needed to pack it and to read it back: cut into chunks, packed, read."""
 
 GAPS = 2
-"""Times what a forward pass holds at the same time that it comes to take: as much lies idle. The gap of a tensor that
-was freed is some bytes too small for the next of its size, and what the reading threads need in between falls into it.
-Measured, where all threads share one pool of freed memory: 1.3 to 1.5 for SqueezeNet, 1.4 to 1.9 for ResNet-18 (one
-run in five above 1.5), 1.9 for DenseNet-121, 1.9 to 2.1 for VGG16."""
+"""Times what a forward pass holds at the same time that it comes to take where its process does not coalesce: as much
+lies idle. The gap of a tensor that was freed is some bytes too small for the next of its size, and what the reading
+threads need in between falls into it. Measured, where all threads share one pool of freed memory: 1.3 to 1.5 for
+SqueezeNet, 1.4 to 1.9 for ResNet-18 (one run in five above 1.5), 1.9 for DenseNet-121, 1.9 to 2.1 for VGG16."""
+
+ALONE = 1.1
+"""Times its extent that a forward pass comes to take where gaps become one: 0.9 to 1.1 were measured with ten
+networks, what operations need in their inside included."""
+
+AMONG = 1.2
+"""The same where several slots put theirs into the same memory: 0.9 to 1.15."""
+
+HALF = 0.75
+"""Times that in half precision: 0.5 of a convolution's output, 1 of what autocast leaves in float32; 0.6 to 0.7 of
+SqueezeNet, ResNet-18 and VGG16."""
 
 CUDNN = 1.5
 """Times the largest tensor that cuDNN is given to work in."""
@@ -43,10 +54,11 @@ def layer_batches(layer: LayerPlan) -> int:
     return 2 if layer.keep == "full" and layer.dtype == "float32" else 1
 
 
-def forward_bytes(held: tuple[int, int], batch: int) -> int:
+def forward_bytes(held: tuple[int, int, int], batch: int, *, coalescing: bool, slots: int, half: bool) -> int:
     """Return the bytes that a forward pass on the processor takes, gaps included."""
-    most, _ = held
-    return batch * GAPS * most
+    most, _, extent = held
+    one = (ALONE if slots == 1 else AMONG) * extent if coalescing else GAPS * most
+    return round(batch * one * (HALF if half else 1))
 
 
 def cast_bytes(layers: Sequence[LayerPlan], batch: int) -> int:
@@ -61,7 +73,7 @@ def cast_bytes(layers: Sequence[LayerPlan], batch: int) -> int:
 def slot_bytes(
     layers: Sequence[LayerPlan],
     arrays: Sequence[ArrayPlan],
-    held: tuple[int, int],
+    forward: int,
     *,
     batch: int,
     pixels: int,
@@ -76,8 +88,8 @@ def slot_bytes(
         What is kept of each layer.
     arrays : sequence of ArrayPlan
         All that is written.
-    held : (int, int)
-        Bytes per image of all that a forward pass holds at the same time, and of the largest of it.
+    forward : int
+        Bytes that a forward pass takes in the memory of the process.
     batch : int
         Images per batch.
     pixels, picture : int
@@ -87,26 +99,24 @@ def slot_bytes(
 
     Notes
     -----
-    Outputs lie in rooms of their own, made before the first batch. While they are fed to the statistics and made what
-    is stored, the memory of the forward pass is free.
+    Inputs and outputs lie in rooms of their own, made before the first batch. While these are fed to the statistics and
+    made what is stored, the memory of the forward pass is free.
     """
-    sizes = [batch * math.prod(layer.shape) for layer in layers]
     rooms = sum(room_bytes(layer, batch, pinned=on_card) for layer in layers)
-    small = [size for size, layer in zip(sizes, layers, strict=True) if layer.dtype != "float32"]
-    forward = 0 if on_card else forward_bytes(held, batch)
-    read = (AHEAD + 2) * batch * (pixels + picture)
+    small = [math.prod(layer.shape) for layer in layers if layer.dtype != "float32"]
+    read = (AHEAD + 2) * batch * (pixels + picture) + 4 * batch * pixels
     if on_card:
         read = (AHEAD + 3) * (_pinned(batch * pixels) + batch * picture)
     casting = cast_bytes(layers, batch) + CASTING * max(small, default=0)
-    return read + rooms + max(forward, casting) + _writing_bytes(arrays)
+    return read + rooms + max(forward, casting) + writing_bytes(arrays)
 
 
-def card_bytes(layers: Sequence[LayerPlan], held: tuple[int, int], *, batch: int, pixels: int) -> float:
+def card_bytes(layers: Sequence[LayerPlan], held: tuple[int, int, int], *, batch: int, pixels: int) -> float:
     """Return the bytes of a card that a slot takes: the forward pass, copies of the outputs, and room to work in.
 
     How much cuDNN takes to work in was not measured; counted is the largest tensor and a half.
     """
-    most, largest = held
+    most, largest, _ = held
     outputs = 4 * sum(math.prod(layer.shape) for layer in layers)
     return batch * (most + CUDNN * largest + outputs + 2 * pixels)
 
@@ -116,7 +126,7 @@ def _pinned(count: int) -> int:
     return 1 << max(0, count - 1).bit_length()
 
 
-def _writing_bytes(arrays: Sequence[ArrayPlan]) -> int:
+def writing_bytes(arrays: Sequence[ArrayPlan]) -> int:
     """Return what waits for a row of chunks to be full, and what one row needs that is packed and read back."""
     rows = [array.row_bytes for array in arrays]
     return sum(rows) + PACKING * max(rows)

@@ -191,9 +191,11 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
         source_bytes=source.held_bytes + manifest.held_bytes,
         pictures=picture_sizes(source, network.preprocessing),
         compiled=job.network.compile,
+        half=job.network.precision in ("bfloat16", "float16"),
         device=job.network.device,
         slots_per_process=executor.slots_per_process,
         readers=int(getattr(executor, "cpus", 1)),  # known of workers that a profile describes
+        coalescing=executor.coalescing,
         limit=executor.memory,
     )
     notes = [] if job.train is not None else list(network.notes)

@@ -24,10 +24,14 @@ class Held(NamedTuple):
         Of all tensors that there are at the same time.
     largest : int
         Of the largest tensor.
+    extent : int
+        From the first to the last of those that there are at the same time, where each lies in the smallest gap that
+        others left, or after all of them.
     """
 
     most: int
     largest: int
+    extent: int
 
 
 def held_per_image(
@@ -67,7 +71,7 @@ def held_per_image(
         for tensor in (*module.parameters(), *module.buffers()):
             watch.count(tensor)
         dry_run(module, images, note, lambda name: name or watch.begin(images), network=spec.name)
-    return Held(-(-watch.most // BATCH), -(-watch.largest // BATCH))
+    return Held(*(-(-found // BATCH) for found in (watch.most, watch.largest, watch.extent)))
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -76,13 +80,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, int] = {}
-        self.now = self.most = self.largest = 0
+        self.now = self.most = self.largest = self.extent = 0
+        self._pool = _Pool()
         self.over = False
 
     def begin(self, images: Tensor) -> None:
         """Start from the images alone: what was there before, the weights, does not count."""
         self._alive = dict.fromkeys(self._alive, 0)
-        self.now = self.most = self.largest = 0
+        self.now = self.most = self.largest = self.extent = 0
+        self._pool = _Pool()
         self.count(images)
 
     def count(self, tensor: Tensor) -> None:
@@ -94,12 +100,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive[key] = storage.nbytes()
         weakref.finalize(storage, self._forget, key).atexit = False
         self.now += storage.nbytes()
+        self._pool.take(key, storage.nbytes())
         if not self.over:
             self.most = max(self.most, self.now)
             self.largest = max(self.largest, storage.nbytes())
+            self.extent = max(self.extent, self._pool.end)
 
     def _forget(self, key: int) -> None:
         self.now -= self._alive.pop(key)
+        self._pool.free(key)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -109,3 +118,37 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self.count(tensor)
         return found
+
+
+class _Pool:
+    """Where an allocator would put tensors that takes the smallest gap, and merges a gap with its neighbours."""
+
+    def __init__(self) -> None:
+        self._gaps: list[tuple[int, int]] = []
+        self._taken: dict[int, tuple[int, int]] = {}
+        self.end = 0
+        """One past the last byte that was ever taken."""
+
+    def take(self, key: int, size: int) -> None:
+        """Put something somewhere."""
+        fitting = [(stop - start, start, stop) for start, stop in self._gaps if stop - start >= size]
+        if fitting:
+            _, start, stop = min(fitting)
+            self._gaps.remove((start, stop))
+            if stop - start > size:
+                self._gaps.append((start + size, stop))
+        else:  # where the last gap begins, if it reaches the end
+            start = next((start for start, stop in self._gaps if stop == self.end), self.end)
+            self._gaps = [gap for gap in self._gaps if gap[0] != start]
+            self.end = start + size
+        self._taken[key] = start, start + size
+
+    def free(self, key: int) -> None:
+        """Make a gap of it, with those that it touches; nothing where it came before the pass."""
+        if key not in self._taken:
+            return
+        start, stop = self._taken.pop(key)
+        touching = [gap for gap in self._gaps if gap[1] == start or gap[0] == stop]
+        self._gaps = [gap for gap in self._gaps if gap not in touching]
+        whole = [(start, stop), *touching]
+        self._gaps.append((min(gap[0] for gap in whole), max(gap[1] for gap in whole)))

@@ -132,6 +132,7 @@ class Runner:
             counts[shape] += count
         with room_on(self._device, self._batch):  # memory that a card reads from may run out, too
             self._rooms.furnish(pixels, torch.uint8, ahead)
+            counts[pixels] += self._room is not None
             for shape, count in counts.items():
                 self._rooms.furnish(shape, torch.float32, count)
 
@@ -166,9 +167,11 @@ class Runner:
         """Return (images, colours, height, width), float32: ``(pixels / 255 - mean) / std``.
 
         In memory a picture stays as it came, pixel by pixel, which is the order in which convolutions are fastest.
+        On the CPU they lie in a room of their own: they are there before anything else of a pass.
         """
         images, height, width, colors = pixels.shape
-        scaled = pixels.reshape(-1, width * colors).to(torch.float32)  # rows: the colours' numbers repeat along them
+        scaled = pixels.to(torch.float32) if self._room is None else self._room(pixels.shape).copy_(pixels)
+        scaled = scaled.view(-1, width * colors)  # rows: the colours' numbers repeat along them
         scaled.div_(self._full).sub_(self._mean.repeat(width)).div_(self._std.repeat(width))
         return scaled.view(images, height, width, colors).permute(0, 3, 1, 2)
 

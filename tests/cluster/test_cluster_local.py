@@ -14,6 +14,7 @@ import pytest
 
 import dneuro as dn
 from dneuro import events
+from dneuro.allocation import coalesces
 from dneuro.cluster import WorkerSizes, backend_of, profile_folders
 from dneuro.cluster.profiles import shipped
 from dneuro.cluster.security import make_credentials
@@ -61,6 +62,14 @@ def test_cluster__gives_torch_and_blas_their_share_of_the_cores(client: Any) -> 
 
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         assert set(client.run(get, name).values()) == {str(share)}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told to coalesce")
+def test_cluster__has_workers_that_coalesce_what_they_free_and_say_so(client: Any) -> None:
+    assert all(client.run(coalesces).values())
+    assert get_executor().coalescing
+    assert worker_sizes(profile(workers=2)).coalescing, "as a plan without them knows"
+    assert not worker_sizes(profile(workers=2, env={"GLIBC_TUNABLES": ""})).coalescing, "the pool has the last word"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc is told what to keep")

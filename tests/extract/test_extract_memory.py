@@ -54,6 +54,13 @@ def make():
 """
 
 
+def worker() -> ThreadExecutor:
+    """Return what there is to know of the worker that `peaks_of` starts."""
+    executor = ThreadExecutor(1)
+    executor.coalescing = True
+    return executor
+
+
 def peaks_of(*pickles: Path) -> list[int]:
     """Return the peak memory of a fresh worker, in bytes: with its libraries alone, then after each piece of work."""
     command = [sys.executable, "-c", textwrap.dedent(WORKER), *map(str, pickles)]
@@ -85,7 +92,7 @@ def test_worker__stays_within_the_plan(
         network = {"name": name, "weights": "none"}
         steps = settings.pop("steps", [])
         job = make_job(*steps, network=network, images_per_unit=64, store=f"{len(works)}.zarr", **settings)
-        works.append(begin(job, ThreadExecutor(1)))
+        works.append(begin(job, worker()))
         (tmp_path / f"{len(works)}.pickle").write_bytes(cloudpickle.dumps(works[-1]))
     libraries, *peaks = peaks_of(*sorted(tmp_path.glob("*.pickle")))
     for work, peak in zip(works, peaks, strict=True):
@@ -109,7 +116,7 @@ def test_worker__holds_as_much_for_four_times_as_many_images(
             images=make_photos(images, side=64, root=f"photos-{images}")["images"],
             network=network, layers=["0", "1"], images_per_unit=32, batch=8, store=f"{images}.zarr",
         )  # fmt: skip
-        work = begin(job, ThreadExecutor(1))
+        work = begin(job, worker())
         path = tmp_path / f"{images}.pickle"
         path.write_bytes(cloudpickle.dumps(work))
         peaks.append(peaks_of(path)[-1])
@@ -123,7 +130,7 @@ def test_worker__holds_as_much_for_four_times_as_many_images(
 def plan(**settings: Any) -> ExtractPlan:
     shapes = {"conv": (64, 112, 112), "pool": (64, 56, 56), "fc": (1000,)}
     known: dict[str, Any] = {
-        "images": 1000, "kept": {"conv": "full"}, "shapes": shapes, "held": (8 * MiB, 4 * MiB),
+        "images": 1000, "kept": {"conv": "full"}, "shapes": shapes, "held": (8 * MiB, 4 * MiB, 9 * MiB),
         "input_shape": (3, 224, 224), "weight_bytes": 100 * MiB, "dtype": "float32", "batch": 32, "unit": 128,
         "predictions": True, "labels": True, "thumbnails": True,
     }  # fmt: skip
@@ -142,12 +149,25 @@ def test_plan__grows_with_what_a_worker_holds() -> None:
     assert plan().feeding(feeds, 2).worker_bytes > plan().feeding(feeds).worker_bytes
     two = plan(slots_per_process=2).worker_bytes
     assert base < two < 2 * base, "two units in one process share torch and the weights"
-    assert plan(held=(17 * MiB, 4 * MiB)).worker_bytes >= plan(held=(16 * MiB, 4 * MiB)).worker_bytes + 32 * MiB
-    assert plan(held=(16 * MiB, 4 * MiB)).worker_bytes >= base + 6 * 32 * MiB
+    more, most = (plan(held=(count * MiB, 4 * MiB, 18 * MiB)).worker_bytes for count in (16, 17))
+    assert base + 6 * 32 * MiB <= more <= most - 32 * MiB
     assert plan(kept={"conv": "stats"}).worker_bytes <= base - 32 * 4 * 64 * 112 * 112, "nothing waits to be written"
     assert plan(unit=16).worker_bytes == plan(unit=16, batch=16).worker_bytes, "a batch is never more than a unit"
     assert plan(unit=16, batch=10**9).feeding(feeds).worker_bytes == plan(unit=16, batch=16).feeding(feeds).worker_bytes
     assert plan(images=10**7).worker_bytes == plan(images=10**6).worker_bytes, "flat in the number of images"
+
+
+def test_plan__of_workers_that_coalesce_counts_from_the_first_tensor_to_the_last() -> None:
+    forward = 32 * 9 * MiB
+    bare = TORCH_BYTES + 100 * MiB + 2 * 32 * 4 * 64 * 112 * 112  # a batch that is written, and one that is made
+    one = plan(coalescing=True)
+    assert bare + forward < one.worker_bytes < plan().worker_bytes - 5 * 32 * MiB
+    assert plan(coalescing=True, held=(8 * MiB, 4 * MiB, 10 * MiB)).worker_bytes >= one.worker_bytes + 32 * MiB
+    assert plan(coalescing=True, held=(9 * MiB, 5 * MiB, 9 * MiB)).worker_bytes == one.worker_bytes
+    assert plan(coalescing=True, half=True).worker_bytes <= one.worker_bytes - 0.2 * forward
+    two = plan(coalescing=True, slots_per_process=2)
+    assert two.worker_bytes - TORCH_BYTES > 2 * (one.worker_bytes - TORCH_BYTES - 100 * MiB), "more gaps between both"
+    assert plan(coalescing=True, device="cuda").worker_bytes == plan(device="cuda").worker_bytes
 
 
 def test_plan__counts_the_merge_of_long_lists_and_what_results_are_made_of() -> None:
@@ -175,7 +195,7 @@ def test_plan__of_a_card_counts_what_lies_there_and_what_lies_here() -> None:
     assert there.device_bytes < two < 2 * there.device_bytes, "two units in one process share context and weights"
     pinned = 1 << (outputs - 1).bit_length()
     assert there.besides_bytes - CUDA_BYTES >= TORCH_BYTES + 100 * MiB + 3 * pinned, "the card is a batch ahead"
-    assert plan(device="cuda", held=(80 * MiB, 4 * MiB)).worker_bytes == there.worker_bytes
+    assert plan(device="cuda", held=(80 * MiB, 4 * MiB, 90 * MiB)).worker_bytes == there.worker_bytes
     assert to_dict(there)["device_bytes"] == there.device_bytes
     assert "device_bytes" not in to_dict(here)
 

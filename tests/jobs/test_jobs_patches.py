@@ -177,6 +177,7 @@ class Workers:
 
     slots = slots_per_process = 1
     process_bytes = 280 * MiB
+    coalescing = False
 
     def __init__(self, memory: int) -> None:
         self.memory = self.driver_memory = memory

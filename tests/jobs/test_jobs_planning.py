@@ -32,6 +32,7 @@ class Workers:
     """Sizes of a place to compute that is never used."""
 
     process_bytes = PROCESS_BYTES
+    coalescing = False
 
     def __init__(self, memory: int) -> None:
         self.slots, self.slots_per_process, self.memory, self.driver_memory = 4, 1, memory, memory

@@ -23,9 +23,9 @@ def spec(name: str) -> NetworkSpec:
 def test_held__is_the_sum_of_what_lives_at_the_same_time() -> None:
     image, first = size(3, 224, 224), size(64, 224, 224)
     held = held_per_image(spec("vgg16"), ["features.1"], to_end=False, input_shape=(3, 224, 224))
-    assert held == (image + first, first), "ReLU works in place"
+    assert held == (image + first, first, image + first), "ReLU works in place"
     held = held_per_image(spec("vgg16"), ["features.3"], to_end=False, input_shape=(3, 224, 224))
-    assert held == (image + 2 * first, first), "what a convolution reads and what it yields"
+    assert held == (image + 2 * first, first, image + 2 * first), "what a convolution reads and what it yields"
 
 
 def test_held__goes_no_further_than_the_last_layer() -> None:
@@ -50,10 +50,27 @@ def test_held__of_a_residual_block_counts_its_input_to_its_end(tmp_path: Path) -
         "name": f"python:{tmp_path / 'residual.py'}:Residual", "preprocessing": {"crop": 16},
     })  # fmt: skip
     held = held_per_image(own, [], to_end=True, input_shape=(3, 16, 16))
-    assert held == (4 * size(3, 16, 16), size(3, 16, 16)), "the image, y, what becomes of it, the sum"
+    image = size(3, 16, 16)
+    assert held == (4 * image, image, 4 * image), "the image, y, what becomes of it, the sum"
     held = held_per_image(spec("resnet18"), [], to_end=True, input_shape=(3, 224, 224))
     first = size(64, 112, 112)
-    assert held == (size(3, 224, 224) + 2 * first, first), "what the normalisation reads and what it yields"
+    assert held[:2] == (size(3, 224, 224) + 2 * first, first), "what the normalisation reads and what it yields"
+    assert held.extent == held.most, "what comes later fits into what they leave"
+
+
+def test_held__reaches_beyond_gaps_that_are_too_small(tmp_path: Path) -> None:
+    (tmp_path / "growing.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(*(nn.Conv2d(n, n + 1, 1) for n in (3, 4, 5, 6)))\n"
+    )
+    own = NetworkSpec.model_validate({
+        "name": f"python:{tmp_path / 'growing.py'}:make", "preprocessing": {"crop": 16},
+    })  # fmt: skip
+    held = held_per_image(own, ["3"], to_end=False, input_shape=(3, 16, 16))
+    one = size(1, 16, 16)
+    assert held.most == (3 + 6 + 7) * one, "the image, what the last one reads and what it yields"
+    assert held.extent == (3 + 4 + 5 + 6) * one, "6 does not fit into the gap of 4, 7 fits into that of 4 and 5"
 
 
 def test_held__of_a_network_of_the_users_own(tmp_path: Path) -> None:
@@ -66,5 +83,6 @@ def test_held__of_a_network_of_the_users_own(tmp_path: Path) -> None:
         "name": f"python:{tmp_path / 'own.py'}:make", "preprocessing": {"resize": [8, 8], "mean": 0, "std": 1},
     })  # fmt: skip
     held = held_per_image(own, ["0"], to_end=True, input_shape=(3, 8, 8))
-    assert held == (size(3, 8, 8) + size(8, 8, 8) + size(4), size(8, 8, 8)), "no weights, and no view of anything"
+    whole = size(3, 8, 8) + size(8, 8, 8) + size(4)
+    assert held == (whole, size(8, 8, 8), whole), "no weights, and no view of anything"
     assert isinstance(find(own).module, nn.Module)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from dneuro import events
+from dneuro.allocation import is_told
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile
 from dneuro.cluster.kubernetes import scheduler, waiting
@@ -35,6 +36,7 @@ from dneuro.cluster.kubernetes.pods import JOB_LABEL, Manifest, section
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import Record, job_folder_of
 from dneuro.cluster.security import make_credentials, place_of_keys, remove_keys
+from dneuro.cluster.settings import process_variables
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.versions import check_versions
 from dneuro.errors import UsageError
@@ -84,7 +86,9 @@ class KubernetesBackend:
             raise UsageError(f"{spec.memory} bytes are too few for a worker", hint=f"memory: at least {4 * NANNY}")
         cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
         driver = self.profile.driver.memory  # of its pod, wherever it is sent from
-        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus, driver)
+        coalescing = is_told(process_variables(cpus, spec.env))
+        memory = spec.memory - NANNY
+        return WorkerSizes(spec.workers or 1, spec.threads, cpus, memory, spec.gpus, driver, coalescing=coalescing)
 
     def check_files(self, files: Iterable[NeededFile]) -> None:
         """Refuse a job with a file that is on no volume, and so in no pod, or gone with the pod that wrote it.

@@ -148,7 +148,7 @@ class Cluster:
             "--death-timeout", str(DEATH_TIMEOUT), "--resources", f"{pool}={size.threads}",
             "--name", "$(DASK_WORKER_NAME)", *_tls("worker"),
         ]  # fmt: skip
-        variables = {**process_variables(size.cpus), **{key: str(value) for key, value in spec.env.items()}}
+        variables = process_variables(size.cpus, spec.env)
         settings = {
             **worker_settings(),
             "distributed.nanny.preload": ["dneuro.cluster.versions"],

@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from dneuro import events
+from dneuro.allocation import is_told
 from dneuro.cluster import processes
 from dneuro.cluster.backends import DriverRef, DriverState, Folder, NeededFile, this_user
 from dneuro.cluster.machines import DaskMachines
 from dneuro.cluster.record import STANDING, Record, entries, job_folder_of
 from dneuro.cluster.security import make_credentials, place_of_keys, read_credentials, remove_keys
-from dneuro.cluster.settings import scheduler_settings, worker_settings
+from dneuro.cluster.settings import process_variables, scheduler_settings, worker_settings
 from dneuro.cluster.sizes import WorkerSizes
 from dneuro.cluster.slurm import queue
 from dneuro.cluster.slurm.keeper import Keeper
@@ -64,7 +65,9 @@ class SlurmBackend:
                              hint=f"memory: at least {4 * NANNY // MiB}MiB")  # fmt: skip
         cpus = max(1, (spec.cpus or spec.threads) // spec.threads)
         driver = self.profile.driver.memory if self.slurm.submit_workers_from == "driver" else None
-        return WorkerSizes(spec.workers or 1, spec.threads, cpus, spec.memory - NANNY, spec.gpus, driver)
+        coalescing = is_told(process_variables(cpus, spec.env))
+        memory = spec.memory - NANNY
+        return WorkerSizes(spec.workers or 1, spec.threads, cpus, memory, spec.gpus, driver, coalescing=coalescing)
 
     def check_files(self, files: Iterable[NeededFile]) -> None:
         """Refuse nothing: which of this machine's disks the nodes share nobody can tell."""

@@ -145,7 +145,7 @@ def _directives(site: Site, pool: PoolSpec, name: str) -> Iterator[str]:
 
 
 def _prologue(site: Site, group: str, sizes: WorkerSizes, pool: PoolSpec) -> Iterator[str]:
-    variables = {**process_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
+    variables = process_variables(sizes.cpus, pool.env, inherited=os.environ)
     yield from _common(site.slurm)
     for key, value in {**variables, "DASK_CONFIG": str(site.settings(group))}.items():
         yield f"export {key}={shlex.quote(value)}"
@@ -166,7 +166,7 @@ def _python(slurm: SlurmSpec) -> str:
 
 def worker_settings_of(group: str, sizes: WorkerSizes, pool: PoolSpec, settings: dict[str, Any]) -> dict[str, Any]:
     """Return dask's settings for the workers of a pool: the nanny sets threads to 1 unless it is told otherwise."""
-    variables = {**process_variables(sizes.cpus), **{key: str(value) for key, value in pool.env.items()}}
+    variables = process_variables(sizes.cpus, pool.env, inherited=os.environ)
     return {**settings, "distributed.nanny.pre-spawn-environ": variables}
 
 

@@ -18,7 +18,8 @@ from dneuro.errors import UsageError
 from tests.cluster.slurm.conftest import profile, script
 
 
-def test_worker_script__asks_for_what_the_pool_says() -> None:
+def test_worker_script__asks_for_what_the_pool_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=3:glibc.rtld.nns=5")
     lines = script(profile(), "extract")
     assert lines[0] == "#!/bin/bash"
     assert [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")] == [
@@ -28,7 +29,9 @@ def test_worker_script__asks_for_what_the_pool_says() -> None:
     ]  # fmt: skip
     assert [line for line in lines if line and not line.startswith("#")][:-1] == [
         "module load cuda", "export OMP_NUM_THREADS=4", "export MKL_NUM_THREADS=4", "export OPENBLAS_NUM_THREADS=4",
-        "export MALLOC_ARENA_MAX=1", "export WHERE='a b'",
+        "export MALLOC_ARENA_MAX=1",
+        "export GLIBC_TUNABLES=glibc.rtld.nns=5:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+        "export WHERE='a b'",
         "export DASK_CONFIG=/scratch/me/jobs/a/attempts/001/workers-extract.yaml",
     ]  # fmt: skip
     command = lines[-1]
