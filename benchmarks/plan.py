@@ -1,9 +1,9 @@
 """What a job was planned to take, against what it took: memory of a worker, bytes on disk, seconds.
 
 ``python -m benchmarks.plan --photos DIR --weights DIR``; photographs in the one, torchvision's weights as
-``alexnet_features.safetensors``, ``vgg16_features.safetensors`` and ``squeezenet1_1.safetensors`` in the other. Every
-job runs in a worker process of its own, as `dneuro run` starts it. Bytes and seconds are those that a trial foretells
-(``--calibrate``), without one the bytes are those before compression.
+``alexnet_features.safetensors``, ``vgg16_features.safetensors`` and ``squeezenet1_1.safetensors`` in the other; further
+networks have random weights. Every job runs in a worker process of its own, as `dneuro run` starts it. Bytes and
+seconds are those that a trial foretells (``--calibrate``), without one the bytes are those before compression.
 """
 
 from __future__ import annotations
@@ -78,14 +78,12 @@ class Case:
 
     def job(self, photos: Path, weights: Path, images: int, store: Path) -> JobSpec:
         """Return the job."""
+        file = str(weights / f"{WEIGHTS[self.network]}.safetensors") if self.network in WEIGHTS else "none"
         extract = {"layers": {name: {"keep": self.keep} for name in self.layers}, "batch": self.batch}
         return JobSpec.model_validate({
             "name": "benchmark",
             "images": {"source": "files", "root": str(photos), "sample": max(32, round(self.share * images))},
-            "network": {
-                "name": f"torchvision:{self.network}",
-                "weights": str(weights / f"{WEIGHTS[self.network]}.safetensors"),
-            },
+            "network": {"name": f"torchvision:{self.network}", "weights": file},
             "store": str(store),
             "steps": [{"extract": {**extract, "images_per_unit": self.unit, **self.settings}}],
         })  # fmt: skip
@@ -104,6 +102,11 @@ CASES = (
     Case("vgg16", VGG16, "stats", 16, 0.1),
     Case("vgg16", VGG16[1:2], "full", 4, 0.1),
     Case("vgg16", VGG16[-1:], "full", 16, 0.1),
+    Case("resnet18", ("layer1", "layer2", "layer3", "layer4"), "stats", 64),
+    Case("densenet121", ("features.denseblock1", "features.denseblock4"), "stats", 32, 0.5),
+    Case("googlenet", ("inception3a", "inception4a"), "stats", 32, 0.5),
+    Case("mobilenet_v2", ("features.3", "features.10"), "stats", 32, 0.5),
+    Case("vit_b_16", ("encoder.layers.encoder_layer_3", "encoder.layers.encoder_layer_11"), "stats", 16, 0.2),
 )
 
 
