@@ -44,8 +44,8 @@ _USUAL = 1 << 25
 """Largest blocks that glibc comes to keep by itself."""
 _asked = 0
 """Largest blocks that this process keeps, so far: whoever needs less leaves it."""
-_left = 0
-"""Bytes of the largest gap that was left in this process."""
+_left, _fence = 0, 0
+"""Bytes of the largest gap that was left in this process, and where the block is that lies above all of them."""
 _keepers: dict[str, Callable[[], bool]] = {}
 
 
@@ -68,9 +68,9 @@ def keep_memory(blocks: int = _KEPT, kept: int = _KEPT) -> bool:
         return False
     if blocks <= _asked:
         return True
-    _asked = blocks
-    for parameter, value in ((_MMAP_THRESHOLD, blocks), (_TRIM_THRESHOLD, kept)):
-        allocator.mallopt(parameter, value)
+    # An older one keeps no larger blocks than it comes to keep by itself, and refuses to be asked.
+    _asked = next((largest for largest in (blocks, _USUAL) if allocator.mallopt(_MMAP_THRESHOLD, largest)), 0)
+    allocator.mallopt(_TRIM_THRESHOLD, kept)
     share_one_pool()
     return True
 
@@ -94,8 +94,8 @@ def tunables(inherited: Mapping[str, str]) -> str:
 
 def is_told(variables: Mapping[str, str]) -> bool:
     """Tell whether a process with these environment variables is told to coalesce."""
-    told = variables.get(TUNABLES, "").split(":")
-    return all(f"{name}={value}" in told for name, value in COALESCING.items())
+    told = dict(one.partition("=")[::2] for one in variables.get(TUNABLES, "").split(":"))
+    return all(told.get(name) == str(value) for name, value in COALESCING.items())
 
 
 def can_coalesce() -> bool:
@@ -120,14 +120,15 @@ def leave_gaps(largest: int) -> None:
     -----
     Nearly nothing of it is in memory before somebody uses it.
     """
-    global _left
+    global _left, _fence
     allocator = _glibc() if coalesces() else None
     largest = min(largest, _asked // 2)  # what is larger lies elsewhere
     if allocator is None or largest <= _left:
         return
-    allocator.malloc.restype = ctypes.c_void_p
-    allocator.malloc.argtypes = (ctypes.c_size_t,)
+    allocator.malloc.restype = allocator.sbrk.restype = ctypes.c_void_p
+    allocator.malloc.argtypes, allocator.sbrk.argtypes = (ctypes.c_size_t,), (ctypes.c_ssize_t,)
     allocator.free.argtypes = (ctypes.c_void_p,)
+    allocator.free(_fence or None)
     counts = {} if _left else _GAPS
     gaps = []
     for size, count in counts.items():
@@ -136,10 +137,13 @@ def leave_gaps(largest: int) -> None:
     gaps.append(allocator.malloc(largest))
     highest = max(gap or 0 for gap in gaps)
     below: list[int] = []
-    while (fence := allocator.malloc(_FENCE)) is not None and fence < highest and len(below) < _FENCES:
-        below.append(fence)  # in an older gap; the last one stays, above all gaps
+    fence = 0
+    while fence < highest < allocator.sbrk(0) and len(below) < _FENCES:  # else they lie in another pool
+        below.append(fence)  # in an older gap
+        fence = allocator.malloc(_FENCE) or 0
     for block in (*gaps, *below):
-        allocator.free(block)
+        allocator.free(block or None)
+    _fence = fence
     _left = largest
 
 

@@ -42,11 +42,13 @@ def test_make_room_for__others_alone(kept: list[str], monkeypatch: pytest.Monkey
 
 def test_give_up_memory__keeps_no_large_blocks_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
+    most = 1 << 30
 
     class Allocator:
         @staticmethod
-        def mallopt(parameter: int, value: int) -> None:
+        def mallopt(parameter: int, value: int) -> int:
             asked.append((parameter, value))
+            return int(value <= most)
 
         @staticmethod
         def malloc_trim(_pad: int) -> None:
@@ -59,6 +61,9 @@ def test_give_up_memory__keeps_no_large_blocks_any_more(monkeypatch: pytest.Monk
     assert asked[-3:] == [(allocation._MMAP_THRESHOLD, 1 << 25), (allocation._TRIM_THRESHOLD, 1 << 26), (0, 0)]
     assert allocation.keep_memory(blocks=1 << 24)
     assert (allocation._MMAP_THRESHOLD, 1 << 24) in asked, "whoever needs less is heard again"
+    most = 1 << 25
+    assert allocation.keep_memory()
+    assert allocation._asked == 1 << 25, "an allocator that refuses is asked for what it would keep by itself"
 
 
 FAULTS = """
@@ -104,6 +109,7 @@ from dneuro.allocation import keep_memory, leave_gaps
 
 keep_memory()
 leave_gaps(1 << 20)
+leave_gaps(32 << 20)
 pool = ctypes.CDLL(None)
 pool.sbrk.restype = pool.malloc.restype = ctypes.c_void_p
 pool.sbrk.argtypes = [ctypes.c_ssize_t]
@@ -113,7 +119,7 @@ pool.posix_memalign.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_
 def tensor(mebibytes):
     where = ctypes.c_void_p()
     assert pool.posix_memalign(ctypes.byref(where), 64, mebibytes << 20) == 0
-    small.extend(pool.malloc(size) for size in range(24, 120, 16))
+    small.extend(pool.malloc(size) for size in (*range(24, 120, 16), 300 << 10, 3 << 20))
     return where
 
 small = []
@@ -143,4 +149,5 @@ def test_tunables__leave_those_of_others_as_they_are() -> None:
     assert both == "glibc.rtld.nns=5:glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0"
     assert allocation.is_told({allocation.TUNABLES: both})
     assert not allocation.is_told({allocation.TUNABLES: others})
+    assert not allocation.is_told({allocation.TUNABLES: f"{both}:glibc.malloc.mxfast=64"}), "the last one counts"
     assert not allocation.is_told({})

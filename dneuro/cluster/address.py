@@ -129,11 +129,13 @@ class AddressBackend(processes.DriversHere):
         if planned is None or not there:
             return
         now = _as_they_are(there, self.profile.groups[group])
-        if now.threads <= planned.threads and now.memory >= planned.memory:
+        alike = now.coalescing or not planned.coalescing
+        if now.threads <= planned.threads and now.memory >= planned.memory and alike:
             return
+        why = "" if alike else ", and not all were started by dneuro, as those were: a forward pass takes more in them"
         raise UsageError(
             f"pool {group}: planned were {planned.threads} units at the same time in {format_bytes(planned.memory)}, "
-            f"the workers at {self.address.scheduler} do {now.threads} in {format_bytes(now.memory)}",
+            f"the workers at {self.address.scheduler} do {now.threads} in {format_bytes(now.memory)}{why}",
             hint="the same command again plans for them, now that they are there",
         )
 

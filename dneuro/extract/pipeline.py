@@ -253,13 +253,13 @@ def cast(values: NDArray[Any], dtype: str, layer: str, numbers: NDArray[np.int64
     if dtype == "float32":
         return np.ascontiguousarray(values, dtype=np.float32)
     small = np.empty(values.shape, np.float32 if dtype == "bfloat16" else dtype)
-    for row, number in enumerate(numbers):  # one by one: what that takes besides stays small
+    for row in range(len(values)):  # one by one: what that takes besides stays small
         image, found = values[row : row + 1], small[row : row + 1]
         found[:] = rounded(image, dtype)
         lost = np.isinf(found) & np.isfinite(image)
         if lost.any():
             raise NonFiniteError(
-                f"{layer}: image {number} has an activation of {image[lost][0]:.6g}, beyond what {dtype} holds "
+                f"{layer}: image {numbers[row]} has an activation of {image[lost][0]:.6g}, beyond what {dtype} holds "
                 f"(±{LARGEST[dtype]})",
                 hint="extract: {dtype: float32} and another store:; or extract: {on_nonfinite: mask}, which leaves "
                 "such images out and lists them, with another store: where this one has them in other layers",

@@ -238,7 +238,7 @@ def plan_extraction(
     source_bytes: int = 0,
     pictures: PictureSizes = PictureSizes(),  # noqa: B008  (frozen)
     compiled: bool = False,
-    half: bool = False,
+    largest_half: int = 0,
     device: str = CPU,
     slots_per_process: int = 1,
     readers: int = 1,
@@ -278,8 +278,8 @@ def plan_extraction(
         What pictures take that are being read.
     compiled : bool
         Whether the network is compiled there.
-    half : bool
-        Whether it computes in half precision.
+    largest_half : int
+        Bytes of the largest of its weights, where it computes in half precision.
     device : str
         Where the network runs.
     slots_per_process : int
@@ -299,12 +299,15 @@ def plan_extraction(
     arrays = [*root, *(array for layer in layers for array in layer.arrays(images, unit))]
     forward = 0
     if not on_card:
-        forward = forward_bytes(held, at_once, coalescing=coalescing, slots=slots_per_process, half=half)
+        forward = forward_bytes(
+            held, at_once, coalescing=coalescing, slots=slots_per_process, largest_half=largest_half
+        )
     per_slot = slot_bytes(
         layers, arrays, forward, batch=at_once, pixels=pixels, picture=math.prod(picture), on_card=on_card
     )
     slots_bytes = round(SLACK * slots_per_process * per_slot)
-    idle = max(0, forward - cast_bytes(layers, at_once))
+    waiting, cast = cast_bytes(layers, at_once)
+    idle = max(0, forward + waiting - cast)
     there = CUDA_BYTES + weight_bytes
     there += round(slots_per_process * card_bytes(layers, held, batch=at_once, pixels=pixels))
     of_process = TORCH_BYTES + source_bytes + weight_bytes

@@ -31,7 +31,7 @@ AMONG = 1.2
 
 HALF = 0.75
 """Times that in half precision: 0.5 of a convolution's output, 1 of what autocast leaves in float32; 0.6 to 0.7 of
-SqueezeNet, ResNet-18 and VGG16."""
+SqueezeNet, ResNet-18 and VGG16. It copies the weights of an operation besides."""
 
 CUDNN = 1.5
 """Times the largest tensor that cuDNN is given to work in."""
@@ -54,20 +54,39 @@ def layer_batches(layer: LayerPlan) -> int:
     return 2 if layer.keep == "full" and layer.dtype == "float32" else 1
 
 
-def forward_bytes(held: tuple[int, int, int], batch: int, *, coalescing: bool, slots: int, half: bool) -> int:
-    """Return the bytes that a forward pass on the processor takes, gaps included."""
+def forward_bytes(
+    held: tuple[int, int, int], batch: int, *, coalescing: bool, slots: int, largest_half: int = 0
+) -> int:
+    """Return the bytes that a forward pass on the processor takes, gaps included.
+
+    Parameters
+    ----------
+    held : (int, int, int)
+        Bytes per image of all that there is at the same time, of the largest of it, and from the first to the last.
+    batch : int
+        Images.
+    coalescing : bool
+        Whether what the process frees becomes one with its free neighbours at once.
+    slots : int
+        Units that it works on at a time.
+    largest_half : int
+        Bytes of the largest of the weights, where it computes in half precision.
+    """
     most, _, extent = held
-    one = (ALONE if slots == 1 else AMONG) * extent if coalescing else GAPS * most
-    return round(batch * one * (HALF if half else 1))
+    whole = batch * ((ALONE if slots == 1 else AMONG) * extent if coalescing else GAPS * most)
+    return round(HALF * whole + largest_half if largest_half else whole)
 
 
-def cast_bytes(layers: Sequence[LayerPlan], batch: int) -> int:
-    """Return the bytes of a batch in the 16 bits that it is written in; bfloat16 is float32 until then."""
-    return sum(
-        (4 if layer.dtype == "bfloat16" else 2) * batch * math.prod(layer.shape)
-        for layer in layers
-        if layer.dtype != "float32" and layer.keep == "full"
-    )
+def cast_bytes(layers: Sequence[LayerPlan], batch: int) -> tuple[int, int]:
+    """Return the bytes of batches in the 16 bits that they are written in; bfloat16 is float32 until then.
+
+    The first number is that of one that waits to be written while the next is in the network, the second that of all
+    there are when that one is cast.
+    """
+    sizes = [((2, 4)[layer.dtype == "bfloat16"] * batch * math.prod(layer.shape), layer.keep == "full")
+             for layer in layers if layer.dtype != "float32"]  # fmt: skip
+    waiting = sum(size for size, full in sizes if full)
+    return waiting, 2 * waiting + max((size for size, full in sizes if not full), default=0)
 
 
 def slot_bytes(
@@ -107,8 +126,8 @@ def slot_bytes(
     read = (AHEAD + 2) * batch * (pixels + picture) + 4 * batch * pixels
     if on_card:
         read = (AHEAD + 3) * (_pinned(batch * pixels) + batch * picture)
-    casting = cast_bytes(layers, batch) + CASTING * max(small, default=0)
-    return read + rooms + max(forward, casting) + writing_bytes(arrays)
+    waiting, cast = cast_bytes(layers, batch)
+    return read + rooms + max(forward + waiting, cast + CASTING * max(small, default=0)) + writing_bytes(arrays)
 
 
 def card_bytes(layers: Sequence[LayerPlan], held: tuple[int, int, int], *, batch: int, pixels: int) -> float:

@@ -174,13 +174,14 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
     # Of ImageNet's classes both know the numbers; else names may say that the same number means something else.
     alike = bool(manifest.wnids) or numbered or network.class_names in (None, names)
     comparable = bool((labels >= 0).any()) and network.classes == len(names) and alike
+    sizes = [p.nbytes for p in network.module.state_dict().values() if p.device.type != "meta"]
     plan = plan_extraction(
         images=len(manifest),
         kept={name: layer.keep for name, layer in step.layers.items()},
         shapes=shapes,
         held=held_per_image(on_cpu, wanted, to_end=predictions, input_shape=input_shape),
         input_shape=input_shape,
-        weight_bytes=sum(p.nbytes for p in network.module.state_dict().values() if p.device.type != "meta"),
+        weight_bytes=sum(sizes),
         dtype=step.dtype,
         codec=step.codec or DEFAULT_CODEC,
         batch=step.batch,
@@ -191,11 +192,11 @@ def study(job: JobSpec, executor: Sizes, source: ImageSource | None = None) -> S
         source_bytes=source.held_bytes + manifest.held_bytes,
         pictures=picture_sizes(source, network.preprocessing),
         compiled=job.network.compile,
-        half=job.network.precision in ("bfloat16", "float16"),
+        largest_half=max(sizes, default=0) if job.network.precision in ("bfloat16", "float16") else 0,
         device=job.network.device,
         slots_per_process=executor.slots_per_process,
         readers=int(getattr(executor, "cpus", 1)),  # known of workers that a profile describes
-        coalescing=executor.coalescing,
+        coalescing=bool(getattr(executor, "coalescing", False)),
         limit=executor.memory,
     )
     notes = [] if job.train is not None else list(network.notes)

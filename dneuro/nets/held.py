@@ -14,6 +14,9 @@ from dneuro.nets.calls import BATCH, dry_run, empty_images, zero_images
 from dneuro.nets.catalogue import find
 from dneuro.spec.network import NetworkSpec
 
+PASSES = 8
+"""Forward passes that are laid out one after the other, at most."""
+
 
 class Held(NamedTuple):
     """Bytes per image.
@@ -26,7 +29,7 @@ class Held(NamedTuple):
         Of the largest tensor.
     extent : int
         From the first to the last of those that there are at the same time, where each lies in the smallest gap that
-        others left, or after all of them.
+        others left, or after all of them; in as many passes as it grows.
     """
 
     most: int
@@ -71,7 +74,7 @@ def held_per_image(
         for tensor in (*module.parameters(), *module.buffers()):
             watch.count(tensor)
         dry_run(module, images, note, lambda name: name or watch.begin(images), network=spec.name)
-    return Held(*(-(-found // BATCH) for found in (watch.most, watch.largest, watch.extent)))
+    return Held(*(-(-found // BATCH) for found in (watch.most, watch.largest, _extent(watch.events))))
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -80,15 +83,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._alive: dict[int, int] = {}
-        self.now = self.most = self.largest = self.extent = 0
-        self._pool = _Pool()
+        self.now = self.most = self.largest = 0
+        self.events: list[tuple[int, int]] = []
+        """What was made, and its bytes, and −1 for what nothing refers to any more."""
         self.over = False
 
     def begin(self, images: Tensor) -> None:
         """Start from the images alone: what was there before, the weights, does not count."""
         self._alive = dict.fromkeys(self._alive, 0)
-        self.now = self.most = self.largest = self.extent = 0
-        self._pool = _Pool()
+        self.now = self.most = self.largest = 0
+        self.events.clear()
         self.count(images)
 
     def count(self, tensor: Tensor) -> None:
@@ -100,15 +104,14 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._alive[key] = storage.nbytes()
         weakref.finalize(storage, self._forget, key).atexit = False
         self.now += storage.nbytes()
-        self._pool.take(key, storage.nbytes())
         if not self.over:
+            self.events.append((key, storage.nbytes()))
             self.most = max(self.most, self.now)
             self.largest = max(self.largest, storage.nbytes())
-            self.extent = max(self.extent, self._pool.end)
 
     def _forget(self, key: int) -> None:
         self.now -= self._alive.pop(key)
-        self._pool.free(key)
+        self.events.append((key, -1))
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -118,6 +121,22 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if isinstance(tensor, Tensor):
                 self.count(tensor)
         return found
+
+
+def _extent(events: Sequence[tuple[int, int]]) -> int:
+    """Return what tensors that come and go take, pass after pass, until a pass needs no more than the one before."""
+    pool, before = _Pool(), -1
+    for _ in range(PASSES):
+        if pool.end == before:
+            break
+        before = pool.end
+        for key, size in events:
+            if size < 0:
+                pool.free(key)
+            else:
+                pool.take(key, size)
+        pool.clear()
+    return pool.end
 
 
 class _Pool:
@@ -144,7 +163,7 @@ class _Pool:
         self._taken[key] = start, start + size
 
     def free(self, key: int) -> None:
-        """Make a gap of it, with those that it touches; nothing where it came before the pass."""
+        """Make a gap of it, with those that it touches; nothing where it is not there."""
         if key not in self._taken:
             return
         start, stop = self._taken.pop(key)
@@ -152,3 +171,8 @@ class _Pool:
         self._gaps = [gap for gap in self._gaps if gap not in touching]
         whole = [(start, stop), *touching]
         self._gaps.append((min(gap[0] for gap in whole), max(gap[1] for gap in whole)))
+
+    def clear(self) -> None:
+        """Free all that is there."""
+        for key in list(self._taken):
+            self.free(key)

@@ -165,6 +165,21 @@ def test_address__workers_that_come_later_and_are_not_as_planned_are_refused(
         raise AssertionError("they would work on eight units in the memory of one")
 
 
+def test_address__workers_that_others_started_are_refused_where_dneuros_were_planned_for(
+    profile: Any, wide: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = {"scheduler": wide, "ca": None, "cert": None, "key": None}
+    backend = backend_of(profile({"extract": {"workers": 1, "names": "wide-*"}}, address=there))
+    with monkeypatch.context() as before:
+        before.setattr("dneuro.cluster.address.coalesces_there", lambda _worker: True)
+        assert backend.sizes("extract").coalescing
+    with (
+        pytest.raises(UsageError, match=r"pool extract: planned .*not all were started by dneuro, as those were"),
+        backend.open(),
+    ):
+        raise AssertionError("their forward passes would take more than was planned")
+
+
 def test_address__plans_by_the_words_of_the_profile_where_nobody_answers(
     profile: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -164,10 +164,24 @@ def test_plan__of_workers_that_coalesce_counts_from_the_first_tensor_to_the_last
     assert bare + forward < one.worker_bytes < plan().worker_bytes - 5 * 32 * MiB
     assert plan(coalescing=True, held=(8 * MiB, 4 * MiB, 10 * MiB)).worker_bytes >= one.worker_bytes + 32 * MiB
     assert plan(coalescing=True, held=(9 * MiB, 5 * MiB, 9 * MiB)).worker_bytes == one.worker_bytes
-    assert plan(coalescing=True, half=True).worker_bytes <= one.worker_bytes - 0.2 * forward
+    half = plan(coalescing=True, largest_half=50 * MiB)
+    assert half.worker_bytes <= one.worker_bytes - 0.2 * forward + 1.05 * 50 * MiB
+    assert plan(coalescing=True, largest_half=90 * MiB).worker_bytes >= half.worker_bytes + 40 * MiB
     two = plan(coalescing=True, slots_per_process=2)
     assert two.worker_bytes - TORCH_BYTES > 2 * (one.worker_bytes - TORCH_BYTES - 100 * MiB), "more gaps between both"
     assert plan(coalescing=True, device="cuda").worker_bytes == plan(device="cuda").worker_bytes
+
+
+def test_plan__counts_what_is_cast_and_waits_to_be_written() -> None:
+    sizes = {"float16": 32 * 2 * 64 * 112 * 112, "bfloat16": 32 * 4 * 64 * 112 * 112}
+    for dtype, size in sizes.items():
+        one = plan(dtype=dtype, coalescing=True, kept={"conv": "full"}).slots_bytes
+        room, writing = 32 * 4 * 64 * 112 * 112, plan(dtype=dtype).writing_bytes
+        assert one >= 32 * 9 * MiB + size + room + writing, "a batch waits while the next is in the network"
+        for keep in ("full", "stats"):
+            few, many = (plan(dtype=dtype, device="cuda", kept={"conv": keep}, batch=n).worker_bytes for n in (32, 64))
+            pinned = 2 * (1 << (room - 1).bit_length())
+            assert many - few >= pinned + (2 if keep == "full" else 1) * size, "on a card nothing is free meanwhile"
 
 
 def test_plan__counts_the_merge_of_long_lists_and_what_results_are_made_of() -> None:

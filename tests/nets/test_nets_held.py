@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from dneuro.nets.catalogue import find
-from dneuro.nets.held import held_per_image
+from dneuro.nets.held import _extent, held_per_image
 from dneuro.spec.network import NetworkSpec
 
 
@@ -71,6 +71,16 @@ def test_held__reaches_beyond_gaps_that_are_too_small(tmp_path: Path) -> None:
     one = size(1, 16, 16)
     assert held.most == (3 + 6 + 7) * one, "the image, what the last one reads and what it yields"
     assert held.extent == (3 + 4 + 5 + 6) * one, "6 does not fit into the gap of 4, 7 fits into that of 4 and 5"
+
+
+def test_extent__is_that_of_as_many_passes_as_it_grows() -> None:
+    sizes, ends = (6, 4, 1, 11), (1, 2, 4, 4)
+    events = []
+    for now, size in enumerate(sizes):
+        events.append((now, size))
+        events += [(key, -1) for key, end in enumerate(ends) if end == now]
+    assert _extent(events) == 22, "what the first pass leaves after 12 is smaller than before them, and taken first"
+    assert _extent(events[:2]) == 10
 
 
 def test_held__of_a_network_of_the_users_own(tmp_path: Path) -> None:
