@@ -57,7 +57,7 @@ def held_per_image(
     -----
     Every tensor counts from the operation that makes it until nothing refers to it any more: what a residual block
     adds at its end counts until then, what is changed in place counts once. Neither weights count, nor what an
-    operation needs in its inside. All in float32: half precision takes less.
+    operation needs in its inside. All in float32: half precision takes less, and copies weights.
 
     **Cost**: one pass over shapes alone. For a network made by the user's Python one pass of five images of zeros.
     """
