@@ -23,7 +23,7 @@ threads need in between falls into it. Measured, where all threads share one poo
 SqueezeNet, 1.4 to 1.9 for ResNet-18 (one run in five above 1.5), 1.9 for DenseNet-121, 1.9 to 2.1 for VGG16."""
 
 ALONE = 1.1
-"""Times its extent that a forward pass comes to take where gaps become one: 0.9 to 1.1 were measured with ten
+"""Times its extent that a forward pass comes to take where gaps become one: 0.9 to 1.1 were measured with nine
 networks, what operations need in their inside included."""
 
 AMONG = 1.2
